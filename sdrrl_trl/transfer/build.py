@@ -1,0 +1,301 @@
+"""Builds the transfer set: generate, translate, filter, mix, publish."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdrrl_trl.engines import Generation, Generator, Translator
+from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.filters import reject_answer, reject_translation
+from sdrrl_trl.transfer.generate import generate_answers
+from sdrrl_trl.transfer.mix import Item, held_out, mix, parallel_records, records_of
+from sdrrl_trl.transfer.record import Record
+from sdrrl_trl.transfer.seeds import Seed, read_parallel, read_seeds
+from sdrrl_trl.transfer.store import Store, check_options, clear_stage, record_options
+from sdrrl_trl.transfer.translate import Translations
+from sdrrl_trl.utils import (
+    SDRRLError,
+    check_output_dir,
+    package_version,
+    read_json,
+    sha256,
+    timed,
+    write_atomic,
+    write_json,
+)
+
+
+def build_transfer_set(
+    config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
+) -> Path:
+    """
+    Builds a transfer set, or goes on with one that was interrupted.
+
+    Args:
+        config ([`TransferConfig`]):
+            What to build.
+        generator ([`~sdrrl_trl.engines.Generator`], *optional*):
+            Answers the questions. Default: `model_name_or_path` through transformers.
+        translator ([`~sdrrl_trl.engines.Translator`], *optional*):
+            Translates. Default: the engine named in `config.translator`.
+
+    Returns:
+        `Path`: the folder, which `datasets.load_dataset` opens with the splits `train` and `test`; beside them,
+        `rejected.parquet` holds all that was dropped and why.
+
+    Raises:
+        `SDRRLError`: for bad input, before any model is loaded.
+    """
+    plan = Plan(config)
+    if plan.is_done():
+        print(f"build: {plan.folder} is complete, nothing to do", file=sys.stderr)
+        return plan.folder
+    clock = plan.folder / "timings.json"
+    if generator is None:
+        from sdrrl_trl.engines.transformers import TransformersGenerator
+
+        generator = TransformersGenerator(
+            config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens
+        )
+    if translator is None:
+        from sdrrl_trl.engines.offline import FastTranslate
+
+        translator = FastTranslate()
+
+    store = Store(plan.stages / "generate", plan.generate_options)
+    with timed(clock, "generate"):
+        answers = generate_answers(plan.seeds, generator, store, config.system_prompt, config.batch_size)
+    store.close()
+    rejected: list[dict[str, Any]] = []
+    good = _filter_answers(plan.seeds, answers, config.source_language, rejected)
+
+    store = Store(plan.stages / "translate", plan.translate_options)
+    translations = Translations(store, config.source_language)
+    texts = [text for seed in good for text in (seed.question, answers[seed.id].text)]
+    with timed(clock, "translate"):
+        for target in config.target_languages:
+            translations.run(texts, translator, target)
+    items = [_item(seed, answers[seed.id].text, translations, config, rejected) for seed in good]
+    store.close()
+
+    with timed(clock, "mix"):
+        train, test = _split_and_mix(items, plan.sentences, config)
+        engines = {"generator": generator.describe(), "translator": translator.describe()}
+        _publish(plan, train, test, rejected, engines)
+    return plan.folder
+
+
+class Plan:
+    """
+    The checked inputs of a build: everything that can be wrong is found out here, before any model is loaded.
+
+    Args:
+        config ([`TransferConfig`]):
+            What to build.
+    """
+
+    def __init__(self, config: TransferConfig):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.stages = self.folder / "stages"
+        self.seeds = read_seeds(config.seeds, config.limit)
+        languages = [config.source_language, *config.target_languages]
+        self.sentences = read_parallel(config.parallel, languages) if config.parallel else []
+        check_output_dir(self.folder, needed_bytes=50_000_000 + 20_000 * len(self.seeds) * len(languages))
+        if config.overwrite_stage in ("generate", "translate"):
+            clear_stage(self.stages / config.overwrite_stage)
+        if config.overwrite_stage:
+            clear_stage(self.stages / "mix")
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+        for stage in ("generate", "translate", "mix"):
+            check_options(self.stages / stage, getattr(self, f"{stage}_options"), stage)
+
+    @property
+    def generate_options(self) -> dict[str, Any]:
+        names = ("source_language", "model_name_or_path", "model_revision", "dtype", "system_prompt", "max_new_tokens")
+        options = {name: getattr(self.config, name) for name in (*names, "batch_size")}
+        return options | {"seeds_sha256": sha256(json.dumps([[seed.id, seed.question] for seed in self.seeds]))}
+
+    @property
+    def translate_options(self) -> dict[str, Any]:
+        version = package_version(self.config.translator)
+        return {"translator": self.config.translator, "translator_version": version}
+
+    @property
+    def mix_options(self) -> dict[str, Any]:
+        names = ("target_languages", "proportions", "test_size", "seed")
+        options = {name: getattr(self.config, name) for name in names}
+        return options | {"parallel_sha256": sha256(json.dumps(self.sentences))}
+
+    def is_done(self) -> bool:
+        return (self.folder / "manifest.json").exists()
+
+
+def _filter_answers(
+    seeds: list[Seed], answers: dict[str, Generation], language: str, rejected: list[dict[str, Any]]
+) -> list[Seed]:
+    good, seen = [], set()
+    for seed in seeds:
+        reason = reject_answer(answers[seed.id], language)
+        if reason is None and seed.question in seen:
+            reason = "duplicate"
+        seen.add(seed.question)
+        if reason is None:
+            good.append(seed)
+        else:
+            rejected.append(_rejected_row(seed.id, "generate", reason, language, seed.question, answers[seed.id].text))
+    return good
+
+
+def _item(
+    seed: Seed, answer: str, translations: Translations, config: TransferConfig, rejected: list[dict[str, Any]]
+) -> Item:
+    accepted = {}
+    for target in config.target_languages:
+        question_t = translations.assemble(seed.question, target)
+        answer_t = translations.assemble(answer, target)
+        reasons = {
+            "question": reject_translation(seed.question, question_t, target),
+            "answer": reject_translation(answer, answer_t, target),
+        }
+        found = [f"{side}_{reason}" for side, reason in reasons.items() if reason]
+        if found:
+            rejected.append(_rejected_row(seed.id, "translate", found[0], target, question_t, answer_t))
+        else:
+            accepted[target] = (question_t, answer_t)
+    return Item(seed.id, seed.question, answer, accepted)
+
+
+def _rejected_row(
+    source_id: str, stage: str, reason: str, language: str, question: str, answer: str
+) -> dict[str, str]:
+    return {
+        "source_id": source_id,
+        "stage": stage,
+        "reason": reason,
+        "language": language,
+        "question": question,
+        "answer": answer,
+    }
+
+
+def _split_and_mix(
+    items: list[Item], sentences: list[dict[str, str]], config: TransferConfig
+) -> tuple[list[Record], list[Record]]:
+    test_ids = held_out([item.source_id for item in items], config.test_size, config.seed)
+    train, test = [], []
+    for item in items:
+        (test if item.source_id in test_ids else train).extend(records_of(item, config.source_language))
+    names = {tag: LANGUAGES[tag].name for tag in (config.source_language, *config.target_languages)}
+    train += parallel_records(sentences, config.source_language, config.target_languages, names)
+    counts = Counter(record.kind for record in train)
+    empty = [kind for kind in config.proportions if not counts[kind]]
+    if empty:
+        raise SDRRLError(
+            f"No record of the kinds {', '.join(empty)} is left after filtering {len(items)} answered questions. See "
+            f"why in {config.output_dir}/stages, use more seeds or a larger `max_new_tokens`, or drop the kinds from "
+            "`proportions`."
+        )
+    return mix(train, config.proportions, config.seed), test
+
+
+def _publish(
+    plan: Plan, train: list[Record], test: list[Record], rejected: list[dict[str, Any]], engines: dict[str, Any]
+) -> None:
+    """Writes the data, the card, and last the manifest: where it stands, the set is complete."""
+    from datasets import Dataset, Features, List, Value, disable_progress_bars
+
+    disable_progress_bars()
+    config = plan.config
+    record_options(plan.stages / "mix", plan.mix_options, "mix")
+    text = Value("string")
+    message = List({"role": text, "content": text})
+    provenance = dict.fromkeys(("kind", "question_language", "answer_language", "source_id"), text)
+    rows = Features({"prompt": message, "completion": message, **provenance})
+    dropped = Features(dict.fromkeys(("source_id", "stage", "reason", "language", "question", "answer"), text))
+    tables = {
+        "train": ([record.to_row(config.system_prompt) for record in train], rows),
+        "test": ([record.to_row(config.system_prompt) for record in test], rows),
+        "rejected": (rejected, dropped),
+    }
+    hashes = {}
+    for name, (table, features) in tables.items():
+        temporary = plan.stages / "mix" / f"{name}.parquet"
+        columns = {column: [row[column] for row in table] for column in features}
+        Dataset.from_dict(columns, features=features).to_parquet(temporary)
+        data = temporary.read_bytes()
+        write_atomic(plan.folder / f"{name}.parquet", data)
+        hashes[f"{name}.parquet"] = sha256(data)
+        temporary.unlink()
+    manifest = {
+        "options": asdict(config) | {"overwrite_stage": None, "seeds": Path(config.seeds).name},
+        "inputs": {**plan.generate_options, **plan.translate_options, **plan.mix_options},
+        "engines": engines,
+        "counts": {
+            "seeds": len(plan.seeds),
+            "train": _count(train),
+            "test": _count(test),
+            "rejected": dict(sorted(Counter(f"{row['stage']}/{row['reason']}" for row in rejected).items())),
+        },
+        "sha256": hashes,
+        "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
+    }
+    manifest["options"].pop("output_dir")
+    if config.parallel:
+        manifest["options"]["parallel"] = Path(config.parallel).name
+    write_atomic(plan.folder / "README.md", _card(manifest))
+    write_json(plan.folder / "manifest.json", manifest)
+    print(summary(manifest), file=sys.stderr)
+
+
+def _count(records: list[Record]) -> dict[str, int]:
+    counts = Counter(f"{record.kind} {record.question_language}-{record.answer_language}" for record in records)
+    return dict(sorted(counts.items()))
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """What is in a transfer set, as a few lines of text."""
+    counts = manifest["counts"]
+    lines = [f"{counts['seeds']} questions"]
+    for name in ("train", "test", "rejected"):
+        lines.append(f"{name}: {sum(counts[name].values())} rows")
+        lines += [f"  {key}: {value}" for key, value in counts[name].items()]
+    return "\n".join(lines)
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """
+    Manifest of a finished transfer set.
+
+    Raises:
+        `SDRRLError`: if the folder holds none.
+    """
+    if not (folder / "manifest.json").exists():
+        raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
+    return read_json(folder / "manifest.json")
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    options, engines = manifest["options"], manifest["engines"]
+    languages = [options["source_language"], *options["target_languages"]]
+    # No `configs:` here: with it, `load_dataset` caches a local folder by its name alone and returns the rows of
+    # another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
+    return f"""---
+language: [{", ".join(languages)}]
+---
+# Transfer set ({" ".join(languages)})
+
+Self-distillation from a resource-rich language (SDRRL, arXiv 2402.12204): answers of
+`{options["model_name_or_path"]}` to questions in `{options["source_language"]}`, translated by
+{engines["translator"]["engine"]} (licence: {engines["translator"].get("licence", "not stated")}).
+
+`load_dataset("<this folder>")` gives the splits `train` and `test`; `rejected.parquet` holds what was dropped and why.
+
+```
+{summary(manifest)}
+```
+"""

@@ -1,0 +1,126 @@
+"""Small things that every stage needs: the error for users, atomic files, progress."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class SDRRLError(ValueError):
+    """A mistake in the options or the input. The command line prints it without a traceback and exits with code 2."""
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, `None` if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def require(distribution: str, extra: str, why: str) -> None:
+    """Raises [`SDRRLError`] naming the extra to install if `distribution` is missing."""
+    if package_version(distribution) is None:
+        raise SDRRLError(
+            f"{why} needs the package `{distribution}`, which is not installed. "
+            f'Install it with `pip install "sdrrl-trl[{extra}]"`.'
+        )
+
+
+def sha256(data: str | bytes) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Writes a whole file or nothing: temporary file in the same folder, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_atomic(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file that this package wrote; [`SDRRLError`] if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SDRRLError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+
+
+def check_output_dir(folder: Path, needed_bytes: int) -> None:
+    """Raises [`SDRRLError`] unless `folder` can be written to and its disk has `needed_bytes` free."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise SDRRLError(f"Cannot write to the output folder {folder}: {existing} is not a writable folder.")
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise SDRRLError(
+            f"The disk of {folder} has {free / 1e9:.1f} GB free, about {needed_bytes / 1e9:.1f} GB are needed: the "
+            "run would stop half way. Free some space or choose another `output_dir`."
+        )
+
+
+@contextmanager
+def timed(path: Path, stage: str) -> Iterator[None]:
+    """Adds the seconds spent inside to those of `stage` in a JSON file. A run that is killed is not counted."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = read_json(path) if path.exists() else {}
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)
+        write_json(path, seconds)
+
+
+def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 15.0):
+    """
+    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is.
+
+    A bar with rate and ETA on a terminal, a plain line every `every` seconds elsewhere. `done` units were finished by
+    an earlier run.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, initial=done, desc=what, unit=f" {unit}") as bar:
+            for n, item in items:
+                yield item
+                bar.update(n)
+        return
+    start = last = time.monotonic()
+    finished = 0
+    for n, item in items:
+        yield item
+        finished += n
+        now = time.monotonic()
+        if now - last >= every or done + finished == total:
+            last = now
+            rate = finished / max(now - start, 1e-9)
+            left = (total - done - finished) / rate
+            print(
+                f"{what}: {done + finished}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )

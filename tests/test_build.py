@@ -1,0 +1,206 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, CannedGenerator, write_json_lines
+from datasets import Dataset, load_dataset
+
+from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+
+
+def config(seeds, folder, **options):
+    base = {"output_dir": str(folder), "model_name_or_path": "canned", "target_languages": ["pt"], "batch_size": 4}
+    return TransferConfig(**{**base, "seeds": str(seeds), "parallel": str(DEMO / "parallel.jsonl"), **options})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    names = ("train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_the_set_opens_with_load_dataset_and_holds_all_kinds(seeds, tmp_path):
+    folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
+    data = load_dataset(str(folder))
+    kinds = {"source", "target", "target_to_source", "source_to_target", "translation", "completion"}
+    assert set(data["train"]["kind"]) == kinds
+    row = next(row for row in data["train"] if row["kind"] == "target")
+    assert row["question_language"] == row["answer_language"] == "pt"
+    assert row["prompt"][0]["role"] == "user" and row["completion"][0]["role"] == "assistant"
+    assert "`README.md`" in row["completion"][0]["content"]
+    assert "https://example.com/a" in row["completion"][0]["content"]
+
+
+def test_another_set_in_a_folder_of_the_same_name_is_not_mixed_up_with_it(seeds, tmp_path):
+    for place, test_size, expected in (("here", 0.1, 2), ("there", 0.5, 12)):
+        folder = build_transfer_set(config(seeds, tmp_path / place / "set", test_size=test_size), CannedGenerator())
+        assert len(set(load_dataset(str(folder), split="test")["source_id"])) == expected
+
+
+def test_no_question_is_in_train_and_test_in_any_language(seeds, tmp_path):
+    folder = build_transfer_set(config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
+    data = load_dataset(str(folder))
+    assert len(set(data["test"]["source_id"])) == 7
+    assert not set(data["test"]["source_id"]) & set(data["train"]["source_id"])
+
+
+def test_the_same_options_give_the_same_bytes(seeds, tmp_path):
+    first, second = (build_transfer_set(config(seeds, tmp_path / name), CannedGenerator()) for name in "ab")
+    assert content(first) == content(second)
+
+
+def test_rejected_rows_are_kept_with_their_reason(tmp_path):
+    class Mumbling(CannedGenerator):
+        def generate(self, conversations):
+            answers = super().generate(conversations)
+            return [a if i else type(a)("Isto é uma resposta em português.", "stop", 9) for i, a in enumerate(answers)]
+
+    rows = [{"id": str(i), "instruction": f"Please explain the number {i} to me."} for i in range(12)]
+    rows.append({"id": "again", "instruction": rows[5]["instruction"]})
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    folder = build_transfer_set(config(seeds, tmp_path / "set", batch_size=7), Mumbling())
+    rejected = Dataset.from_parquet(str(folder / "rejected.parquet")).to_list()
+    assert sorted(row["reason"] for row in rejected) == ["duplicate", "wrong_language", "wrong_language"]
+    assert {row["stage"] for row in rejected} == {"generate"}
+    kept = {id for split in load_dataset(str(folder)).values() for id in split["source_id"]}
+    assert {row["source_id"] for row in rejected}.isdisjoint(kept)
+    assert len({row["source_id"] for row in rejected} | {id for id in kept if "parallel" not in id}) == len(rows)
+
+
+def test_a_finished_set_is_not_built_again(seeds, tmp_path):
+    log = tmp_path / "log"
+    for _ in range(2):
+        build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator(log))
+    assert len(log.read_text().splitlines()) == 24
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"model_name_or_path": "other"}, "model_name_or_path: was 'canned', is 'other'.*--overwrite_stage generate"),
+        ({"test_size": 0.5}, "test_size: was 0.1, is 0.5.*--overwrite_stage mix"),
+        ({"limit": 7}, "seeds_sha256"),
+    ],
+)
+def test_a_folder_made_with_other_options_is_refused_by_name(seeds, tmp_path, options, named):
+    folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
+    before = content(folder)
+    with pytest.raises(SDRRLError, match=named):
+        build_transfer_set(config(seeds, folder, **options), CannedGenerator())
+    assert content(folder) == before
+
+
+def test_a_stage_is_done_again_on_demand(seeds, tmp_path):
+    log = tmp_path / "log"
+    folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator(log))
+    build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="mix"), CannedGenerator(log))
+    assert len(log.read_text().splitlines()) == 24  # nothing generated again
+    assert len(set(load_dataset(str(folder), split="test")["source_id"])) == 12
+    build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="generate"), CannedGenerator(log))
+    assert len(log.read_text().splitlines()) == 48
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from conftest import CannedGenerator
+from test_build import config, build_transfer_set
+build_transfer_set(config({seeds!r}, {folder!r}), CannedGenerator(Path({log!r}), pause=0.2))
+"""
+
+
+def test_after_kill_9_the_same_command_goes_on_and_the_bytes_are_those_of_an_uninterrupted_run(seeds, tmp_path):
+    folder, log = tmp_path / "killed", tmp_path / "log"
+    script = KILLED.format(tests=str(Path(__file__).parent), seeds=seeds, folder=str(folder), log=str(log))
+    for batches in (2, 4):  # kill twice, after so many batches
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while (len(log.read_text().splitlines()) if log.exists() else 0) < 4 * batches:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "manifest.json").exists()
+    build_transfer_set(config(seeds, folder), CannedGenerator(log))
+    whole = build_transfer_set(config(seeds, tmp_path / "whole"), CannedGenerator())
+    assert content(folder) == content(whole)
+    asked = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(set(asked)) == 24
+    assert len(asked) <= 24 + 2 * 4  # each kill repeats the batch in flight, no more
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ('{"instruction": "Hi"}\n{"instruction": ""}\n', "line 2: no text"),
+        ('{"instruction": "Hi"}\n{"id": 3}\n', "line 2: no text"),
+        ('{"instruction": "Hi"}\n\n{broken\n', "line 3: not a valid JSON object"),
+        ('{"instruction": "\\ud800"}\n', "line 1: not a valid JSON object"),
+        ('["a"]\n', "line 1: not a valid JSON object"),
+        ('{"id": 1, "instruction": "a"}\n{"id": 1, "instruction": "b"}\n', "line 2: the id '1' stands there twice"),
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+    ],
+)
+def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_path, text, named):
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text(text, encoding="utf-8")
+    with pytest.raises(SDRRLError, match=named) as error:
+        build_transfer_set(config(seeds, tmp_path / "set"))
+    assert str(seeds) in str(error.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_seeds_that_are_not_utf_8_are_refused(tmp_path):
+    (tmp_path / "seeds.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
+    with pytest.raises(SDRRLError, match="UTF-8"):
+        build_transfer_set(config(tmp_path / "seeds.jsonl", tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"target_languages": ["xx"]}, "Unknown language 'xx'"),
+        ({"target_languages": ["en"]}, "nothing to transfer"),
+        ({"target_languages": ["pt", "pt-BR"]}, "twice"),
+        ({"target_languages": ["th"]}, "only English and Portuguese"),
+        ({"seeds": "missing.jsonl"}, "there is no file missing.jsonl"),
+        ({"parallel": "missing.jsonl"}, "there is no file missing.jsonl"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"test_size": 1.0}, "test_size"),
+        ({"proportions": {"sauce": 1}}, "unknown kind 'sauce'"),
+        ({"proportions": {"source": -1}}, "at least 0"),
+        ({"proportions": {"source": float("nan")}}, "at least 0"),
+        ({"proportions": {"source": 0}}, "all 0"),
+        ({"proportions": "{"}, "not valid JSON"),
+        ({"proportions": {"translation": 1}, "parallel": None}, "need `parallel`"),
+    ],
+)
+def test_bad_options_are_refused_by_name(seeds, tmp_path, options, named):
+    with pytest.raises(SDRRLError, match=named):
+        config(options.pop("seeds", seeds), tmp_path / "set", **options)
+
+
+def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_are_kept(tmp_path):
+    class Silent(CannedGenerator):
+        def generate(self, conversations):
+            return [type(answer)("", "stop", 0) for answer in super().generate(conversations)]
+
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": "Hello there, how are you?"}])
+    with pytest.raises(SDRRLError, match="No record of the kinds"):
+        build_transfer_set(config(seeds, tmp_path / "set"), Silent())
+    assert (tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite").exists()
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_disk_without_space_is_refused_before_any_work(seeds, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6))
+    with pytest.raises(SDRRLError, match="0.0 GB free"):
+        build_transfer_set(config(seeds, tmp_path / "set"))
+    assert not (tmp_path / "set").exists()

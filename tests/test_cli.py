@@ -1,0 +1,111 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import DEMO, ROOT
+
+from sdrrl_trl.cli import main
+
+
+def sdrrl(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "sdrrl_trl", *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_takes_less_than_half_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        result = sdrrl("--help")
+        seconds.append(time.monotonic() - start)
+    assert result.returncode == 0 and "demo" in result.stdout
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", [[], ["build"], ["evaluate"], ["report"], ["run"], ["demo"], ["tasks"]])
+def test_help_loads_no_torch(command):
+    code = (
+        "import sys\nfrom sdrrl_trl.cli import main\n"
+        f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules; print(sdrrl_trl.__version__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages", "pt"]
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ([*BUILD, "--seeds", "missing.jsonl"], "there is no file missing.jsonl"),
+        ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
+        ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl")], "Cannot load the model 'nowhere/at-all'"),
+        ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
+        (["build", "--config", "missing.yaml"], "Cannot read the configuration"),
+        (["evaluate", "--models", "x", "--tasks", "sdrrl_heldout"], "name=path"),
+        (["report", "--evaluation", "missing"], "no finished evaluation"),
+        (["run", "--config", "missing.yaml"], "Cannot read the configuration"),
+    ],
+)
+def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, "--output_dir", "out"])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"build": {"seeds": "missing.jsonl"}}, "there is no file"),
+        ({"build": {"sedes": "x"}}, "Unknown options in the configuration of `build`: sedes"),
+        ({"train": {"learning_rat": 1}}, "Unknown options in the configuration of `train`: learning_rat"),
+        ({"train": {"loss_type": "dft"}}, "loss_type"),
+        ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
+        ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
+        ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
+    ],
+)
+def test_run_finds_a_mistake_in_any_section_before_it_starts(tmp_path, monkeypatch, capsys, change, named):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((DEMO / "config.yaml").read_text())
+    config["build"] |= {"model_name_or_path": "nowhere", "seeds": str(DEMO / "seeds.jsonl"), "parallel": None}
+    config["build"]["proportions"] = None
+    config["train"]["use_cpu"] = True
+    config["evaluate"]["tasks"] = ["sdrrl_heldout"]
+    for section, options in change.items():
+        config.setdefault(section, {}).update(options)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as exit:
+        main(["run", "--config", "run.yaml", "--output_dir", "out"])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and named in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_network_and_no_model_is_one_clear_error(tmp_path):
+    import os
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    result = sdrrl("demo", "--output_dir", str(tmp_path / "out"), env=environment, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Connect to the network" in result.stderr and "--model" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "transfer_set").exists()
+
+
+def test_the_folder_of_tasks_is_printed():
+    assert sdrrl("tasks").stdout.strip() == str(ROOT / "lm_eval_tasks")

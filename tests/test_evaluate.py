@@ -1,0 +1,151 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import CannedGenerator, data_dir
+from peft import LoraConfig, get_peft_model
+from test_build import build_transfer_set, config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
+from sdrrl_trl.evaluation.evaluate import load_results
+from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.evaluation.tasks import tasks_dir
+
+
+@pytest.fixture
+def transfer_set(seeds, tmp_path):
+    return build_transfer_set(config(seeds, tmp_path / "set", test_size=0.25), CannedGenerator())
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path):
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+def options(tiny_model, adapter, transfer_set, folder, **more):
+    models = [f"base={tiny_model}", f"tuned={adapter}"]
+    base = {"models": models, "tasks": ["sdrrl_heldout"], "transfer_set": str(transfer_set), "max_gen_toks": 8}
+    return EvaluationConfig(**{**base, "output_dir": str(folder), "dtype": "float32", **more})
+
+
+def bits_per_byte(model, tokenizer, rows):
+    nats, n_bytes = 0.0, 0
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        answer = row["completion"][0]["content"]
+        context, whole = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
+        with torch.no_grad():
+            log_probs = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
+        nats -= log_probs.gather(-1, torch.tensor(whole[1:])[:, None])[len(context) - 1 :].sum().item()
+        n_bytes += len(answer.encode())
+    return nats / n_bytes / math.log(2)
+
+
+def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, transfer_set, tmp_path):
+    from datasets import load_dataset
+    from peft import PeftModel
+
+    results = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    test = load_dataset(str(transfer_set), split="test")
+    for language, kind in (("pt", "target"), ("en", "source")):
+        rows = test.filter(lambda row, kind=kind: row["kind"] == kind)
+        scores = {}
+        for name, model in (("base", base), ("tuned", tuned)):
+            result = results[name][f"sdrrl_heldout_bpb_{language}"]
+            scores[name] = result["metrics"]["bits_per_byte"]
+            assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
+            assert len(result["samples"]) == len(rows) == 6
+        assert abs(scores["base"] - scores["tuned"]) > 0.01
+
+
+def test_an_interrupted_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    kept, lost = folder / "base" / "sdrrl_heldout_gen_pt.json", folder / "tuned" / "sdrrl_heldout_bpb_pt.json"
+    before, expected = kept.stat().st_mtime_ns, json.loads(lost.read_text())
+    lost.unlink()
+    (folder / "manifest.json").unlink()
+    with pytest.raises(SDRRLError, match="no finished evaluation"):
+        load_results(folder)
+    evaluate(options(tiny_model, adapter, transfer_set, folder))
+    assert kept.stat().st_mtime_ns == before
+    assert json.loads(lost.read_text())["metrics"] == pytest.approx(expected["metrics"])
+
+
+def test_results_of_another_model_are_not_mixed_in(tiny_model, adapter, transfer_set, tmp_path):
+    evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    with pytest.raises(SDRRLError, match="models"):
+        evaluate(options(tiny_model, tiny_model, transfer_set, tmp_path / "evaluation"))
+
+
+def test_the_report_holds_every_comparison_with_interval_and_n(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    path = report(ReportConfig(str(folder), str(tmp_path / "report"), timings=[str(folder / "timings.json")]))
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = {(row["language"], row["metric"]) for row in content["rows"]}
+    assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "bits_per_byte")}
+    text = path.read_text()
+    for row in content["rows"]:
+        c = row["comparison"]
+        assert c["low"] <= c["delta"] <= c["high"] and c["n"] == 6
+        assert f"{c['delta']:+.3f}" in text or f"{c['delta']:+.1f}" in text
+    assert "| evaluate |" in text and "Portuguese" in text
+    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_that_were_asked_different_items_are_not_compared(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    file = folder / "tuned" / "sdrrl_heldout_bpb_pt.json"
+    result = json.loads(file.read_text())
+    result["samples"].pop()
+    file.write_text(json.dumps(result))
+    with pytest.raises(SDRRLError, match="sdrrl_heldout_bpb_pt: the two models were not asked the same items"):
+        report(ReportConfig(str(folder), str(tmp_path / "report")))
+
+
+@pytest.mark.parametrize(
+    "more, named",
+    [
+        ({"tasks": ["sdrrl_nothing"]}, "Unknown task 'sdrrl_nothing'"),
+        ({"models": ["base"]}, "name=path"),
+        ({"models": ["../x=gpt2"]}, "name=path"),
+        ({"models": ["a=gpt2", "a=gpt2"]}, "twice"),
+        ({"models": ["a=./nowhere"]}, "no model in ./nowhere"),
+        ({"transfer_set": None}, "needs `transfer_set`"),
+        ({"limit": 0}, "limit"),
+    ],
+)
+def test_bad_options_are_refused_before_a_model_is_loaded(tiny_model, adapter, transfer_set, tmp_path, more, named):
+    with pytest.raises(SDRRLError, match=named):
+        evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **more))
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_benchmark_data_that_are_missing_are_named_with_what_to_do(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    task = "sdrrl_flores_eng_Latn-por_Latn"
+    with pytest.raises(SDRRLError, match="SDRRL_DATA_DIR"):
+        evaluate(EvaluationConfig([f"base={tiny_model}"], [task], str(tmp_path / "evaluation")))
+
+
+@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+def test_flores_runs_on_the_real_data(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+    task = "sdrrl_flores_eng_Latn-por_Latn"
+    folder = evaluate(EvaluationConfig([f"base={tiny_model}"], [task], str(tmp_path / "evaluation"), limit=3))
+    samples = load_results(folder)["base"][task]["samples"]
+    assert len(samples) == 3 and "into Portuguese" in samples[0]["prompt"]
+    lines = (data_dir() / "flores200" / "devtest" / "por_Latn.devtest").read_text(encoding="utf-8").splitlines()
+    assert [sample["target"] for sample in samples] == lines[:3]
+
+
+def test_the_folder_of_tasks_holds_the_tasks():
+    assert (tasks_dir() / "flores200" / "utils.py").exists()

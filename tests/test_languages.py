@@ -1,0 +1,48 @@
+import pytest
+from conftest import data_dir
+
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.languages import LANGUAGES, answer_hint, get_language, in_language
+
+
+@pytest.mark.parametrize(
+    "tag, expected", [("pt", "pt"), ("pt-BR", "pt"), ("por", "pt"), ("no", "nb"), ("nob", "nb"), ("zh-Hans", "zh")]
+)
+def test_any_spelling_of_a_tag_is_understood(tag, expected):
+    assert get_language(tag).tag == expected
+
+
+@pytest.mark.parametrize("tag", ["xx", "", "not a tag", "portuguese", "12"])
+def test_unknown_languages_are_refused_by_name(tag):
+    with pytest.raises(SDRRLError, match=repr(tag)):
+        get_language(tag)
+
+
+def test_the_hint_is_in_the_language_of_the_question():
+    assert answer_hint("pt", "en") == "Responda em inglês."
+    assert answer_hint("en", "pt") == "Answer in Portuguese."
+    assert answer_hint("sw", "th") == "Answer in Thai."  # English wording where there is no other
+    assert answer_hint("pt", "sw") == "Answer in Swahili."
+
+
+@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+def test_languages_are_told_apart_on_flores():
+    for tag, language in LANGUAGES.items():
+        file = data_dir() / "flores200" / "devtest" / f"{language.flores}.devtest"
+        if file.exists():
+            sentences = file.read_text(encoding="utf-8").splitlines()[:100]
+            assert sum(in_language(sentence, tag) for sentence in sentences) >= 95, tag
+            wrong = "en" if tag != "en" else "pt"
+            assert sum(in_language(sentence, wrong) for sentence in sentences) <= 2, tag
+
+
+def test_short_texts_are_judged_by_script_alone_and_the_empty_text_is_in_no_language():
+    assert in_language("Paris", "pt")
+    assert in_language("42", "th")
+    assert not in_language("Paris", "th")
+    assert not in_language("  \n", "en")
+
+
+def test_code_does_not_decide_the_language():
+    text = "Use este comando para listar os arquivos da pasta:\n```\nls -l the folder with all of the files in it\n```"
+    assert in_language(text, "pt")

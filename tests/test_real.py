@@ -1,0 +1,68 @@
+"""The real model, the real translator."""
+
+import json
+import re
+
+import pytest
+from conftest import DEMO, write_json_lines
+
+from sdrrl_trl.run import demo, run
+
+
+@pytest.mark.real
+def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
+    questions = [
+        "What is the capital of France? Answer in one short sentence.",
+        "Name one animal that can fly.",
+        "Why do we sleep? Answer in one sentence.",
+        "Write a slogan for a bakery.",
+        "What color is the sky? Answer in one sentence.",
+        "Is the moon bigger than the sun? Answer in one sentence.",
+        "Name a fruit that is yellow. Answer in one short sentence.",
+        "What do bees make? Answer in one sentence.",
+    ]
+    write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": question} for question in questions])
+    config = {
+        "build": {
+            "model_name_or_path": smollm2,
+            "seeds": "seeds.jsonl",
+            "parallel": str(DEMO / "parallel.jsonl"),
+            "target_languages": ["pt"],
+            "dtype": "bfloat16",
+            "max_new_tokens": 64,
+            "test_size": 0.25,
+        },
+        "train": {
+            "dtype": "bfloat16",
+            "use_cpu": True,
+            "use_peft": True,
+            "packing": True,
+            "max_length": 256,
+            "per_device_train_batch_size": 1,
+            "max_steps": 1,
+            "report_to": "none",
+        },
+        "evaluate": {"tasks": ["sdrrl_heldout"], "dtype": "bfloat16", "max_gen_toks": 16},
+    }
+    path = run(config, tmp_path, tmp_path / "out")
+    answers = json.loads((tmp_path / "out/evaluation/base/sdrrl_heldout_gen_en.json").read_text())["samples"]
+    assert all(re.search(r"[a-z]{3}", sample["response"]) for sample in answers)
+    rows = {
+        (row["language"], row["metric"]): row["comparison"]
+        for row in json.loads((path.parent / "report.json").read_text())["rows"]
+    }
+    # the model knows its own English answers far better than their translations
+    assert rows["en", "bits_per_byte"]["base"] < 0.7 < 1.0 < rows["pt", "bits_per_byte"]["base"]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(3600)
+def test_the_demo_improves_the_target_language(tmp_path):
+    path = demo(None, tmp_path / "demo")
+    rows = json.loads((path.parent / "report.json").read_text())["rows"]
+    for metric in ("bits_per_byte", "chrf++"):
+        (row,) = [
+            row for row in rows if row["language"] == "pt" and row["metric"] == metric and "heldout" in row["task"]
+        ]
+        assert row["verdict"] == "better", row

@@ -1,0 +1,125 @@
+"""The whole chain on a tiny random model; on the real one, see test_real.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import DEMO, CannedGenerator, write_json_lines
+
+import sdrrl_trl.engines.transformers
+from sdrrl_trl.run import run
+from sdrrl_trl.trainer.train import last_checkpoint
+
+
+@pytest.fixture
+def run_config(tiny_model, seeds, tmp_path):
+    return {
+        "build": {
+            "model_name_or_path": tiny_model,
+            "seeds": seeds,
+            "parallel": str(DEMO / "parallel.jsonl"),
+            "target_languages": ["pt"],
+            "test_size": 0.25,
+            "max_new_tokens": 16,
+        },
+        "train": {
+            "use_cpu": True,
+            "bf16": False,
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+            "learning_rate": 1e-2,
+            "packing": True,
+            "max_length": 256,
+            "per_device_train_batch_size": 1,
+            "num_train_epochs": 4,
+            "logging_steps": 5,
+            "save_steps": 5,
+            "report_to": "none",
+        },
+        "evaluate": {"tasks": ["sdrrl_heldout"], "max_gen_toks": 8, "dtype": "float32"},
+    }
+
+
+def canned(monkeypatch):
+    """A tiny random model answers nothing that passes the filters: let canned answers stand in for its own."""
+    monkeypatch.setattr(sdrrl_trl.engines.transformers, "TransformersGenerator", lambda *_: CannedGenerator())
+
+
+def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
+    canned(monkeypatch)
+    path = run(run_config, tmp_path, tmp_path / "out")
+    assert path == tmp_path / "out" / "report" / "report.md"
+    rows = json.loads((path.parent / "report.json").read_text())["rows"]
+    (bpb,) = [row for row in rows if row["metric"] == "bits_per_byte" and row["language"] == "pt"]
+    assert bpb["verdict"] == "better"
+    assert set(json.loads((path.parent / "report.json").read_text())["seconds"]) >= {"generate", "train", "evaluate"}
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "2402.12204" in card
+    # once more: nothing is done again
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    run(run_config, tmp_path, tmp_path / "out")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
+
+
+def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(
+    run_config, tiny_model, tmp_path, monkeypatch
+):
+    canned(monkeypatch)
+    whole = tmp_path / "whole"
+    run(run_config, tmp_path, whole)
+    folder = tmp_path / "killed"
+    options = run_config["train"] | {
+        "model_name_or_path": tiny_model,
+        "transfer_set": str(whole / "transfer_set"),
+        "output_dir": str(folder),
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(options))
+    command = [sys.executable, "-m", "sdrrl_trl", "train", "--config", str(tmp_path / "train.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint-5" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "training.json").exists()
+    (folder / "checkpoint-9999").mkdir()  # a checkpoint whose writing was cut off
+    resumed_from = Path(last_checkpoint(folder))
+    assert resumed_from.name != "checkpoint-9999"
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    expected = (whole / "model" / "adapter_model.safetensors").read_bytes()
+    assert (folder / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(tiny_model, tmp_path):
+    rows = [{"instruction": f"Please explain number {i} to me in a few words."} for i in range(400)]
+    write_json_lines(tmp_path / "seeds.jsonl", rows)
+    options = ["--model_name_or_path", tiny_model, "--target_languages", "pt", "--batch_size", "4"]
+    options += ["--seeds", str(tmp_path / "seeds.jsonl"), "--output_dir", str(tmp_path / "set")]
+    command = [sys.executable, "-m", "sdrrl_trl", "build", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    store = tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite"
+    deadline = time.monotonic() + 120
+    while not (store.exists() and store.stat().st_size > 20_000):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Interrupted. The same `sdrrl build` command goes on from here." in error and "Traceback" not in error
+
+    from sdrrl_trl.transfer.build import Plan
+    from sdrrl_trl.transfer.config import TransferConfig
+    from sdrrl_trl.transfer.store import Store
+
+    config = TransferConfig(str(tmp_path / "seeds.jsonl"), str(tmp_path / "set"), tiny_model, ["pt"], batch_size=4)
+    done = dict(Store(store.parent, Plan(config).generate_options))
+    assert 0 < len(done) < 400 and len(done) % 4 == 0

@@ -1,0 +1,74 @@
+import sqlite3
+
+import pytest
+
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.transfer.store import Store, clear_stage
+
+
+OPTIONS = {"model": "a", "n": 1}
+
+
+def test_what_was_put_is_read_back_by_the_next_run(tmp_path):
+    Store(tmp_path / "s", OPTIONS).put({"b": {"x": "ü"}, "a": 1})
+    assert dict(Store(tmp_path / "s", OPTIONS)) == {"b": {"x": "ü"}, "a": 1}
+
+
+def test_rows_of_all_processes_are_read(tmp_path):
+    for rank in range(2):
+        Store(tmp_path / "s", OPTIONS, rank).put({f"row-{rank}": rank})
+    assert dict(Store(tmp_path / "s", OPTIONS)) == {"row-0": 0, "row-1": 1}
+
+
+def test_other_options_are_refused_by_name_and_nothing_is_lost(tmp_path):
+    Store(tmp_path / "s", OPTIONS).put({"a": 1})
+    with pytest.raises(SDRRLError, match=r"n: was 1, is 2.*--overwrite_stage s"):
+        Store(tmp_path / "s", {"model": "a", "n": 2})
+    assert dict(Store(tmp_path / "s", OPTIONS)) == {"a": 1}
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(tmp_path):
+    store = Store(tmp_path / "s", OPTIONS)
+    store.put({"a": 1})
+    with pytest.raises(sqlite3.IntegrityError):
+        store.put({"b": 2, "a": 3})
+    assert dict(store) == {"a": 1}
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    store = Store(tmp_path / "s", OPTIONS)
+    store.put({"a": "hello"})
+    store.close()
+    file = tmp_path / "s" / "rank_0.sqlite"
+    file.write_bytes(file.read_bytes().replace(b'"hello"', b'"hellp"'))
+    with pytest.raises(SDRRLError, match="does not fit its hash"):
+        list(Store(tmp_path / "s", OPTIONS))
+
+
+def test_a_truncated_file_is_noticed(tmp_path):
+    store = Store(tmp_path / "s", OPTIONS)
+    store.put({str(i): "x" * 1000 for i in range(20)})
+    store.close()
+    file = tmp_path / "s" / "rank_0.sqlite"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(SDRRLError, match="damaged"):
+        list(Store(tmp_path / "s", OPTIONS))
+
+
+def test_a_second_writer_gets_an_error_and_does_not_wait_for_ever(tmp_path):
+    Store(tmp_path / "s", OPTIONS).close()
+    other = sqlite3.connect(tmp_path / "s" / "rank_0.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(SDRRLError, match="in use"):
+        Store(tmp_path / "s", OPTIONS)
+    other.close()
+
+
+def test_only_a_folder_made_by_a_stage_is_cleared(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SDRRLError, match="not deleted"):
+        clear_stage(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+    Store(tmp_path / "s", OPTIONS).close()
+    clear_stage(tmp_path / "s")
+    assert not (tmp_path / "s").exists()

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+from conftest import DEMO
+
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.engines.offline import FastTranslate
+from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.transfer.store import Store
+from sdrrl_trl.transfer.translate import Translations
+
+
+class Stub:
+    """A translator that does what it is told, and notes what it was sent."""
+
+    def __init__(self, function):
+        self.function, self.sent = function, []
+
+    def describe(self):
+        return {"engine": "stub"}
+
+    def translate(self, texts, source, target):
+        self.sent += texts
+        return self.function(texts)
+
+
+def translate(tmp_path, texts, translator):
+    translations = Translations(Store(tmp_path / "translate", {}), "en")
+    translations.run(texts, translator, "pt")
+    return [translations.assemble(text, "pt") for text in texts]
+
+
+def test_the_real_translator_keeps_code_markdown_links_and_placeholders(tmp_path):
+    text = (
+        "## How to begin\n\nDear {name}, please run `pip install x` and see https://example.com/help.\n\n"
+        "1. Open the **file**.\n2. Write to info@example.org.\n\n```python\nprint('Good morning')\n```\n"
+    )
+    (out,) = translate(tmp_path, [text], FastTranslate())
+    for span in ("{name}", "`pip install x`", "https://example.com/help", "info@example.org", "print('Good morning')"):
+        assert out.count(span) == 1, out
+    assert out.startswith("## ") and "\n1. " in out and "\n2. " in out and out.endswith("```\n")
+    assert "Good" not in out.replace("Good morning", "") and "Abrir" in out
+
+
+def test_every_protected_span_of_the_demo_seeds_survives_the_real_translator(tmp_path):
+    rows = [json.loads(line) for line in (DEMO / "seeds.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [row["instruction"] for row in rows if any(part.protected for part in segment(row["instruction"], ".!?…"))]
+    assert len(texts) >= 20
+    for text, out in zip(texts, translate(tmp_path, texts, FastTranslate()), strict=True):
+        spans = [span for part in segment(text, ".!?…") for span in part.protected]
+        assert all(out.count(span) >= 1 for span in spans), (text, out)
+
+
+def test_each_distinct_segment_is_sent_once_also_over_runs(tmp_path):
+    stub = Stub(lambda texts: [text.upper() for text in texts])
+    texts = ["Yes. No. Yes.", "No."]
+    assert translate(tmp_path, texts, stub) == ["YES. NO. YES.", "NO."]
+    assert sorted(stub.sent) == ["No.", "Yes."]
+    assert translate(tmp_path, [*texts, "New."], stub) == ["YES. NO. YES.", "NO.", "NEW."]
+    assert sorted(stub.sent) == ["New.", "No.", "Yes."]
+
+
+def test_lost_masks_are_rescued_by_translating_around_them(tmp_path):
+    stub = Stub(lambda texts: [text.replace("ZX1Q", "").upper() for text in texts])
+    assert translate(tmp_path, ["Please ask {name} for it."], stub) == ["PLEASE ASK {name} FOR IT."]
+
+
+def test_line_breaks_invented_by_the_translator_are_dropped(tmp_path):
+    assert translate(tmp_path, ["- One.\n- Two."], Stub(lambda texts: [f"x\n\n{t} " for t in texts])) == [
+        "- x One.\n- x Two."
+    ]
+
+
+def test_spaces_inside_emphasis_are_mended(tmp_path):
+    assert translate(tmp_path, ["A **bold** move."], Stub(lambda texts: ["Uma ** jogada ** ousada."])) == [
+        "Uma **jogada** ousada."
+    ]
+
+
+@pytest.mark.parametrize("broken", [lambda t: t[:-1], lambda t: [*t, "x"], lambda t: [None] * len(t)])
+def test_results_that_do_not_fit_the_segments_stop_the_stage(tmp_path, broken):
+    with pytest.raises(SDRRLError, match="cannot be matched"):
+        translate(tmp_path, ["One. Two."], Stub(broken))
