@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         return
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # before tqdm is imported: fewer lines in log files
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # before tqdm is imported: in log files, plain lines instead of bars
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     from sdrrl_trl.utils import SDRRLError
 

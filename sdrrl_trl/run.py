@@ -92,7 +92,7 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
         "report": {
             "evaluation": folders["evaluation"],
             "output_dir": folders["report"],
-            "timings": [f"{folders[name]}/timings.json" for name in ("transfer_set", "model", "evaluation")],
+            "timings": [f"{folder}/timings.json" for folder in (output_dir, *list(folders.values())[:3])],
         },
     }
     for name, values in fixed.items():

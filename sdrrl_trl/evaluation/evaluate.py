@@ -204,12 +204,15 @@ def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[
 
 
 def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, system_prompt: str | None) -> dict:
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate as lm_evaluate
 
-    result = simple_evaluate(
-        model=lm,
-        tasks=[task],
-        task_manager=manager,
+    # As `lm_eval.simple_evaluate` does; that would also reset the random state and call git
+    if task.get_config("num_fewshot") is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(seed=1234)
+    result = lm_evaluate(
+        lm,
+        manager.load([task]),
         limit=config.limit,
         bootstrap_iters=0,
         apply_chat_template=config.apply_chat_template,

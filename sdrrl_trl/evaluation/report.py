@@ -34,7 +34,7 @@ class ReportConfig:
         tuned (`str`, *optional*, defaults to `"tuned"`):
             Name of the model to compare.
         timings (`list[str]`, *optional*):
-            JSON files with the seconds of each stage, as the other commands write them.
+            JSON files with the seconds of each stage, as the other commands write them; those that exist are read.
     """
 
     evaluation: str = field(metadata={"help": "Folder made by `sdrrl evaluate`."})
@@ -84,7 +84,8 @@ def report(config: ReportConfig) -> Path:
             raise SDRRLError(f"No results of the model {name!r} in {config.evaluation}, only of {', '.join(results)}.")
     rows = [row for task in results[config.base] for row in _compare(results, task, config)]
     rows.sort(key=lambda row: (row.language == "en", row.language, row.task, row.metric))
-    timings = {stage: seconds for file in config.timings for stage, seconds in read_json(Path(file)).items()}
+    files = [Path(file) for file in config.timings if Path(file).exists()]
+    timings = {stage: seconds for file in files for stage, seconds in read_json(file).items()}
     folder = Path(config.output_dir)
     write_json(
         folder / "report.json",
@@ -167,10 +168,10 @@ def _markdown(rows: list[Row], timings: dict[str, float]) -> str:
     parts = [
         "# Base against tuned",
         format_table(rows),
-        "↑ higher is better, ↓ lower is better. Intervals: paired bootstrap over the items, 1,000 resamples. "
-        "The held-out answers are the initial model's own answers, translated for the target language: in the "
-        "source language the base model is compared with itself, so its chrF++ there is near 100 by construction and "
-        "can only fall.",
+        "↑ higher is better, ↓ lower is better. Intervals: paired bootstrap over the items, 1,000 resamples. The "
+        "held-out answers are the initial model's own answers, translated for the target language. In the source "
+        "language chrF++ therefore compares the base model with itself: it says how much the tuned model words its "
+        "answers differently, not whether they are worse. The bits per byte say how likely it still finds the old ones.",
         "![Base against tuned](report.png)",
     ]
     if timings:

@@ -66,9 +66,13 @@ def train(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
         return folder
 
     from datasets import load_dataset
+    from transformers import PrinterCallback
     from trl import get_peft_config
 
+    from sdrrl_trl.trainer.callbacks import ProgressLines
     from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
+
+    training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -86,6 +90,9 @@ def train(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
         eval_dataset=data["test"] if training_args.eval_strategy != "no" else None,
         peft_config=get_peft_config(model_args),
     )
+    if training_args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ProgressLines())
     record_options(folder, options, "train")
     with timed(folder / "timings.json", "train"):
         result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))

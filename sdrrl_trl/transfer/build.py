@@ -290,7 +290,7 @@ language: [{", ".join(languages)}]
 # Transfer set ({" ".join(languages)})
 
 Self-distillation from a resource-rich language (SDRRL, arXiv 2402.12204): answers of
-`{options["model_name_or_path"]}` to questions in `{options["source_language"]}`, translated by
+`{Path(options["model_name_or_path"]).name}` to questions in `{options["source_language"]}`, translated by
 {engines["translator"]["engine"]} (licence: {engines["translator"].get("licence", "not stated")}).
 
 `load_dataset("<this folder>")` gives the splits `train` and `test`; `rejected.parquet` holds what was dropped and why.
