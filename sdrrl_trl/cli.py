@@ -1,6 +1,7 @@
 """The command `sdrrl`. Heavy imports wait until a stage needs them."""
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -171,6 +172,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[arguments.command][0](rest)
     except SDRRLError as error:
         print(f"sdrrl {arguments.command}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"sdrrl {arguments.command}: error: the disk is full ({error}). Make room and run it again.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.", file=sys.stderr)

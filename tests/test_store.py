@@ -9,19 +9,24 @@ from sdrrl_trl.transfer.store import Store, clear_stage
 OPTIONS = {"model": "a", "n": 1}
 
 
+def put(tmp_path, rows, rank=0):
+    with Store(tmp_path / "s", OPTIONS, rank) as store:
+        store.put(rows)
+
+
 def test_what_was_put_is_read_back_by_the_next_run(tmp_path):
-    Store(tmp_path / "s", OPTIONS).put({"b": {"x": "ü"}, "a": 1})
+    put(tmp_path, {"b": {"x": "ü"}, "a": 1})
     assert dict(Store(tmp_path / "s", OPTIONS)) == {"b": {"x": "ü"}, "a": 1}
 
 
 def test_rows_of_all_processes_are_read(tmp_path):
     for rank in range(2):
-        Store(tmp_path / "s", OPTIONS, rank).put({f"row-{rank}": rank})
+        put(tmp_path, {f"row-{rank}": rank}, rank)
     assert dict(Store(tmp_path / "s", OPTIONS)) == {"row-0": 0, "row-1": 1}
 
 
 def test_other_options_are_refused_by_name_and_nothing_is_lost(tmp_path):
-    Store(tmp_path / "s", OPTIONS).put({"a": 1})
+    put(tmp_path, {"a": 1})
     with pytest.raises(SDRRLError, match=r"n: was 1, is 2.*--overwrite_stage s"):
         Store(tmp_path / "s", {"model": "a", "n": 2})
     assert dict(Store(tmp_path / "s", OPTIONS)) == {"a": 1}
@@ -56,12 +61,9 @@ def test_a_truncated_file_is_noticed(tmp_path):
 
 
 def test_a_second_writer_gets_an_error_and_does_not_wait_for_ever(tmp_path):
-    Store(tmp_path / "s", OPTIONS).close()
-    other = sqlite3.connect(tmp_path / "s" / "rank_0.sqlite")
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(SDRRLError, match="in use"):
+    with Store(tmp_path / "s", OPTIONS), pytest.raises(SDRRLError, match="in use"):
         Store(tmp_path / "s", OPTIONS)
-    other.close()
+    Store(tmp_path / "s", OPTIONS).close()
 
 
 def test_only_a_folder_made_by_a_stage_is_cleared(tmp_path):

@@ -25,9 +25,10 @@ class Stub:
 
 
 def translate(tmp_path, texts, translator):
-    translations = Translations(Store(tmp_path / "translate", {}), "en")
-    translations.run(texts, translator, "pt")
-    return [translations.assemble(text, "pt") for text in texts]
+    with Store(tmp_path / "translate", {}) as store:
+        translations = Translations(store, "en")
+        translations.run(texts, translator, "pt")
+        return [translations.assemble(text, "pt") for text in texts]
 
 
 def test_the_real_translator_keeps_code_markdown_links_and_placeholders(tmp_path):

@@ -99,21 +99,22 @@ def evaluate(config: EvaluationConfig) -> Path:
         `SDRRLError`: for unknown tasks, missing models and the like, before any model is loaded.
     """
     folder = Path(config.output_dir)
-    if config.overwrite_stage:
-        clear_stage(folder)
     check_output_dir(folder, needed_bytes=100_000_000)
     fingerprints = {name: _fingerprint(path) for name, path in config.model_paths.items()}
     names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size")
     options = {name: getattr(config, name) for name in names} | {"models": fingerprints}
-    system_prompt = None
+    system_prompt = source_language = None
     if config.transfer_set:
         manifest = load_manifest(Path(config.transfer_set))
-        system_prompt = manifest["options"]["system_prompt"]
+        system_prompt, source_language = (manifest["options"][key] for key in ("system_prompt", "source_language"))
         options["held_out"] = manifest["sha256"]["test.parquet"]
-    check_options(folder, options, "evaluate")
+    if not config.overwrite_stage:
+        check_options(folder, options, "evaluate")
 
     manager = task_manager()
     tasks = _load_tasks(config, manager)
+    if config.overwrite_stage:
+        clear_stage(folder)
     pending = {
         name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
     }
@@ -124,8 +125,21 @@ def evaluate(config: EvaluationConfig) -> Path:
     with timed(folder / "timings.json", "evaluate"):
         for name, task, lm in progress(((1, unit) for unit in units), total, "evaluate", "model × task", done=done):
             write_json(folder / name / f"{task}.json", _evaluate_task(lm, tasks[task], manager, config, system_prompt))
-    write_json(folder / "manifest.json", {"models": config.model_paths, "tasks": sorted(tasks), "options": options})
+    manifest = {"models": config.model_paths, "tasks": sorted(tasks), "source_language": source_language}
+    write_json(folder / "manifest.json", manifest | {"options": options})
     return folder
+
+
+def load_evaluation(folder: Path) -> dict[str, Any]:
+    """
+    Manifest of a finished evaluation: models, tasks, source language, options.
+
+    Raises:
+        `SDRRLError`: if the evaluation is not complete.
+    """
+    if not (folder / "manifest.json").exists():
+        raise SDRRLError(f"{folder} holds no finished evaluation. Run `sdrrl evaluate` (again) first.")
+    return read_json(folder / "manifest.json")
 
 
 def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -135,9 +149,7 @@ def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     Raises:
         `SDRRLError`: if the evaluation is not complete.
     """
-    if not (folder / "manifest.json").exists():
-        raise SDRRLError(f"{folder} holds no finished evaluation. Run `sdrrl evaluate` (again) first.")
-    manifest = read_json(folder / "manifest.json")
+    manifest = load_evaluation(folder)
     return {
         model: {task: read_json(folder / model / f"{task}.json") for task in manifest["tasks"]}
         for model in manifest["models"]

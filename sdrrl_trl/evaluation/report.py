@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.evaluate import load_results
+from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
 from sdrrl_trl.evaluation.significance import Comparison, compare
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
@@ -78,12 +78,14 @@ def report(config: ReportConfig) -> Path:
     Raises:
         `SDRRLError`: if the evaluation is incomplete, or the two models were not asked the same items.
     """
+    manifest = load_evaluation(Path(config.evaluation))
     results = load_results(Path(config.evaluation))
     for name in (config.base, config.tuned):
         if name not in results:
             raise SDRRLError(f"No results of the model {name!r} in {config.evaluation}, only of {', '.join(results)}.")
     rows = [row for task in results[config.base] for row in _compare(results, task, config)]
-    rows.sort(key=lambda row: (row.language == "en", row.language, row.task, row.metric))
+    source = manifest["source_language"]
+    rows.sort(key=lambda row: (row.language == source, row.language, row.task, row.metric))
     files = [Path(file) for file in config.timings if Path(file).exists()]
     timings = {stage: seconds for file in files for stage, seconds in read_json(file).items()}
     folder = Path(config.output_dir)
@@ -95,13 +97,15 @@ def report(config: ReportConfig) -> Path:
                 asdict(row) | {"verdict": row.verdict, "title": row.title, "lower_is_better": not row.higher_is_better}
                 for row in rows
             ],
+            "models": manifest["models"],
             "seconds": timings,
             "version": package_version("sdrrl-trl"),
         },
     )
     plot(rows, folder / "report.png")
     path = folder / "report.md"
-    write_atomic(path, _markdown(rows, timings))
+    models = {name: manifest["models"][name] for name in (config.base, config.tuned)}
+    write_atomic(path, _markdown(rows, timings, models))
     return path
 
 
@@ -164,14 +168,15 @@ def format_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _markdown(rows: list[Row], timings: dict[str, float]) -> str:
+def _markdown(rows: list[Row], timings: dict[str, float], models: dict[str, str]) -> str:
     parts = [
         "# Base against tuned",
+        "\n".join(f"* {role}: `{path}`" for role, path in zip(("base", "tuned"), models.values(), strict=True)),
         format_table(rows),
         "↑ higher is better, ↓ lower is better. Intervals: paired bootstrap over the items, 1,000 resamples. The "
         "held-out answers are the initial model's own answers, translated for the target language. In the source "
         "language chrF++ therefore compares the base model with itself: it says how much the tuned model words its "
-        "answers differently, not whether they are worse. The bits per byte say how likely it still finds the old ones.",
+        "answers differently, not whether they are worse. The bits per byte say how likely it still finds the old.",
         "![Base against tuned](report.png)",
     ]
     if timings:

@@ -55,9 +55,9 @@ def train(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
     done = folder / "training.json"
     transfer_set = Path(script_args.transfer_set)
     manifest = load_manifest(transfer_set)
+    check_output_dir(folder, needed_bytes=2_000_000_000)
     if script_args.overwrite_stage == "train":
         clear_stage(folder)
-    check_output_dir(folder, needed_bytes=2_000_000_000)
     given = training_args.to_dict() | vars(model_args)
     options = {name: given[name] for name in _RESULT_OPTIONS} | {"transfer_set": manifest["sha256"]["train.parquet"]}
     check_options(folder, options, "train")

@@ -51,6 +51,7 @@ def build_transfer_set(
         `SDRRLError`: for bad input, before any model is loaded.
     """
     plan = Plan(config)
+    plan.clear()
     if plan.is_done():
         print(f"build: {plan.folder} is complete, nothing to do", file=sys.stderr)
         return plan.folder
@@ -66,21 +67,17 @@ def build_transfer_set(
 
         translator = FastTranslate()
 
-    store = Store(plan.stages / "generate", plan.generate_options)
-    with timed(clock, "generate"):
+    with Store(plan.stages / "generate", plan.generate_options) as store, timed(clock, "generate"):
         answers = generate_answers(plan.seeds, generator, store, config.system_prompt, config.batch_size)
-    store.close()
     rejected: list[dict[str, Any]] = []
     good = _filter_answers(plan.seeds, answers, config.source_language, rejected)
 
-    store = Store(plan.stages / "translate", plan.translate_options)
-    translations = Translations(store, config.source_language)
     texts = [text for seed in good for text in (seed.question, answers[seed.id].text)]
-    with timed(clock, "translate"):
+    with Store(plan.stages / "translate", plan.translate_options) as store, timed(clock, "translate"):
+        translations = Translations(store, config.source_language)
         for target in config.target_languages:
             translations.run(texts, translator, target)
     items = [_item(seed, answers[seed.id].text, translations, config, rejected) for seed in good]
-    store.close()
 
     with timed(clock, "mix"):
         train, test = _split_and_mix(items, plan.sentences, config)
@@ -106,13 +103,18 @@ class Plan:
         languages = [config.source_language, *config.target_languages]
         self.sentences = read_parallel(config.parallel, languages) if config.parallel else []
         check_output_dir(self.folder, needed_bytes=50_000_000 + 20_000 * len(self.seeds) * len(languages))
-        if config.overwrite_stage in ("generate", "translate"):
-            clear_stage(self.stages / config.overwrite_stage)
-        if config.overwrite_stage:
-            clear_stage(self.stages / "mix")
+        # The mix follows from the other two stages, so it is done again with each of them
+        self.again = {config.overwrite_stage, "mix"} if config.overwrite_stage else set()
+        options = {"generate": self.generate_options, "translate": self.translate_options, "mix": self.mix_options}
+        for stage in options.keys() - self.again:
+            check_options(self.stages / stage, options[stage], stage)
+
+    def clear(self) -> None:
+        """Deletes the stages that are to be done again."""
+        if self.again:
             (self.folder / "manifest.json").unlink(missing_ok=True)
-        for stage in ("generate", "translate", "mix"):
-            check_options(self.stages / stage, getattr(self, f"{stage}_options"), stage)
+        for stage in self.again:
+            clear_stage(self.stages / stage)
 
     @property
     def generate_options(self) -> dict[str, Any]:

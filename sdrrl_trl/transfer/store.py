@@ -33,10 +33,14 @@ class Store:
     def __init__(self, folder: Path, options: dict[str, Any], rank: int = 0):
         self.folder = folder
         record_options(folder, options, stage=folder.name)
-        # Rollback journal and full sync: WAL does not work on network file systems
-        self._connection = sqlite3.connect(folder / f"rank_{rank}.sqlite", timeout=2.0)
+        self._path = folder / f"rank_{rank}.sqlite"
+        self._connection = sqlite3.connect(self._path, timeout=2.0)
         try:
+            # Rollback journal and full sync: WAL does not work on network file systems. The lock is kept until
+            # `close`, so that the same command started twice does not do everything twice.
             self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._connection.execute("BEGIN EXCLUSIVE")
             self._connection.execute("CREATE TABLE IF NOT EXISTS rows (id TEXT PRIMARY KEY, payload TEXT, hash TEXT)")
             self._connection.commit()
         except sqlite3.OperationalError as error:
@@ -44,21 +48,29 @@ class Store:
                 f"{folder} is in use ({error}). Is the same command running twice? Wait for it or stop it."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise self._damaged(folder / f"rank_{rank}.sqlite", error) from error
+            raise self._damaged(self._path, error) from error
 
     def put(self, rows: dict[str, Any]) -> None:
         """Commits a batch of finished units, all or none of them. `rows` maps ids to JSON values."""
         payloads = {id: json.dumps(value, ensure_ascii=False) for id, value in rows.items()}
-        with self._connection:
-            self._connection.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?)",
-                [(id, payload, sha256(id + payload)) for id, payload in payloads.items()],
-            )
+        try:
+            with self._connection:
+                self._connection.executemany(
+                    "INSERT INTO rows VALUES (?, ?, ?)",
+                    [(id, payload, sha256(id + payload)) for id, payload in payloads.items()],
+                )
+        except sqlite3.OperationalError as error:
+            raise SDRRLError(
+                f"Cannot write to {self._path}: {error}. What was finished before is kept; make room and run the same "
+                "command again."
+            ) from error
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Goes through the finished units of all processes."""
         for path in sorted(self.folder.glob("rank_*.sqlite")):
-            connection = sqlite3.connect(path, timeout=2.0)  # not read-only: a journal left behind must roll back
+            own = path == self._path
+            # not read-only: a journal left behind by a killed process must roll back
+            connection = self._connection if own else sqlite3.connect(path, timeout=2.0)
             try:
                 for id, payload, digest in connection.execute("SELECT id, payload, hash FROM rows"):
                     if sha256(id + payload) != digest:
@@ -67,10 +79,18 @@ class Store:
             except sqlite3.DatabaseError as error:
                 raise self._damaged(path, error) from error
             finally:
-                connection.close()
+                if not own:
+                    connection.close()
 
     def close(self) -> None:
+        """Releases the lock, so that another process can go on."""
         self._connection.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _damaged(self, path: Path, why: object) -> SDRRLError:
         return SDRRLError(
