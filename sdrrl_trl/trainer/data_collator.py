@@ -9,16 +9,18 @@ from trl.trainer.utils import pad
 @dataclass
 class DataCollatorForSDRRL(DataCollatorForLanguageModeling):
     """
-    Data collator of [`SDRRLTrainer`]: that of [`~trl.SFTTrainer`] with one more key, `group_ids`.
+    Data collator of [`SDRRLTrainer`]: that of [`~trl.SFTTrainer`] with two more keys of the shape of `input_ids`.
 
     `group_ids` holds, for each token, the index of its row's (kind, question language, answer language) in the
-    trainer's table. It is padded with 0, or concatenated when padding-free, as `input_ids` is.
+    trainer's table. `label_bytes` holds the length of the row's supervised text in UTF-8 bytes at its last supervised
+    token, 0 elsewhere. Both are padded with 0, or concatenated when padding-free.
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output = super().torch_call(examples)
-        group_ids = [torch.tensor(example["group_ids"]) for example in examples]
-        if self.padding_free:
-            group_ids = [torch.cat(group_ids)]
-        output["group_ids"] = pad(group_ids, 0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+        for key in ("group_ids", "label_bytes"):
+            values = [torch.tensor(example[key]) for example in examples]
+            if self.padding_free:
+                values = [torch.cat(values)]
+            output[key] = pad(values, 0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
         return output

@@ -1,27 +1,60 @@
+import copy
+import math
 import textwrap
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
+from peft import PeftModel, PromptLearningConfig
+from transformers import AutoModelForCausalLM
 from trl import SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
+from trl.models import prepare_deepspeed, prepare_fsdp
 
+from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.data_collator import DataCollatorForSDRRL
+from sdrrl_trl.trainer.groups import NO_GROUPS, group_table, group_weights
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
+from sdrrl_trl.trainer.teacher import add_distillation, base_of, check_vocabulary, copy_adapter, teacher_states
 from sdrrl_trl.utils import SDRRLError
 
 
-GROUP_COLUMNS = ("kind", "question_language", "answer_language")
+_INITIAL_ADAPTER = "initial"
 
 
 class SDRRLTrainer(SFTTrainer):
     """
     Trainer for self-distillation from resource-rich languages (SDRRL, https://huggingface.co/papers/2402.12204).
 
-    It trains as [`~trl.SFTTrainer`] does, with the same arguments in the same order. If the training data has the
-    columns `kind`, `question_language` and `answer_language` of a transfer set, it also logs, exactly and under
-    packing too, the mean loss per token of each kind (`nll/<kind>`) and of each answer language (`nll/<language>`).
+    It takes the arguments of [`~trl.SFTTrainer`] in the same order, and trains exactly as it does unless
+    [`SDRRLConfig`] asks for more. If the data have the columns `kind`, `question_language` and `answer_language` of a
+    transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the share of
+    the
+    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`), and for each language the
+    bits per UTF-8 byte of the supervised text (`bpb/<language>`), the loss that can be compared across scripts. All
+    are sums over the tokens since the last log, exact under packing, accumulation and over processes.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to train, see [`~trl.SFTTrainer`].
+        args ([`SDRRLConfig`], *optional*):
+            Configuration. If `None`, a default one.
+        data_collator ([`DataCollatorForSDRRL`], *optional*):
+            Leave it out: the trainer makes the one that fits the configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            A transfer set, or any data set that [`~trl.SFTTrainer`] takes.
+        eval_dataset (`Dataset`, `IterableDataset` or `dict` of them, *optional*):
+            Data to evaluate on; with a `dict`, each set has its own `eval_<key>_loss`.
+        *positional, **kwargs:
+            The other arguments of [`~trl.SFTTrainer`].
+        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            Frozen initial model for `kl_coef`. Not needed with PEFT, where the adapter is turned off instead (or, if
+            the model came with a trained adapter, a copy of that is used), nor if `model` is a path.
+
+    Raises:
+        `SDRRLError`: before the first step, if options and data do not fit.
 
     Example:
 
@@ -59,7 +92,17 @@ class SDRRLTrainer(SFTTrainer):
             }"""),
     }
 
-    def __init__(self, model, args=None, data_collator=None, train_dataset=None, *pos_args, **kwargs):
+    def __init__(
+        self,
+        model,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *positional,
+        ref_model=None,
+        **kwargs,
+    ):
         if args is None:
             args = SDRRLConfig(output_dir="sdrrl_output")
         if not isinstance(args, SDRRLConfig):
@@ -67,37 +110,96 @@ class SDRRLTrainer(SFTTrainer):
                 f"`args` must be an `SDRRLConfig`, got `{type(args).__name__}`. It takes the same parameters."
             )
         if data_collator is not None:
+            raise SDRRLError("SDRRLTrainer makes its own collator, which carries the rows' provenance. Leave it out.")
+        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise SDRRLError(
-                "SDRRLTrainer needs its own collator, which carries the rows' provenance. Leave `data_collator` out."
+                "`skip_prepare_dataset` would skip the step that notes each token's kind and language. Leave "
+                "it out: data with `input_ids` and `labels` are taken as they are."
             )
-        if isinstance(train_dataset, IterableDataset):
-            raise SDRRLError(
-                "SDRRLTrainer does not support streaming data sets. Load the data with `streaming=False`."
-            )
-        self._groups = _group_table(train_dataset)
-        self._group_sums: dict[str, torch.Tensor] = {}
-        super().__init__(model, args, None, train_dataset, *pos_args, **kwargs)
+        self._groups = group_table(args, train_dataset, eval_dataset)
+        self._group_weights = group_weights(self._groups, args)
+        self._sums: dict[str, torch.Tensor] = {}
+        came_with_adapter = isinstance(model, PeftModel)
+        model_path = model if isinstance(model, str) else None
+
+        super().__init__(model, args, None, train_dataset, eval_dataset, *positional, **kwargs)
+
+        self._check_supported()
         # SFTTrainer refuses a custom collator with packing, so extend the one it has built
         self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
+        self.ref_model, self._teacher_adapter = None, None
+        if self.args.kl_coef > 0:
+            self._prepare_teacher(ref_model, model_path, came_with_adapter)
+
+    def _check_supported(self) -> None:
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise SDRRLError(
+                "Context and sequence parallelism split each row over processes, past the kinds and languages of its "
+                "tokens. Use data parallelism, FSDP or DeepSpeed ZeRO."
+            )
+        if self._is_vision_dataset:
+            raise SDRRLError("SDRRLTrainer trains on text only, the data set has images. Use `SFTTrainer` for it.")
+        adapters = self.model.peft_config.values() if isinstance(self.model, PeftModel) else []
+        if any(isinstance(adapter, PromptLearningConfig) for adapter in adapters):
+            raise SDRRLError(
+                "Prompt-learning adapters put virtual tokens before each row, so that tokens and their kinds "
+                "no longer match. Use LoRA."
+            )
+        if (self.args.kl_coef or self._group_weights is not None) and self.compute_loss_func is not None:
+            raise SDRRLError(
+                "`compute_loss_func` replaces the loss that weights and `kl_coef` belong to. Leave it out."
+            )
+        if self.args.kl_coef and self.aux_loss_enabled:
+            raise SDRRLError(
+                "`kl_coef` does not support mixture-of-experts models with a router loss. Set "
+                "`router_aux_loss_coef=0.0` or `kl_coef=0.0`."
+            )
+
+    def _prepare_teacher(self, ref_model: Any, model_path: str | None, came_with_adapter: bool) -> None:
+        student = base_of(self.model)
+        add_distillation(student)
+        if ref_model is None and isinstance(self.model, PeftModel):
+            if came_with_adapter:  # without its adapter, the model would not be the initial one
+                copy_adapter(self.model, _INITIAL_ADAPTER)
+                self._teacher_adapter = _INITIAL_ADAPTER
+            return
+        ref_model = ref_model or model_path
+        if ref_model is None:
+            raise SDRRLError(
+                "`kl_coef` needs the frozen initial model: give it as `ref_model` (path or model), train with a "
+                "`peft_config`, or give `model` as a path."
+            )
+        if isinstance(ref_model, str):
+            ref_model = AutoModelForCausalLM.from_pretrained(
+                ref_model, dtype=student.dtype, attn_implementation=student.config._attn_implementation
+            )
+        if ref_model is self.model:
+            raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
+        check_vocabulary(student, ref_model)
+        ref_model.requires_grad_(False)
+        add_distillation(ref_model)
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(ref_model, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(ref_model, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "group_ids" in get_dataset_column_names(dataset):  # `evaluate` on a dict prepares its data sets twice
             return dataset
-        # The parent keeps only `input_ids` and `labels` when it packs: pack here, with one more per-token column
-        dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
-        ids = {group: index for index, group in enumerate(self._groups)}
-
-        def add_group_ids(row: dict[str, Any]) -> dict[str, Any]:
-            group = tuple(row.get(column) for column in GROUP_COLUMNS)
-            if group not in ids:
-                raise SDRRLError(
-                    f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
-                    "which the training data has not. Add such a row there, or remove these."
-                )
-            return {"group_ids": [ids[group]] * len(row["input_ids"])}
-
-        other = [name for name in get_dataset_column_names(dataset) if name not in ("input_ids", "labels")]
-        dataset = dataset.map(add_group_ids, remove_columns=other)
+        unpacked = copy.copy(args)
+        if packing:
+            if args.max_length is None:
+                raise SDRRLError("`packing` needs `max_length`, the length of the packed rows. Set it.")
+            unpacked.max_length = None  # `pack_dataset` cuts, as in the parent
+        n_rows = len(dataset) if isinstance(dataset, Dataset) else None
+        # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
+        dataset = super()._prepare_dataset(dataset, processing_class, unpacked, False, formatting_func, dataset_name)
+        if self._groups != NO_GROUPS and n_rows is not None and len(dataset) < n_rows:  # dropped by the parent
+            raise nothing_supervised(dataset_name, args.max_length)
+        dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, args.max_length)
         if not packing:
             return dataset
         dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
@@ -105,43 +207,111 @@ class SDRRLTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if "group_ids" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "group_ids"]
+        for name in ("group_ids", "label_bytes"):
+            if name not in self._signature_columns:
+                self._signature_columns = [*self._signature_columns, name]
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if self._group_weights is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        # The loss is a weighted mean: its divisor is the sum of the weights
+        total = sum(
+            (self._group_weights[batch["group_ids"][:, 1:].cpu()] * (batch["labels"][:, 1:] != -100).cpu()).sum()
+            for batch in batch_samples
+        )
+        total = torch.as_tensor(total).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
-        group_ids = inputs.pop("group_ids")[:, 1:]
-        seen = {}
+        group_ids, label_bytes = inputs.pop("group_ids")[:, 1:], inputs.pop("label_bytes")[:, 1:]
+        weights = None if self._group_weights is None else self._group_weights.to(group_ids.device)[group_ids]
+        seen: dict[str, torch.Tensor] = {}
 
-        def recording_model(**model_inputs):  # the parent only calls the model: keep its per-token outputs
-            seen["outputs"] = model(**model_inputs)
-            return seen["outputs"]
+        def recording_model(**model_inputs):
+            # `SFTTrainer.compute_loss` only calls the model: what it gets back has the weights and the divergence in
+            # it, so that normalisation, accumulation and scaling stay TRL's
+            if "fused_lm_head" not in model_inputs:
+                return model(**model_inputs)
+            mask = model_inputs["labels"][:, 1:] != -100
+            scaled = weights
+            if weights is not None and num_items_in_batch is None:  # the parent then divides by the number of tokens
+                scaled = weights * (mask.sum() / (weights * mask).sum().clamp(min=1))
+            if self.args.kl_coef > 0:
+                outputs = self._distill(model, model_inputs, mask, scaled)
+                seen["nll"], seen["kl"] = outputs.nll, outputs.kl
+            else:
+                outputs = model(**model_inputs)
+                seen["nll"], seen["kl"] = -outputs.log_probs.detach(), torch.zeros_like(outputs.log_probs)
+                if scaled is not None:
+                    outputs.log_probs = outputs.log_probs * scaled
+            seen["mask"] = outputs.label_mask
+            return outputs
 
         loss = super().compute_loss(recording_model, inputs, return_outputs, num_items_in_batch)
-        mask, nll = seen["outputs"].label_mask, -seen["outputs"].log_probs
-        values = torch.stack([nll, mask.to(nll)], dim=-1).detach()[mask].float()
-        sums = torch.zeros(len(self._groups), 2, device=nll.device).index_add_(0, group_ids[mask], values)
-        # `reduce`, not `gather_for_metrics`, which cuts the gathered tensor on the last batch
-        sums = self.accelerator.reduce(sums, reduction="sum").cpu()
-        self._group_sums[mode] = self._group_sums.get(mode, 0) + sums
+        columns = [seen["nll"], seen["kl"], seen["mask"], label_bytes * seen["mask"]]
+        values = torch.stack([column.float().flatten() for column in columns], dim=-1)
+        sums = values.new_zeros(len(self._groups), len(columns)).index_add_(0, group_ids.flatten(), values)
+        self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
         return loss
+
+    def _distill(self, model, inputs: dict[str, Any], mask: torch.Tensor, weights: torch.Tensor | None):
+        teacher_inputs = {name: value for name, value in inputs.items() if name != "fused_lm_head"}
+        teacher, head = teacher_states(self.model, self.ref_model, self._teacher_adapter, teacher_inputs)
+        options = {
+            "teacher": teacher,
+            "teacher_head": head,
+            "weights": torch.ones(len(teacher), device=teacher.device) if weights is None else weights[mask],
+            "kl_coef": self.args.kl_coef,
+            "direction": self.args.kl_direction,
+            "temperature": self.args.kl_temperature,
+            "token_weights": self.args.kl_token_weights,
+        }
+        return model(**inputs, distillation=options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        sums = self._group_sums.pop(mode, None)
-        if sums is not None and self._groups != [(None, None, None)]:
-            totals = defaultdict(lambda: torch.zeros(2))
-            for (kind, _, answer_language), group_sum in zip(self._groups, sums, strict=True):
-                totals[kind] += group_sum
-                totals[answer_language] += group_sum
-            for name, (nll, count) in totals.items():
-                if count > 0:
-                    self._metrics[mode][f"nll/{name}"].append((nll / count).item())
+        if mode in self._sums:
+            # One reduction a log, of the same shape on every rank. Not `gather_for_metrics`, which cuts the last batch
+            sums = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").double().cpu()
+            if self._groups != NO_GROUPS:
+                for name, value in self._group_metrics(sums).items():
+                    self._metrics[mode][name].append(value)
         super().log(logs, start_time)
 
+    def _group_metrics(self, sums: torch.Tensor) -> dict[str, float]:
+        kinds, languages = defaultdict(lambda: torch.zeros(4).double()), defaultdict(lambda: torch.zeros(4).double())
+        for (kind, _, answer_language), group_sums in zip(self._groups, sums, strict=True):
+            kinds[kind] += group_sums
+            languages[answer_language] += group_sums
+        metrics, total = {}, sums[:, 2].sum()
+        for name, (nll, kl, n_tokens, _) in [*kinds.items(), *languages.items()]:
+            if n_tokens > 0:
+                metrics[f"nll/{name}"] = (nll / n_tokens).item()
+                metrics[f"share/{name}"] = (n_tokens / total).item()
+                if self.args.kl_coef > 0:
+                    metrics[f"kl/{name}"] = (kl / n_tokens).item()
+        for language, (nll, _, _, n_bytes) in languages.items():
+            if n_bytes > 0:
+                metrics[f"bpb/{language}"] = (nll / n_bytes).item() / math.log(2)
+        return metrics
 
-def _group_table(dataset: Dataset) -> list[tuple[str | None, ...]]:
-    """All (kind, question language, answer language) of a data set, the same on every rank."""
-    if not isinstance(dataset, Dataset) or not set(GROUP_COLUMNS) <= set(dataset.column_names):
-        return [(None, None, None)]
-    return sorted(set(zip(*(dataset[column] for column in GROUP_COLUMNS), strict=True)))
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if resume_from_checkpoint is True:  # transformers takes the newest, which a kill may have left half-written
+            resume_from_checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise SDRRLError(
+                    f"There is no complete checkpoint in {self.args.output_dir}. Leave "
+                    "`resume_from_checkpoint` out to start anew."
+                )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and self._groups != NO_GROUPS:
+            lines = ["## Training data", "", "| kind | question | answer |", "| --- | --- | --- |"]
+            lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups]
+            path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")

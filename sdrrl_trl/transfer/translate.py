@@ -62,6 +62,8 @@ class Translations:
             ((key, text) for key, text in wanted.items() if key not in self._done),
             key=lambda unit: (len(unit[1]), unit[1]),
         )
+        if not pending:
+            return
         batches = [pending[i : i + BATCH_SIZE] for i in range(0, len(pending), BATCH_SIZE)]
         done = len(wanted) - len(pending)
         for batch in progress([(len(b), b) for b in batches], len(wanted), what, "segments", done=done):

@@ -1,0 +1,200 @@
+"""The frozen teacher, and the forward pass that compares the student with it."""
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from sdrrl_trl.trainer.divergence import Head, chunked_distillation, dpsw_weights
+from sdrrl_trl.utils import SDRRLError
+
+
+@dataclass
+class DistillationOutput(ModelOutput):
+    """
+    What the student's forward returns instead of logits; the fields that [`~trl.SFTTrainer`] reads, and two more.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(1,)`):
+            Minus the weighted sum of the loss, for `SFTTrainer` to sum, normalise and scale.
+        entropy (`torch.Tensor` of shape `(B, L - 1)`): Entropy of each next-token distribution, 0 where ignored.
+        is_top1 (`torch.Tensor` of shape `(B, L - 1)`): Whether the label is the most likely token.
+        label_mask (`torch.Tensor` of shape `(B, L - 1)`): Whether the label counts.
+        nll (`torch.Tensor` of shape `(B, L - 1)`): Negative log-likelihood, without gradient, 0 where ignored.
+        kl (`torch.Tensor` of shape `(B, L - 1)`): KL divergence, without gradient, 0 where ignored.
+    """
+
+    log_probs: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    is_top1: torch.Tensor | None = None
+    label_mask: torch.Tensor | None = None
+    nll: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+
+
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT model."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def add_distillation(model: PreTrainedModel) -> None:
+    """
+    Adds two modes to `model.forward`, beside the ones it has. As with TRL's fused head, going through `forward` keeps
+    the wrappers (DDP, FSDP, DeepSpeed) and PEFT working.
+
+    * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
+    shape
+      `(N, H)`, and the [`Head`];
+    * `model(..., labels=labels, distillation=options)` returns a [`DistillationOutput`].
+    """
+    text_config = model.config.get_text_config()
+    scale, cap = logit_scale(text_config), text_config.to_dict().get("final_logit_softcapping")
+    original_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
+    def forward(self, *args, distillation=None, hidden_states_only=False, **kwargs):
+        if distillation is None and not hidden_states_only:
+            return original_forward(*args, **kwargs)
+        kwargs.pop("fused_lm_head", None)
+        labels = kwargs.pop("labels")[:, 1:]
+        mask = labels != -100
+        # Looked up on each call, since FSDP and PEFT replace backbone and head after patching
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1][mask]
+        linear = self.get_output_embeddings()
+        weight, bias = linear.weight, linear.bias
+        if isinstance(weight, DTensor):  # FSDP2 shards the head, the hidden states are whole
+            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        with maybe_gather_lm_head_ctx(weight, bias):
+            if hidden_states_only:
+                # A copy only where ZeRO-3 takes the weight apart again
+                whole = weight.detach() if weight is linear.weight else weight
+                return hidden, Head(whole, bias, scale, cap)
+            return _compare(hidden, Head(weight, bias, scale, cap), labels[mask], mask, **distillation)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _compare(
+    hidden: torch.Tensor,
+    head: Head,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    teacher: torch.Tensor,
+    teacher_head: Head,
+    weights: torch.Tensor,
+    kl_coef: float,
+    direction: str,
+    temperature: float,
+    token_weights: str | None,
+) -> DistillationOutput:
+    kl_weights = kl_coef * weights
+    if token_weights == "dpsw":
+        kl_weights = kl_weights * dpsw_weights(hidden, head, labels, teacher, teacher_head)
+    result = chunked_distillation(
+        hidden, head, labels, teacher, teacher_head, weights, kl_weights, direction, temperature
+    )
+    entropy, is_top1, nll, kl = (
+        values.new_zeros(mask.shape).masked_scatter(mask, values)
+        for values in (result.entropy, result.is_top1, result.nll, result.kl)
+    )
+    return DistillationOutput(-result.total[None], entropy, is_top1, mask, nll, kl)
+
+
+def logit_scale(config: Any) -> float:
+    """
+    Factor that a model applies to its logits (Cohere, Falcon-H1, Granite, ...), 1.0 for most.
+
+    The names are those of the models' transformers configurations, as TRL reads them for its fused head.
+    """
+    values = config.to_dict()
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if values.get(name) is not None:
+            return float(values[name])
+    if values.get("logits_scaling") is not None:
+        return values["logits_scaling"] if config.model_type == "hyperclovax" else 1 / values["logits_scaling"]
+    return 1.0
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no gradient checkpointing inside; every module is afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def adapter_active(model: PeftModel, name: str | None) -> Iterator[None]:
+    """The named adapter alone is active inside, no adapter for `None`."""
+    if name is None:
+        with model.disable_adapter():
+            yield
+        return
+    previous = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(previous)
+
+
+def copy_adapter(model: PeftModel, name: str) -> None:
+    """Adds a frozen copy of the active adapter under another name."""
+    active = model.active_adapter
+    model.add_adapter(name, model.peft_config[active])
+    for parameter_name, parameter in list(model.named_parameters()):
+        if f".{active}." in parameter_name:
+            copy = model.get_parameter(parameter_name.replace(f".{active}.", f".{name}."))
+            copy.data.copy_(parameter.data)
+            copy.requires_grad_(False)
+
+
+@torch.no_grad()
+def teacher_states(
+    model: torch.nn.Module, ref_model: torch.nn.Module | None, adapter: str | None, inputs: dict[str, Any]
+) -> tuple[torch.Tensor, Head]:
+    """
+    Last hidden states and head of the frozen initial model.
+
+    Args:
+        model (`torch.nn.Module`):
+            The student, whose adapters are the difference to the teacher, if there is no `ref_model`.
+        ref_model (`torch.nn.Module`, *optional*):
+            The teacher.
+        adapter (`str`, *optional*):
+            Adapter of `model` that makes it the teacher. `None` for no adapter.
+        inputs (`dict[str, Any]`):
+            Model inputs with labels.
+    """
+    teacher = model if ref_model is None else ref_model
+    switch = adapter_active(model, adapter) if ref_model is None else nullcontext()
+    with evaluation_mode(teacher), switch:
+        return teacher(**inputs, hidden_states_only=True)
+
+
+def check_vocabulary(model: PreTrainedModel, ref_model: PreTrainedModel) -> None:
+    """
+    Refuses a teacher with another vocabulary.
+
+    Raises:
+        `SDRRLError`: if the sizes of the vocabularies differ.
+    """
+    sizes = [m.config.get_text_config().vocab_size for m in (model, ref_model)]
+    if sizes[0] != sizes[1]:
+        raise SDRRLError(
+            f"`ref_model` has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their "
+            "distributions cannot be compared. The teacher is the initial model itself; give that."
+        )

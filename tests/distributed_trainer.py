@@ -1,0 +1,73 @@
+"""Run under torchrun by test_distributed.py: trains each case and writes what was logged."""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig
+from test_trainer import rows
+
+from sdrrl_trl import SDRRLConfig, SDRRLTrainer
+
+
+WEIGHTS = {"kind_weights": {"target": 2.0, "translation": 0.5}}
+
+
+def one_language_a_rank() -> Dataset:
+    """With two processes, each step gives one of them rows of only one answer language."""
+    data = rows()
+    order = [i for pair in zip(range(0, 16, 2), range(1, 16, 2), strict=True) for i in pair]
+    english = [i for i in order if data[i]["answer_language"] == "en"]
+    portuguese = [i for i in order if data[i]["answer_language"] == "pt"]
+    return data.select([i for k in range(0, 8, 4) for i in (*english[k : k + 4], *portuguese[k : k + 4])])
+
+
+CASES = {
+    "plain": {},
+    "weights": WEIGHTS,
+    "weights, lora": {**WEIGHTS, "peft": True},
+    "kl, full": {"kl_coef": 0.5},
+    "kl, lora, weights": {**WEIGHTS, "kl_coef": 0.5, "peft": True},
+    "one language a rank": {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"},
+}
+
+
+def run(case: str, model: str, folder: Path, world_size: int) -> dict:
+    options = dict(CASES[case])
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "up_proj"]) if options.pop("peft", False) else None
+    dataset = options.pop("dataset", rows)()
+    args = SDRRLConfig(
+        output_dir=str(folder / "out"),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        max_steps=3,
+        logging_steps=1,
+        save_strategy="no",
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=8 // world_size,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        **options,
+    )
+    trainer = SDRRLTrainer(model, args, train_dataset=dataset, peft_config=lora)
+    assert trainer.accelerator.num_processes == world_size
+    trainer.train()
+    sums = {name: parameter.detach().double().sum().item() for name, parameter in trainer.model.named_parameters()}
+    names = ("loss", "grad_norm")
+    logs = [
+        {name: value for name, value in entry.items() if name in names or "/" in name}
+        for entry in trainer.state.log_history[:3]
+    ]
+    return {"logs": logs, "parameters": sums}
+
+
+if __name__ == "__main__":
+    model, folder, world_size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    results = {case: run(case, model, folder, world_size) for case in CASES}
+    import torch.distributed as dist
+
+    if world_size == 1 or dist.get_rank() == 0:
+        (folder / f"{world_size}.json").write_text(json.dumps(results))
