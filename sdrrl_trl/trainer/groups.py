@@ -88,8 +88,8 @@ def group_weights(groups: list[Group], args: "SDRRLConfig") -> torch.Tensor | No
 
 def nothing_supervised(dataset_name: str, max_length: int | None) -> SDRRLError:
     return SDRRLError(
-        f"The {dataset_name} data set has rows without a supervised token within `max_length` ({max_length}): they would "
-        "train nothing. Their question alone may be too long. Raise `max_length`, or remove such rows."
+        f"The {dataset_name} data set has rows without a supervised token within `max_length` ({max_length}): they "
+        "would train nothing. Their question alone may be too long. Raise `max_length`, or remove such rows."
     )
 
 
@@ -132,9 +132,9 @@ def add_provenance(
         for group in found:
             if group not in ids:
                 raise SDRRLError(
-                    f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, which "
-                    "neither the training nor the evaluation data given to the trainer have. Give it as `eval_dataset`, "
-                    "declare it in `groups`, or remove these rows."
+                    f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
+                    "which neither the training nor the evaluation data given to the trainer have. Give it as "
+                    "`eval_dataset`, declare it in `groups`, or remove these rows."
                 )
         sizes = [len(row) for row in rows["input_ids"]]
         return {

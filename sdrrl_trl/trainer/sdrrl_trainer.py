@@ -15,7 +15,13 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.data_collator import DataCollatorForSDRRL
-from sdrrl_trl.trainer.groups import NO_GROUPS, group_table, group_weights
+from sdrrl_trl.trainer.groups import (
+    NO_GROUPS,
+    add_provenance,
+    group_table,
+    group_weights,
+    nothing_supervised,
+)
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import add_distillation, base_of, check_vocabulary, copy_adapter, teacher_states
 from sdrrl_trl.utils import SDRRLError
