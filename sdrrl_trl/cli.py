@@ -1,6 +1,7 @@
 """The command `sdrrl`. Heavy imports wait until a stage needs them."""
 
 import argparse
+import difflib
 import errno
 import os
 import sys
@@ -15,34 +16,72 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     Instances of option classes, from a YAML section and command-line arguments, which win.
 
     Raises:
-        `SDRRLError`: for unknown options.
+        `SDRRLError`: for unknown options, and for values of a wrong type.
     """
     from trl.scripts.utils import TrlParser
 
     from sdrrl_trl.utils import SDRRLError
 
     parser = TrlParser(dataclasses, prog=prog)
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(section) - known)
-    if unknown:
-        raise SDRRLError(f"Unknown options in the configuration of `{prog}`: {', '.join(unknown)}.")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help" and action.nargs != 0}
+    for name, value in section.items():
+        if name not in actions:
+            close = difflib.get_close_matches(str(name), actions, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise SDRRLError(f"Unknown option `{name}` in the configuration of `{prog}`.{hint}")
+        section = section | {name: _typed(name, value, actions[name])}
+    missing = [name for name, action in actions.items() if action.required and name not in section]
+    if section and missing and not arguments:
+        raise SDRRLError(
+            f"The configuration of `{prog}` lacks {', '.join(f'`{name}`' for name in missing)}. Set them."
+        )
     parser.set_defaults_with_config(**section)
     try:
         return parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
     except SDRRLError:
         raise
-    except ValueError as error:
-        raise SDRRLError(str(error)) from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise SDRRLError(f"{prog}: {error}") from error
+
+
+def _typed(name: str, value: Any, action: argparse.Action) -> Any:
+    """A value from a YAML file, checked as argparse checks one from the command line."""
+    from sdrrl_trl.utils import SDRRLError
+
+    if value is None:
+        if action.required or action.default is not None:
+            raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
+        return None
+    if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
+        if action.type in (int, float, str) and action.nargs != "+" and not _takes_collections(action):
+            raise SDRRLError(f"`{name}` must be a single value, got {value!r}.")
+        return value
+    values = [value] if action.nargs == "+" and not isinstance(value, list) else value
+    for item in values if isinstance(values, list) else [values]:
+        try:
+            if isinstance(item, list | dict) or item is None or (action.type is str and isinstance(item, bool)):
+                raise ValueError("put it in quotes if it is text" if isinstance(item, bool) else "not a single value")
+            converted = action.type(str(item)) if action.type else item
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise SDRRLError(f"`{name}`: {item!r} is not a valid value ({error}).") from error
+        if action.choices is not None and converted not in action.choices:
+            raise SDRRLError(f"`{name}`: {item!r} is not one of {', '.join(map(str, action.choices))}.")
+    return values if isinstance(values, list) or isinstance(values, bool) else str(values)
+
+
+def _takes_collections(action: argparse.Action) -> bool:
+    """Options declared as `dict | str` or `list | str`, which the parser reads as text on the command line."""
+    return action.dest in ("proportions", "kind_weights", "language_weights", "groups") or action.dest.endswith(
+        ("_kwargs", "_config", "report_to", "fsdp")
+    )
 
 
 def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
     """Parses `--config FILE` and the options of one command."""
-    section = {}
-    if "--config" in arguments:
-        index = arguments.index("--config")
-        section = read_yaml(arguments[index + 1] if index + 1 < len(arguments) else "")
-        arguments = arguments[:index] + arguments[index + 2 :]
-    return parse(dataclasses, section, arguments, prog)
+    config = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    found, rest = config.parse_known_args(arguments)
+    return parse(dataclasses, read_yaml(found.config) if found.config is not None else {}, rest, prog)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -96,7 +135,12 @@ def _report(arguments: list[str]) -> None:
     from sdrrl_trl.evaluation.report import ReportConfig, report
 
     (config,) = _with_config((ReportConfig,), arguments, "sdrrl report")
-    print(f"Report: {report(config)}")
+    _print_report(report(config))
+
+
+def _print_report(path: Path) -> None:
+    table = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    print("\n".join(["", *table, "", f"Report: {path}"]))
 
 
 def _run(arguments: list[str]) -> None:
@@ -107,7 +151,8 @@ def _run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import run
 
-    run(read_yaml(options.config), Path(options.config).parent, Path(options.output_dir), options.overwrite_stage)
+    config, folder = read_yaml(options.config), Path(options.config).parent
+    _print_report(run(config, folder, Path(options.output_dir), options.overwrite_stage))
 
 
 def _demo(arguments: list[str]) -> None:
@@ -118,7 +163,7 @@ def _demo(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import demo
 
-    demo(options.model, Path(options.output_dir), options.overwrite_stage)
+    _print_report(demo(options.model, Path(options.output_dir), options.overwrite_stage))
 
 
 def _tasks(arguments: list[str]) -> None:
@@ -182,5 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.", file=sys.stderr)
+        without = " (without `--overwrite_stage`)" if "--overwrite_stage" in rest else ""
+        print(
+            f"\nInterrupted. The same `sdrrl {arguments.command}` command{without} goes on from here.", file=sys.stderr
+        )
         sys.exit(130)

@@ -106,10 +106,15 @@ def get_language(tag: str) -> Language:
         `SDRRLError`: if the tag is not a language tag or the language is not in the table.
     """
     try:
-        language = langcodes.Language.get(tag).prefer_macrolanguage().language
+        parsed = langcodes.Language.get(tag).prefer_macrolanguage()
+        language = parsed.language
     except (langcodes.LanguageTagError, AttributeError) as error:
         raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags such as `pt`, `th` or `sw`.") from error
     language = {"no": "nb", "in": "id", "jw": "jv"}.get(language, language)
+    if language == "zh" and parsed.maximize().script == "Hant":
+        raise SDRRLError(
+            f"{tag!r} is Chinese in traditional characters, the table has only simplified ones: use `zh`."
+        )
     if language not in LANGUAGES:
         raise SDRRLError(
             f"Unknown language {tag!r}: no translation or evaluation codes are known for it. "

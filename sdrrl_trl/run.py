@@ -39,7 +39,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from sdrrl_trl.cli import parse
     from sdrrl_trl.evaluation.evaluate import HELD_OUT, EvaluationConfig, evaluate, load_benchmarks, task_manager
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-    from sdrrl_trl.trainer.train import TrainArguments, train
+    from sdrrl_trl.trainer.train import TrainArguments, check, train
     from sdrrl_trl.transfer.build import Plan, build_transfer_set
     from sdrrl_trl.transfer.config import STAGES, TransferConfig
 
@@ -55,8 +55,12 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
     Plan(build_config)
-    check_output_dir(output_dir, needed_bytes=2_000_000_000)
     load_benchmarks([name for name in evaluation_config.tasks if name != HELD_OUT], task_manager())
+    check(*train_configs)
+    if not {report_config.base, report_config.tuned} == set(evaluation_config.model_paths):
+        raise SDRRLError("`report`: the models of a run are called `base` and `tuned`. Leave the two options out.")
+    if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
+        raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
 
     build_transfer_set(build_config)
     train(*train_configs)
@@ -66,15 +70,18 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    unknown = sorted(set(config) - set(SECTIONS))
+    unknown = sorted(map(str, set(config) - set(SECTIONS)))
     if unknown:
         raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
+    for name in SECTIONS:
+        if not isinstance(config.get(name, {}), dict | None):
+            raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
     sections = {name: dict(config.get(name) or {}) for name in SECTIONS}
     model = sections["build"].get("model_name_or_path")
-    if model is None:
+    if not isinstance(model, str):
         raise SDRRLError("`build` names no `model_name_or_path`: the model that answers and is trained. Set it.")
     for name in ("seeds", "parallel"):
-        if sections["build"].get(name):
+        if isinstance(sections["build"].get(name), str):
             sections["build"][name] = str(config_folder / sections["build"][name])
     folders = {name: str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")}
     fixed = {
@@ -141,17 +148,10 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
             model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
     config["build"]["model_name_or_path"] = model
-    path = run(config, folder, output_dir, overwrite_stage)
-    print(f"\n{_table(path)}\n\nReport: {path}")
-    return path
+    return run(config, folder, output_dir, overwrite_stage)
 
 
 def demo_dir() -> Path:
     """Folder of the demo's data: of the checkout, or of the installed wheel."""
     checkout = Path(__file__).parents[1] / "examples" / "demo"
     return checkout if checkout.exists() else Path(__file__).parent / "demo"
-
-
-def _table(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|"))

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 
@@ -61,12 +62,43 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file that this package wrote; [`SDRRLError`] if it is damaged."""
+def read_json(path: Path, expect: tuple[str, ...] = ()) -> dict[str, Any]:
+    """
+    Content of a JSON file that holds an object.
+
+    Raises:
+        `SDRRLError`: if it cannot be read, is damaged, or lacks one of the keys in `expect`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SDRRLError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SDRRLError(f"Cannot read {path}: {error}. Restore it, or redo its stage into another folder.") from error
+    if not isinstance(content, dict) or not set(expect) <= set(content):
+        raise SDRRLError(f"{path} is not what was written there. Restore it, or redo its stage into another folder.")
+    return content
+
+
+def fingerprint(path: str) -> str:
+    """
+    Tells one model from another: hash of the files in a local folder; for a hub id, the id itself.
+
+    Raises:
+        `SDRRLError`: if the path can only be a folder and there is no model in it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
+            raise SDRRLError(f"There is no model in {path}. Give a folder with a model or adapter, or a hub id.")
+        return path
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".jinja", ".gguf"))
+    files += [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
+    if not files:
+        raise SDRRLError(f"There is no model in {path}: it holds no weights.")
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def check_output_dir(folder: Path, needed_bytes: int) -> None:
@@ -85,15 +117,30 @@ def check_output_dir(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """
+    Only one process works on a folder at a time. The lock goes with the process, however it ends.
+
+    Raises:
+        `SDRRLError`: if another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise SDRRLError(f"{folder} is in use. Is the same command running twice? Wait for it or stop it.") from error
+
+
+@contextmanager
 def timed(path: Path, stage: str) -> Iterator[None]:
-    """Adds the seconds spent inside to those of `stage` in a JSON file. A run that is killed is not counted."""
+    """Adds the seconds spent inside to those of `stage` in a JSON file. A run ended by `kill -9` is not counted."""
+    seconds = read_json(path) if path.exists() else {}
     start = time.monotonic()
     try:
         yield
     finally:
-        seconds = read_json(path) if path.exists() else {}
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)
-        write_json(path, seconds)
+        write_json(path, seconds | {stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
 
 
 def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 15.0):

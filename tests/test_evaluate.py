@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation.evaluate import load_results
-from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.evaluation.report import ReportConfig, Row, language_of, report
+from sdrrl_trl.evaluation.significance import Comparison
 from sdrrl_trl.evaluation.tasks import tasks_dir
 
 
@@ -66,6 +67,49 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
             assert len(result["samples"]) == len(rows) == 6
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
+
+
+def test_several_adapters_on_one_base_do_not_add_up(tiny_model, adapter, transfer_set, tmp_path):
+    models = [f"base={tiny_model}", f"a={adapter}", f"b={adapter}", f"c={adapter}"]
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
+    scores = {name: tasks["sdrrl_heldout_bpb_pt"]["metrics"] for name, tasks in load_results(folder).items()}
+    assert scores["a"] == scores["b"] == scores["c"] != scores["base"]
+
+
+def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_model, adapter, seeds, tmp_path):
+    transfer_set = build_transfer_set(config(seeds, tmp_path / "s", system_prompt="Be kind."), CannedGenerator())
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    samples = load_results(folder)["base"]["sdrrl_heldout_gen_pt"]["samples"]
+    assert all("system\nBe kind." in sample["prompt"] for sample in samples)
+
+
+@pytest.mark.parametrize(
+    "higher, low, high, n, verdict",
+    [
+        (True, 0.1, 0.3, 30, "better"),
+        (True, -0.3, -0.1, 30, "worse"),
+        (False, 0.1, 0.3, 30, "worse"),
+        (False, -0.3, -0.1, 30, "better"),
+        (True, -0.1, 0.3, 30, "no evidence of change"),
+        (True, 0.1, 0.3, 19, "too few items"),
+    ],
+)
+def test_the_verdict_follows_interval_direction_and_number_of_items(higher, low, high, n, verdict):
+    comparison = Comparison(0.0, 0.0, (low + high) / 2, low, high, n)
+    assert Row("task", "acc", "pt", higher, comparison, "").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "task, language",
+    [
+        ("sdrrl_heldout_gen_pt", "pt"),
+        ("sdrrl_flores_eng_Latn-por_Latn", "pt"),
+        ("sdrrl_flores_por_Latn-eng_Latn", "en"),
+        ("hellaswag", "other"),
+    ],
+)
+def test_the_language_of_a_task_is_that_of_its_answers(task, language):
+    assert language_of(task) == language
 
 
 def test_an_interrupted_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter, transfer_set, tmp_path):

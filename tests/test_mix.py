@@ -6,7 +6,8 @@ from sdrrl_trl.transfer.mix import Item, held_out, mix, parallel_records, record
 
 
 ITEMS = [
-    Item(f"q{i}", f"Question {i}?", f"Answer {i}.", {"pt": (f"Pergunta {i}?", f"Resposta {i}.")}) for i in range(40)
+    Item(f"q{i}", f"key {i}", f"Question {i}?", f"Answer {i}.", {"pt": (f"Pergunta {i}?", f"Resposta {i}.")})
+    for i in range(40)
 ]
 SENTENCES = [{"en": f"Sentence number {i} is here.", "pt": f"A frase número {i} está aqui."} for i in range(10)]
 NAMES = {"en": "English", "pt": "Portuguese"}
@@ -71,3 +72,4 @@ def test_held_out_questions_stay_held_out_when_others_come():
     assert len(few) == 20 and len(many) == 22
     assert len(few & many) >= 17  # newcomers push out at most as many as they are among the held-out
     assert held_out(ids, 0.0, seed=3) == set()
+    assert len(held_out(ids[:3], 0.1, seed=3)) == 1

@@ -69,8 +69,30 @@ def test_a_second_writer_gets_an_error_and_does_not_wait_for_ever(tmp_path):
 def test_only_a_folder_made_by_a_stage_is_cleared(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SDRRLError, match="not deleted"):
-        clear_stage(tmp_path)
+        clear_stage(tmp_path, "s")
     assert (tmp_path / "thesis.txt").exists()
-    Store(tmp_path / "s", OPTIONS).close()
-    clear_stage(tmp_path / "s")
+    put(tmp_path, {"a": 1})
+    with pytest.raises(SDRRLError, match="holds the results of the stage 's', not of 'other'"):
+        clear_stage(tmp_path / "s", "other")
+    assert dict(Store(tmp_path / "s", OPTIONS)) == {"a": 1}
+
+
+def test_a_cleared_stage_is_gone(tmp_path):
+    put(tmp_path, {"a": 1})
+    clear_stage(tmp_path / "s", "s")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "null", "{", '{"n": 1}'])
+def test_damaged_options_are_refused(tmp_path, damage):
+    put(tmp_path, {"a": 1})
+    (tmp_path / "s" / "options.json").write_text(damage)
+    with pytest.raises(SDRRLError, match="options.json"):
+        Store(tmp_path / "s", OPTIONS)
+
+
+def test_rows_without_their_options_are_refused(tmp_path):
+    put(tmp_path, {"a": 1})
+    (tmp_path / "s" / "options.json").unlink()
+    with pytest.raises(SDRRLError, match="nobody knows what the rows are"):
+        Store(tmp_path / "s", {"model": "b"})

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl.engines import Generation
@@ -15,23 +16,50 @@ def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[
     Loads a causal language model and its tokenizer from a local path or the hub. No remote code is run.
 
     Raises:
-        `SDRRLError`: if the model cannot be loaded or has no chat template.
+        `SDRRLError`: if the model cannot be loaded.
     """
     disable_progress_bar()
+    tokenizer = load_tokenizer(name, revision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SDRRLError(f"Cannot load the model {name!r}: {error}") from error
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(name: str, revision: str = "main") -> Any:
+    """
+    Loads a tokenizer for batched generation.
+
+    Raises:
+        `SDRRLError`: if it cannot be loaded.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise SDRRLError(f"Cannot load the tokenizer of {name!r}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> None:
+    """
+    Finds out, without loading the weights, whether a model is there and whether it can be asked questions.
+
+    Raises:
+        `SDRRLError`: if there is no such model, or it has no chat template where one is needed.
+    """
+    try:
+        AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise SDRRLError(f"Cannot load the model {name!r}: {error}") from error
-    if tokenizer.chat_template is None:
+    if needs_chat_template and load_tokenizer(name, revision).chat_template is None:
         raise SDRRLError(
             f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
             "Use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return model.to(device).eval(), tokenizer
 
 
 class TransformersGenerator:
@@ -50,11 +78,14 @@ class TransformersGenerator:
     """
 
     def __init__(self, model: str, revision: str = "main", dtype: str = "auto", max_new_tokens: int = 512):
+        check_model(model, needs_chat_template=True, revision=revision)
         self.max_new_tokens = max_new_tokens
         self.model, self.tokenizer = load_model(model, revision, dtype)
-        self.model.generation_config.do_sample = False
-        for name in ("temperature", "top_p", "top_k"):  # greedy: these would only raise warnings
-            setattr(self.model.generation_config, name, None)
+        # Plain greedy decoding: what else a model recommends (sampling, beams, penalties) would be part of the answers
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=self.tokenizer.pad_token_id
+        )
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -13,6 +13,8 @@ from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
 from sdrrl_trl.utils import (
     SDRRLError,
     check_output_dir,
+    fingerprint,
+    locked,
     package_version,
     progress,
     read_json,
@@ -23,6 +25,7 @@ from sdrrl_trl.utils import (
 
 
 HELD_OUT = "sdrrl_heldout"
+_RESULT_KEYS = ("metrics", "higher_is_better", "signature", "samples")
 
 
 @dataclass
@@ -74,6 +77,8 @@ class EvaluationConfig:
             name, _, path = model.partition("=")
             if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise SDRRLError(f"`models`: {model!r} is not of the form `name=path`, such as `tuned=output/model`.")
+        if not self.models or not self.tasks:
+            raise SDRRLError("`models` and `tasks` must each name at least one: there would be nothing to evaluate.")
         if len(self.model_paths) < len(self.models):
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
         if HELD_OUT in self.tasks and self.transfer_set is None:
@@ -100,34 +105,47 @@ def evaluate(config: EvaluationConfig) -> Path:
     """
     folder = Path(config.output_dir)
     check_output_dir(folder, needed_bytes=100_000_000)
-    fingerprints = {name: _fingerprint(path) for name, path in config.model_paths.items()}
+    fingerprints = {name: fingerprint(path) for name, path in config.model_paths.items()}
+    from sdrrl_trl.engines.transformers import check_model
+
+    for path in config.model_paths.values():
+        check_model(_base_of(path), config.apply_chat_template)
     names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size")
     options = {name: getattr(config, name) for name in names} | {"models": fingerprints}
     system_prompt = source_language = None
     if config.transfer_set:
         manifest = load_manifest(Path(config.transfer_set))
         system_prompt, source_language = (manifest["options"][key] for key in ("system_prompt", "source_language"))
-        options["held_out"] = manifest["sha256"]["test.parquet"]
+        options["held_out"] = manifest["sha256"].get("test.parquet")
+        if HELD_OUT in config.tasks and options["held_out"] is None:
+            raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
     if not config.overwrite_stage:
         check_options(folder, options, "evaluate")
 
     manager = task_manager()
     tasks = _load_tasks(config, manager)
-    if config.overwrite_stage:
-        clear_stage(folder)
+    with locked(folder):
+        if config.overwrite_stage:
+            clear_stage(folder, "evaluate")
+        record_options(folder, options, "evaluate")
+        _run_tasks(config, tasks, manager, system_prompt)
+        manifest = {"models": config.model_paths, "tasks": sorted(tasks), "source_language": source_language}
+        write_json(folder / "manifest.json", manifest | {"options": options})
+    return folder
+
+
+def _run_tasks(config: EvaluationConfig, tasks: dict[str, Any], manager: Any, system_prompt: str | None) -> None:
+    """Evaluates what has no result file yet."""
+    folder = Path(config.output_dir)
     pending = {
         name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
     }
     total = len(tasks) * len(pending)
     units = _units(config, pending)
     done = total - sum(map(len, pending.values()))
-    record_options(folder, options, "evaluate")
     with timed(folder / "timings.json", "evaluate"):
         for name, task, lm in progress(((1, unit) for unit in units), total, "evaluate", "model × task", done=done):
             write_json(folder / name / f"{task}.json", _evaluate_task(lm, tasks[task], manager, config, system_prompt))
-    manifest = {"models": config.model_paths, "tasks": sorted(tasks), "source_language": source_language}
-    write_json(folder / "manifest.json", manifest | {"options": options})
-    return folder
 
 
 def load_evaluation(folder: Path) -> dict[str, Any]:
@@ -139,7 +157,7 @@ def load_evaluation(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "manifest.json").exists():
         raise SDRRLError(f"{folder} holds no finished evaluation. Run `sdrrl evaluate` (again) first.")
-    return read_json(folder / "manifest.json")
+    return read_json(folder / "manifest.json", expect=("models", "tasks", "source_language"))
 
 
 def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -151,7 +169,7 @@ def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     manifest = load_evaluation(folder)
     return {
-        model: {task: read_json(folder / model / f"{task}.json") for task in manifest["tasks"]}
+        model: {task: read_json(folder / model / f"{task}.json", _RESULT_KEYS) for task in manifest["tasks"]}
         for model in manifest["models"]
     }
 
@@ -204,12 +222,14 @@ def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[
         from lm_eval.models.huggingface import HFLM
         from peft import PeftModel
 
-        from sdrrl_trl.engines.transformers import load_model
+        from sdrrl_trl.engines.transformers import load_model, load_tokenizer
 
-        base, tokenizer = load_model(base_path, dtype=config.dtype)
+        base, base_tokenizer = load_model(base_path, dtype=config.dtype)
         for name, path in sorted(models, key=lambda model: model[1] != base_path):  # the bare model first
             model = base if path == base_path else PeftModel.from_pretrained(base, path)
-            lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=config.batch_size)
+            own = (Path(path) / "tokenizer_config.json").exists()
+            tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)
             for task in pending[name]:
                 yield name, task, lm
             base = base if path == base_path else model.unload()
@@ -262,18 +282,4 @@ def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, s
 
 def _base_of(path: str) -> str:
     adapter = Path(path) / "adapter_config.json"
-    return read_json(adapter)["base_model_name_or_path"] if adapter.exists() else path
-
-
-def _fingerprint(path: str) -> str:
-    """Tells one model from another: hash of names and sizes of the files, and of the content of those under 100 MB."""
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.is_absolute() or path.startswith("."):
-            raise SDRRLError(f"There is no model in {path}. Give a folder with a model or adapter, or a hub id.")
-        return path
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin", ".jinja"))
-    if not files:
-        raise SDRRLError(f"There is no model in {path}: it holds no safetensors or json file.")
-    parts = [(f.name, f.stat().st_size, sha256(f.read_bytes()) if f.stat().st_size < 1e8 else None) for f in files]
-    return sha256(repr(parts))[:16]
+    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"] if adapter.exists() else path

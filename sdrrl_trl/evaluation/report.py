@@ -8,10 +8,11 @@ from typing import Any
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
 from sdrrl_trl.evaluation.significance import Comparison, compare
 from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
 
 SEED = 1234
+MIN_ITEMS = 20  # below, bootstrap intervals are too narrow to trust; ours
 _MEASURES = {
     "bits_per_byte": "bits per byte",
     "chrf++": "chrF++",
@@ -58,6 +59,8 @@ class Row:
     @property
     def verdict(self) -> str:
         c = self.comparison
+        if c.n < MIN_ITEMS:
+            return "too few items"
         if c.low <= 0 <= c.high:
             return "no evidence of change"
         return "better" if (c.delta > 0) == self.higher_is_better else "worse"
@@ -78,6 +81,9 @@ def report(config: ReportConfig) -> Path:
     Raises:
         `SDRRLError`: if the evaluation is incomplete, or the two models were not asked the same items.
     """
+    check_output_dir(Path(config.output_dir), needed_bytes=10_000_000)
+    if config.base == config.tuned:
+        raise SDRRLError(f"`base` and `tuned` are both {config.base!r}: there is nothing to compare.")
     manifest = load_evaluation(Path(config.evaluation))
     results = load_results(Path(config.evaluation))
     for name in (config.base, config.tuned):
@@ -93,10 +99,7 @@ def report(config: ReportConfig) -> Path:
         folder / "report.json",
         {
             "schema": 1,
-            "rows": [
-                asdict(row) | {"verdict": row.verdict, "title": row.title, "lower_is_better": not row.higher_is_better}
-                for row in rows
-            ],
+            "rows": [asdict(row) | {"verdict": row.verdict, "title": row.title} for row in rows],
             "models": manifest["models"],
             "seconds": timings,
             "version": package_version("sdrrl-trl"),
@@ -129,7 +132,7 @@ def _compare(results: dict[str, Any], task: str, config: ReportConfig) -> list[R
             Row(
                 task,
                 metric,
-                _language_of(task),
+                language_of(task),
                 base["higher_is_better"][metric],
                 comparison,
                 f"{signature}|bs:{SEED}",
@@ -143,7 +146,7 @@ def _held_out_part(task: str) -> str | None:
     return match[1] if match else None
 
 
-def _language_of(task: str) -> str:
+def language_of(task: str) -> str:
     """Language of the answers: the last part of a task name, as a tag or a FLORES code."""
     code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]
     by_flores = {language.flores: tag for tag, language in LANGUAGES.items()}
@@ -201,7 +204,12 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(9, 0.5 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
     )
-    colours = {"better": "#0072B2", "worse": "#D55E00", "no evidence of change": "#7F7F7F"}  # Okabe-Ito
+    colours = {
+        "better": "#0072B2",
+        "worse": "#D55E00",
+        "no evidence of change": "#7F7F7F",
+        "too few items": "#BFBFBF",
+    }  # Okabe-Ito
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         for position, row in enumerate(reversed(panel)):
             c = row.comparison

@@ -1,13 +1,18 @@
 """`sdrrl train`: fine-tunes a model on a transfer set."""
 
+import re
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+
+from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.transfer.build import load_manifest
 from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
-from sdrrl_trl.utils import check_output_dir, timed, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, timed, write_json
 
 
 if TYPE_CHECKING:
@@ -16,13 +21,12 @@ if TYPE_CHECKING:
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 
 
-# Options that the trained model depends on; paths, logging and saving may change between runs
-_RESULT_OPTIONS = (
-    "seed data_seed learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-    "lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay max_grad_norm optim bf16 fp16 packing max_length "
-    "completion_only_loss shuffle_dataset model_name_or_path model_revision dtype use_peft lora_r lora_alpha "
-    "lora_dropout lora_target_modules lora_modules_to_save use_rslora use_dora load_in_8bit load_in_4bit"
-).split()
+# Options that the trained model does not depend on: they may change between an interrupted run and the next
+_FREE_OPTIONS = re.compile(
+    "output_dir|logging_.*|log_.*|save_.*|eval_.*|per_device_eval_.*|report_to|run_name|disable_tqdm|push_to_hub|hub_.*|"
+    "dataloader_.*|resume_.*|.*_token|project|trackio_.*|do_.*|load_best_.*|metric_for_.*|greater_.*|deepspeed_plugin|"
+    "overwrite_.*|model_init_kwargs|gradient_checkpointing.*|activation_.*|torch_compile.*|ddp_.*|use_cpu|no_cuda|local_rank"
+)
 
 
 @dataclass
@@ -51,60 +55,96 @@ def train(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
     Returns:
         `Path`: `output_dir`, with the model or adapter, its card, and `training.json` (the log).
     """
+    plan = check(script_args, training_args, model_args)
     folder = Path(training_args.output_dir)
-    done = folder / "training.json"
     transfer_set = Path(script_args.transfer_set)
-    manifest = load_manifest(transfer_set)
-    check_output_dir(folder, needed_bytes=2_000_000_000)
-    if script_args.overwrite_stage == "train":
-        clear_stage(folder)
-    given = training_args.to_dict() | vars(model_args)
-    options = {name: given[name] for name in _RESULT_OPTIONS} | {"transfer_set": manifest["sha256"]["train.parquet"]}
-    check_options(folder, options, "train")
-    if done.exists():
-        print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
-        return folder
+    options = plan | {"transfer_set": load_manifest(transfer_set)["sha256"]["train.parquet"]}
+    again = script_args.overwrite_stage == "train"
+    if not again:
+        check_options(folder, options, "train")
+        if (folder / "training.json").exists():
+            print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
+            return folder
+    with locked(folder) if PartialState().is_main_process else nullcontext():
+        if again and PartialState().is_main_process:
+            clear_stage(folder, "train")
+        PartialState().wait_for_everyone()
+        _train(folder, options, transfer_set, training_args, model_args)
+    return folder
 
+
+def check(script_args: TrainArguments, training_args: "SDRRLConfig", model_args: "ModelConfig") -> dict[str, Any]:
+    """
+    Finds mistakes in the options before anything is loaded or written.
+
+    Returns:
+        `dict[str, Any]`: the options that the trained model depends on.
+
+    Raises:
+        `SDRRLError`: for a mistake.
+    """
+    if model_args.model_name_or_path is None:
+        raise SDRRLError("`model_name_or_path` is missing: the model to train. Set it.")
+    if training_args.num_train_epochs <= 0 and training_args.max_steps <= 0:
+        raise SDRRLError(f"`num_train_epochs` must be above 0, got {training_args.num_train_epochs}.")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
+        value = vars(training_args)[name]
+        if value is not None and value < 1:
+            raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
+    if not training_args.learning_rate > 0:
+        raise SDRRLError(f"`learning_rate` must be above 0, got {training_args.learning_rate}.")
+    check_model(model_args.model_name_or_path, True, model_args.model_revision)
+    check_output_dir(Path(training_args.output_dir), needed_bytes=2_000_000_000)
+    given = training_args.to_dict() | vars(model_args) | {"model": fingerprint(model_args.model_name_or_path)}
+    return {name: value for name, value in given.items() if not _FREE_OPTIONS.fullmatch(name)}
+
+
+def _train(
+    folder: Path,
+    options: dict[str, Any],
+    transfer_set: Path,
+    training_args: "SDRRLConfig",
+    model_args: "ModelConfig",
+) -> None:
     from datasets import load_dataset
     from transformers import PrinterCallback
-    from trl import get_peft_config
+    from trl import get_peft_config, get_quantization_config
 
     from sdrrl_trl.trainer.callbacks import ProgressLines
+    from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
     from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 
     training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
-
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         **(training_args.model_init_kwargs or {}),
     }
-    data = load_dataset(
-        "parquet", data_files={name: str(transfer_set / f"{name}.parquet") for name in ("train", "test")}
-    )
-    trainer = SDRRLTrainer(
-        model_args.model_name_or_path,
-        training_args,
-        train_dataset=data["train"],
-        eval_dataset=data["test"] if training_args.eval_strategy != "no" else None,
-        peft_config=get_peft_config(model_args),
-    )
+    splits = ["train"] if training_args.eval_strategy == "no" else ["train", "test"]
+    data = load_dataset("parquet", data_files={name: str(transfer_set / f"{name}.parquet") for name in splits})
+    try:
+        trainer = SDRRLTrainer(
+            model_args.model_name_or_path,
+            training_args,
+            train_dataset=data["train"],
+            eval_dataset=data.get("test"),
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    except SDRRLError:
+        raise
+    except (OSError, ValueError, ImportError) as error:  # of transformers, peft, trl: mistakes in their options
+        raise SDRRLError(str(error)) from error
     if training_args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())
-    record_options(folder, options, "train")
-    with timed(folder / "timings.json", "train"):
-        result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if trainer.accelerator.is_main_process:
+        record_options(folder, options, "train")
+    with timed(folder / "timings.json", "train") if trainer.accelerator.is_main_process else nullcontext():
+        result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
         trainer.save_model()
     if trainer.accelerator.is_main_process:
-        write_json(done, {"metrics": result.metrics, "log": trainer.state.log_history})
+        write_json(folder / "training.json", {"metrics": result.metrics, "log": trainer.state.log_history})
     trainer.accelerator.wait_for_everyone()
     trainer.end()
-    return folder
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: `trainer_state.json` is the last file of a checkpoint."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None

@@ -20,6 +20,8 @@ from sdrrl_trl.transfer.translate import Translations
 from sdrrl_trl.utils import (
     SDRRLError,
     check_output_dir,
+    fingerprint,
+    locked,
     package_version,
     read_json,
     sha256,
@@ -51,11 +53,9 @@ def build_transfer_set(
         `SDRRLError`: for bad input, before any model is loaded.
     """
     plan = Plan(config)
-    plan.clear()
     if plan.is_done():
         print(f"build: {plan.folder} is complete, nothing to do", file=sys.stderr)
         return plan.folder
-    clock = plan.folder / "timings.json"
     if generator is None:
         from sdrrl_trl.engines.transformers import TransformersGenerator
 
@@ -66,7 +66,14 @@ def build_transfer_set(
         from sdrrl_trl.engines.offline import FastTranslate
 
         translator = FastTranslate()
+    with locked(plan.folder):
+        plan.clear()  # only now that the engines are there
+        _build(plan, generator, translator)
+    return plan.folder
 
+
+def _build(plan: "Plan", generator: Generator, translator: Translator) -> None:
+    config, clock = plan.config, plan.folder / "timings.json"
     with Store(plan.stages / "generate", plan.generate_options) as store, timed(clock, "generate"):
         answers = generate_answers(plan.seeds, generator, store, config.system_prompt, config.batch_size)
     rejected: list[dict[str, Any]] = []
@@ -80,10 +87,9 @@ def build_transfer_set(
     items = [_item(seed, answers[seed.id].text, translations, config, rejected) for seed in good]
 
     with timed(clock, "mix"):
-        train, test = _split_and_mix(items, plan.sentences, config)
+        train, test, left_out = _split_and_mix(items, plan.sentences, rejected, config)
         engines = {"generator": generator.describe(), "translator": translator.describe()}
-        _publish(plan, train, test, rejected, engines)
-    return plan.folder
+        _publish(plan, train, test, rejected, left_out, engines)
 
 
 class Plan:
@@ -113,13 +119,15 @@ class Plan:
         """Deletes the stages that are to be done again."""
         if self.again:
             (self.folder / "manifest.json").unlink(missing_ok=True)
+            (self.folder / "timings.json").unlink(missing_ok=True)
         for stage in self.again:
-            clear_stage(self.stages / stage)
+            clear_stage(self.stages / stage, stage)
 
     @property
     def generate_options(self) -> dict[str, Any]:
         names = ("source_language", "model_name_or_path", "model_revision", "dtype", "system_prompt", "max_new_tokens")
         options = {name: getattr(self.config, name) for name in (*names, "batch_size")}
+        options |= {"model": fingerprint(self.config.model_name_or_path)}
         return options | {"seeds_sha256": sha256(json.dumps([[seed.id, seed.question] for seed in self.seeds]))}
 
     @property
@@ -134,7 +142,11 @@ class Plan:
         return options | {"parallel_sha256": sha256(json.dumps(self.sentences))}
 
     def is_done(self) -> bool:
-        return (self.folder / "manifest.json").exists()
+        """Whether the set is complete; its files are checked against their hashes."""
+        if self.again or not (self.folder / "manifest.json").exists():
+            return False
+        load_manifest(self.folder)
+        return True
 
 
 def _filter_answers(
@@ -143,11 +155,11 @@ def _filter_answers(
     good, seen = [], set()
     for seed in seeds:
         reason = reject_answer(answers[seed.id], language)
-        if reason is None and seed.question in seen:
+        if reason is None and seed.key in seen:
             reason = "duplicate"
-        seen.add(seed.question)
         if reason is None:
             good.append(seed)
+            seen.add(seed.key)
         else:
             rejected.append(_rejected_row(seed.id, "generate", reason, language, seed.question, answers[seed.id].text))
     return good
@@ -169,7 +181,7 @@ def _item(
             rejected.append(_rejected_row(seed.id, "translate", found[0], target, question_t, answer_t))
         else:
             accepted[target] = (question_t, answer_t)
-    return Item(seed.id, seed.question, answer, accepted)
+    return Item(seed.id, seed.key, seed.question, answer, accepted)
 
 
 def _rejected_row(
@@ -186,27 +198,40 @@ def _rejected_row(
 
 
 def _split_and_mix(
-    items: list[Item], sentences: list[dict[str, str]], config: TransferConfig
-) -> tuple[list[Record], list[Record]]:
-    test_ids = held_out([item.source_id for item in items], config.test_size, config.seed)
+    items: list[Item], sentences: list[dict[str, str]], rejected: list[dict[str, Any]], config: TransferConfig
+) -> tuple[list[Record], list[Record], dict[str, int]]:
+    held_out_keys = held_out([item.key for item in items], config.test_size, config.seed)
     train, test = [], []
     for item in items:
-        (test if item.source_id in test_ids else train).extend(records_of(item, config.source_language))
+        (test if item.key in held_out_keys else train).extend(records_of(item, config.source_language))
     names = {tag: LANGUAGES[tag].name for tag in (config.source_language, *config.target_languages)}
     train += parallel_records(sentences, config.source_language, config.target_languages, names)
-    counts = Counter(record.kind for record in train)
-    empty = [kind for kind in config.proportions if not counts[kind]]
+    mixed = mix(train, config.proportions, config.seed)
+    counts, used = (Counter(record.kind for record in records) for records in (train, mixed))
+    empty = [kind for kind in config.proportions if not used[kind]]
     if empty:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in _reasons(rejected).items()) or "nothing was rejected"
+        available = ", ".join(f"{kind} {counts[kind]}" for kind in config.proportions)
         raise SDRRLError(
-            f"No record of the kinds {', '.join(empty)} is left after filtering {len(items)} answered questions. See "
-            f"why in {config.output_dir}/stages, use more seeds or a larger `max_new_tokens`, or drop the kinds from "
-            "`proportions`."
+            f"The training set would have no record of the kinds {', '.join(empty)}. Available: {available}; "
+            f"{len(held_out_keys)} questions are held out; rejected: {reasons}. Use more seeds, a larger "
+            "`max_new_tokens` if many are truncated, or drop the kinds from `proportions`."
         )
-    return mix(train, config.proportions, config.seed), test
+    left_out = {kind: n - used[kind] for kind, n in sorted(counts.items()) if n > used[kind]}
+    return mixed, test, left_out
+
+
+def _reasons(rejected: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(sorted(Counter(f"{row['stage']}/{row['reason']}" for row in rejected).items()))
 
 
 def _publish(
-    plan: Plan, train: list[Record], test: list[Record], rejected: list[dict[str, Any]], engines: dict[str, Any]
+    plan: Plan,
+    train: list[Record],
+    test: list[Record],
+    rejected: list[dict[str, Any]],
+    left_out: dict[str, int],
+    engines: dict[str, Any],
 ) -> None:
     """Writes the data, the card, and last the manifest: where it stands, the set is complete."""
     from datasets import Dataset, Features, List, Value, disable_progress_bars
@@ -226,6 +251,9 @@ def _publish(
     }
     hashes = {}
     for name, (table, features) in tables.items():
+        if name == "test" and not test:  # `load_dataset` cannot open a split without rows
+            (plan.folder / "test.parquet").unlink(missing_ok=True)
+            continue
         temporary = plan.stages / "mix" / f"{name}.parquet"
         columns = {column: [row[column] for row in table] for column in features}
         Dataset.from_dict(columns, features=features).to_parquet(temporary)
@@ -241,7 +269,8 @@ def _publish(
             "seeds": len(plan.seeds),
             "train": _count(train),
             "test": _count(test),
-            "rejected": dict(sorted(Counter(f"{row['stage']}/{row['reason']}" for row in rejected).items())),
+            "rejected": _reasons(rejected),
+            "left_out": left_out,
         },
         "sha256": hashes,
         "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
@@ -266,6 +295,9 @@ def summary(manifest: dict[str, Any]) -> str:
     for name in ("train", "test", "rejected"):
         lines.append(f"{name}: {sum(counts[name].values())} rows")
         lines += [f"  {key}: {value}" for key, value in counts[name].items()]
+    if counts["left_out"]:
+        left_out = ", ".join(f"{kind} {n}" for kind, n in counts["left_out"].items())
+        lines.append(f"not used, for the scarcest kind sets the size: {left_out}")
     return "\n".join(lines)
 
 
@@ -274,11 +306,19 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     Manifest of a finished transfer set.
 
     Raises:
-        `SDRRLError`: if the folder holds none.
+        `SDRRLError`: if the folder holds none, or if a file is missing or was changed since.
     """
     if not (folder / "manifest.json").exists():
         raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
-    return read_json(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json", expect=("options", "engines", "counts", "sha256"))
+    for name, expected in manifest["sha256"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path.read_bytes()) != expected:
+            raise SDRRLError(
+                f"{path} is missing or was changed since the set was built. Publish the set again with `sdrrl build "
+                "--overwrite_stage mix`, which keeps answers and translations."
+            )
+    return manifest
 
 
 def _card(manifest: dict[str, Any]) -> str:

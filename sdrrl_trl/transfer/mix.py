@@ -15,12 +15,14 @@ class Item:
 
     Args:
         source_id (`str`): Id of the seed.
+        key (`str`): What makes the question this question, see [`Seed`].
         question (`str`): Question in the source language.
         answer (`str`): The model's own answer.
         translations (`dict[str, tuple[str, str]]`): Question and answer by target language.
     """
 
     source_id: str
+    key: str
     question: str
     answer: str
     translations: dict[str, tuple[str, str]]
@@ -66,13 +68,14 @@ def _halves(text: str) -> tuple[str, str]:
     return text[:middle], text[middle:]
 
 
-def held_out(ids: list[str], test_size: float, seed: int) -> set[str]:
+def held_out(keys: list[str], test_size: float, seed: int) -> set[str]:
     """
-    Ids held out for the test split. The choice depends on each id alone and on the seed, so that a question stays on
-    its side when others come or go.
+    Keys of the questions held out for the test split, at least one if `test_size` is above 0.
+
+    They are the first in an order that each key has by itself, so that questions that come or go move few others.
     """
-    ranked = sorted(ids, key=lambda id: sha256(f"{seed}:{id}"))
-    return set(ranked[: round(len(ids) * test_size)])
+    ranked = sorted(keys, key=lambda key: sha256(f"{seed}:{key}"))
+    return set(ranked[: max(1, round(len(keys) * test_size))]) if test_size > 0 else set()
 
 
 def mix(records: list[Record], proportions: dict[str, float], seed: int) -> list[Record]:
@@ -86,8 +89,7 @@ def mix(records: list[Record], proportions: dict[str, float], seed: int) -> list
         by_kind[record.kind].append(record)
     unit = min(len(by_kind[kind]) / share for kind, share in proportions.items())
     rng = random.Random(seed)
-    mixed = [
-        record for kind in sorted(proportions) for record in rng.sample(by_kind[kind], int(unit * proportions[kind]))
-    ]
+    sizes = {kind: int(unit * proportions[kind] + 1e-9) for kind in sorted(proportions)}
+    mixed = [record for kind, size in sizes.items() for record in rng.sample(by_kind[kind], size)]
     rng.shuffle(mixed)
     return mixed

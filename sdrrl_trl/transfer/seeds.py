@@ -1,18 +1,31 @@
 """Reading the questions and the parallel sentences, with errors that name file and line."""
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, sha256
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A question in the source language."""
+    """
+    A question in the source language.
+
+    Args:
+        id (`str`): Unique id.
+        question (`str`): Text.
+    """
 
     id: str
     question: str
+
+    @property
+    def key(self) -> str:
+        """Hash of letters and digits alone: the same for questions that differ in case, spaces or punctuation only."""
+        letters = "".join(c for c in unicodedata.normalize("NFKC", self.question).casefold() if c.isalnum())
+        return sha256(letters or self.question)
 
 
 def read_seeds(path: str, limit: int | None = None) -> list[Seed]:
@@ -34,18 +47,20 @@ def read_seeds(path: str, limit: int | None = None) -> list[Seed]:
     """
     seeds, ids = [], set()
     for line, row in _read_json_lines(path):
-        question = row.get("instruction", row.get("question"))
+        question = row.get("instruction") or row.get("question")
         if not isinstance(question, str) or not question.strip():
             raise SDRRLError(
                 f"{path}, line {line}: no text in `instruction` (or `question`). The model would answer an empty "
                 "question. Complete or remove the line."
             )
-        extra = row.get("input") or ""
-        seed_id = str(row.get("id", f"line-{line}"))
+        extra = row.get("input")
+        if extra is not None and not isinstance(extra, str):
+            raise SDRRLError(f"{path}, line {line}: `input` must be text, got {extra!r}. Convert or remove it.")
+        seed_id = str(row["id"]) if row.get("id") is not None else f"line-{line}"
         if seed_id in ids:
             raise SDRRLError(f"{path}, line {line}: the id {seed_id!r} stands there twice. Ids must be unique.")
         ids.add(seed_id)
-        seeds.append(Seed(seed_id, f"{question.strip()}\n\n{extra}".strip()))
+        seeds.append(Seed(seed_id, f"{question.strip()}\n\n{extra or ''}".strip()))
         if len(seeds) == limit:
             break
     return seeds

@@ -10,23 +10,25 @@ from dataclasses import dataclass
 # What a translator must not touch, inside a sentence
 _PROTECTED = re.compile(
     r"""
-      `+[^`\n]+`+                                     # inline code
-    | https?://[^\s<>()\[\]"']*[^\s<>()\[\]"'.,;:!?]  # URL, without the punctuation behind it
-    | [\w.+-]+@[\w-]+\.[\w.-]*\w                      # e-mail
+      (?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)             # inline code
+    | (?:https?://|www\.)[^\s<>()\[\]"']*(?:\([^\s()]*\)[^\s<>()\[\]"']*)*(?<![.,;:!?])  # URL without end mark
+    | \]\([^()\s]*\) | \]\[[^\[\]\n]*\]              # target of a Markdown link or image
+    | (?<![\w.+-])[\w.+-]{1,64}@[\w-]+\.[\w.-]*\w      # e-mail
     | \$\$[^$\n]+\$\$ | \$[^\s$][^$\n]*[^\s$]\$(?!\d) # LaTeX
     | \\\([^\n]+?\\\) | \\\[[^\n]+?\\\]
     | </?[A-Za-z][^<>\n]*>                            # HTML tag, <placeholder>
     | \{\{[^{}\n]*\}\} | \{[^{}\n]*\}                 # {placeholder}
-    | %\(\w+\)[sdf] | %[sdif](?!\w)                   # printf placeholder
+    | %\(\w+\)[sdf] | %(?:\d+\$)?[-+0]*\d*(?:\.\d+)?[sdifgxu](?!\w)  # printf placeholder
+    | \$[A-Z_][A-Z0-9_]+                              # shell variable
     | ZX\d+Q                                          # our own mask, should a text contain it
     """,
     re.VERBOSE,
 )
 _MASK = re.compile(r"ZX ?(\d+) ?Q", re.IGNORECASE)
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+_FENCE = re.compile(r"^\s*(?:(?:[-*+>]|\d{1,3}[.)])\s+)*(`{3,}|~{3,})")  # also inside lists and quotes
 # List markers, headings, quotes and emphasis at the start of a line
 _LINE_START = re.compile(r"^(?:\s+|[-*+•]\s+|\d{1,3}[.)]\s+|#{1,6}\s+|>\s*|\*{2,3}(?=\S))*")
-_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]*-[\s:|-]*$")
+_TABLE_RULE = re.compile(r"^[\s:|-]+$")
 _ABBREVIATION = re.compile(r"(?:\b(?:[A-Za-z]|Dr|Mr|Mrs|Ms|Prof|St|vs|etc|e\.g|i\.e|Fig|approx))\.$")
 
 
@@ -46,7 +48,7 @@ class Segment:
     @property
     def protected(self) -> list[str]:
         """The spans that the translator must not touch."""
-        return _PROTECTED.findall(self.text)
+        return [match[0] for match in _PROTECTED.finditer(self.text)]
 
     @property
     def masked(self) -> str:
@@ -88,7 +90,7 @@ def segment(text: str, terminators: str, max_chars: int = 400) -> list[Segment]:
         mark = _FENCE.match(line)
         if fence is not None:
             segments.append(Segment(line, translate=False))
-            if mark and mark[1].startswith(fence) and not line.strip().strip(fence[0]):
+            if mark and mark[1].startswith(fence) and not line.strip("> \t\r\n").strip(fence[0]):
                 fence = None
         elif mark:
             fence = mark[1]

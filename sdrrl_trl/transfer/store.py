@@ -32,6 +32,8 @@ class Store:
 
     def __init__(self, folder: Path, options: dict[str, Any], rank: int = 0):
         self.folder = folder
+        if any(folder.glob("rank_*.sqlite")) and not (folder / "options.json").exists():
+            raise self._damaged(folder / "options.json", "it is missing, so that nobody knows what the rows are")
         record_options(folder, options, stage=folder.name)
         self._path = folder / f"rank_{rank}.sqlite"
         self._connection = sqlite3.connect(self._path, timeout=2.0)
@@ -44,6 +46,8 @@ class Store:
             self._connection.execute("CREATE TABLE IF NOT EXISTS rows (id TEXT PRIMARY KEY, payload TEXT, hash TEXT)")
             self._connection.commit()
         except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise SDRRLError(f"Cannot write to {self._path}: {error}. Check its permissions.") from error
             raise SDRRLError(
                 f"{folder} is in use ({error}). Is the same command running twice? Wait for it or stop it."
             ) from error
@@ -76,7 +80,7 @@ class Store:
                     if sha256(id + payload) != digest:
                         raise self._damaged(path, f"the content of row {id} does not fit its hash")
                     yield id, json.loads(payload)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, TypeError) as error:
                 raise self._damaged(path, error) from error
             finally:
                 if not own:
@@ -109,15 +113,14 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
         options (`dict[str, Any]`):
             Options (JSON values) that the results depend on.
         stage (`str`):
-            Name for `--overwrite_stage`.
+            Name of the stage, for `--overwrite_stage`.
 
     Raises:
-        `SDRRLError`: naming the options that differ.
+        `SDRRLError`: naming the options that differ; for the folder of another stage.
     """
-    path = folder / "options.json"
-    if not path.exists():
+    recorded = _recorded(folder, stage)
+    if recorded is None:
         return
-    recorded = read_json(path)
     options = json.loads(json.dumps(options))  # as they are read back: tuples become lists
     changed = [key for key in sorted({*options, *recorded}) if options.get(key) != recorded.get(key)]
     if changed:
@@ -132,19 +135,37 @@ def record_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     """Records the options of a stage when it starts for the first time; later, checks them ([`check_options`])."""
     check_options(folder, options, stage)
     if not (folder / "options.json").exists():
-        write_json(folder / "options.json", options)
+        write_json(folder / "options.json", {"stage": stage, "options": options})
 
 
-def clear_stage(folder: Path) -> None:
+def clear_stage(folder: Path, stage: str) -> None:
     """
     Deletes what a stage has left in a folder.
 
     Raises:
         `SDRRLError`: if the folder holds something else.
     """
-    if (folder / "options.json").exists():
-        shutil.rmtree(folder)
+    if _recorded(folder, stage) is not None:
+        old = folder.with_name(f".{folder.name}.old")  # at once, so that a kill does not leave half a stage
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
     elif folder.exists() and any(folder.iterdir()):
         raise SDRRLError(
-            f"{folder} was not made by a stage (no options.json in it): it is not deleted. Empty it yourself."
+            f"{folder} holds files, but no options.json of the stage {stage!r}: it is not deleted. Choose another "
+            "`output_dir`, or empty it yourself."
         )
+
+
+def _recorded(folder: Path, stage: str) -> dict[str, Any] | None:
+    """Options that a stage has recorded in its folder."""
+    path = folder / "options.json"
+    if not path.exists():
+        return None
+    content = read_json(path, expect=("stage", "options"))
+    if content["stage"] != stage:
+        raise SDRRLError(
+            f"{folder} holds the results of the stage {content['stage']!r}, not of {stage!r}. Choose another "
+            "`output_dir`."
+        )
+    return content["options"]

@@ -41,7 +41,7 @@ class Translations:
     def assemble(self, text: str, target: str) -> str:
         """The translation of a whole text, after [`run`]."""
         parts = [self._translated(part, target) if part.translate else part.text for part in self._split(text)]
-        return _mend_emphasis("".join(parts))
+        return "".join(parts)
 
     def _split(self, text: str) -> list[Segment]:
         return segment(text, self._terminators)
@@ -73,12 +73,17 @@ class Translations:
                     f"The translator returned {len(new)} results for {len(batch)} segments, or results that are not "
                     "text: they cannot be matched with their originals. Check the engine."
                 )
-            # One line in, one line out: line structure is ours to keep
-            clean = {key: " ".join(text.split()) for (key, _), text in zip(batch, new, strict=True)}
+            clean = {key: _clean(text, new) for (key, text), new in zip(batch, new, strict=True)}
             self.store.put({key: {"text": text, "translation": clean[key]} for key, text in batch})
             self._done |= clean
 
 
-def _mend_emphasis(text: str) -> str:
-    """Translators put spaces inside Markdown emphasis (`**Nota: ** isto`), which then shows as asterisks."""
-    return re.sub(r"\*\*([^*\n]+)\*\*", lambda match: f"**{match[1].strip()}**", text)
+def _clean(original: str, translation: str) -> str:
+    """
+    One line in, one line out, for line structure is ours to keep. And translators put spaces inside Markdown emphasis
+    (`**Nota: ** isto`), which then shows as asterisks.
+    """
+    translation = " ".join(translation.split())
+    if re.search(r"\*\*[^\s*][^*]*\*\*", original):
+        translation = re.sub(r"\*\*([^*]+)\*\*", lambda match: f"**{match[1].strip()}**", translation)
+    return translation
