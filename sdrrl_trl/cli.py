@@ -206,9 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         return
     if not sys.stderr.isatty():
-        os.environ.setdefault(
-            "TQDM_DISABLE", "1"
-        )  # before tqdm is imported: in log files, plain lines instead of bars
+        # Before tqdm is imported: plain lines instead of bars. lm-eval's bars cannot be turned off, only slowed
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     from sdrrl_trl.utils import SDRRLError

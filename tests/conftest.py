@@ -54,14 +54,12 @@ def canned_answer(question: str) -> str:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> str:
-    """Folder of a tiny random Llama with a chat template, its tokenizer trained on the demo's texts."""
+def make_tiny_model(folder: Path, **sizes: int) -> None:
+    """Saves a small random Llama with a chat template, its tokenizer trained on the demo's texts."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,19 +79,24 @@ def tiny_model(tmp_path_factory) -> str:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
         num_attention_heads=4,
         num_key_value_heads=2,
-        num_hidden_layers=2,
-        intermediate_size=64,
         max_position_embeddings=2048,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
         bos_token_id=None,
         initializer_range=0.2,  # with the default, every loss sits at the logarithm of the vocabulary size
+        **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, **sizes},
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Folder of the smallest such model."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny_model(folder)
     return str(folder)
 
 

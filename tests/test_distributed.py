@@ -35,3 +35,14 @@ def test_two_processes_train_and_log_as_one_does(results, case):
     assert one["parameters"].keys() == two["parameters"].keys()
     for name, value in one["parameters"].items():
         assert two["parameters"][name] == pytest.approx(value, abs=2e-3), name
+
+
+@pytest.mark.parametrize("training", ["full", "lora"])
+def test_the_divergence_is_the_same_on_models_sharded_by_fsdp2(tiny_model, training):
+    script = str(Path(__file__).parent / "distributed_fsdp2.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, script, tiny_model, training]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("equal") == 2

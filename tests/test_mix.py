@@ -21,6 +21,8 @@ def all_records():
 def test_the_four_combinations_of_languages_are_made():
     rows = {record.kind: record.to_row(None) for record in records_of(ITEMS[0], "en")}
     turns = {kind: (row["prompt"][0]["content"], row["completion"][0]["content"]) for kind, row in rows.items()}
+    pivot = ("[English question]\nQuestion 0?\n\n[English answer]\nAnswer 0.\n\n[Portuguese answer]\nResposta 0.",)
+    assert turns.pop("pivot") == ("Pergunta 0?", *pivot)
     assert turns == {
         "source": ("Question 0?", "Answer 0."),
         "target": ("Pergunta 0?", "Resposta 0."),

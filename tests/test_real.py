@@ -61,8 +61,5 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
 def test_the_demo_improves_the_target_language(tmp_path):
     path = demo(None, tmp_path / "demo")
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
-    for metric in ("bits_per_byte", "chrf++"):
-        (row,) = [
-            row for row in rows if row["language"] == "pt" and row["metric"] == metric and "heldout" in row["task"]
-        ]
-        assert row["verdict"] == "better", row
+    (row,) = [row for row in rows if row["language"] == "pt" and row["metric"] == "bits_per_byte"]
+    assert row["verdict"] == "better", row

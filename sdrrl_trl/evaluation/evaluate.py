@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.tasks import held_out_tasks, tasks_dir
-from sdrrl_trl.transfer.build import load_manifest
+from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
 from sdrrl_trl.utils import (
     SDRRLError,

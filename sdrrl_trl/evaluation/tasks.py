@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.languages import in_language
-from sdrrl_trl.transfer.build import load_manifest
+from sdrrl_trl.transfer.publish import load_manifest
 
 
 def tasks_dir() -> Path:

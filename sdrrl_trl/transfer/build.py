@@ -3,7 +3,6 @@
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.filters import reject_answer, reject_translation
 from sdrrl_trl.transfer.generate import generate_answers
 from sdrrl_trl.transfer.mix import Item, held_out, mix, parallel_records, records_of
+from sdrrl_trl.transfer.publish import count_reasons, load_manifest, publish, summary
 from sdrrl_trl.transfer.record import Record
 from sdrrl_trl.transfer.seeds import Seed, read_parallel, read_seeds
 from sdrrl_trl.transfer.store import Store, check_options, clear_stage, record_options
@@ -23,11 +23,8 @@ from sdrrl_trl.utils import (
     fingerprint,
     locked,
     package_version,
-    read_json,
     sha256,
     timed,
-    write_atomic,
-    write_json,
 )
 
 
@@ -87,9 +84,14 @@ def _build(plan: "Plan", generator: Generator, translator: Translator) -> None:
     items = [_item(seed, answers[seed.id].text, translations, config, rejected) for seed in good]
 
     with timed(clock, "mix"):
+        record_options(plan.stages / "mix", plan.mix_options, "mix")
         train, test, left_out = _split_and_mix(items, plan.sentences, rejected, config)
-        engines = {"generator": generator.describe(), "translator": translator.describe()}
-        _publish(plan, train, test, rejected, left_out, engines)
+        facts = {
+            "inputs": plan.generate_options | plan.translate_options | plan.mix_options,
+            "engines": {"generator": generator.describe(), "translator": translator.describe()},
+        }
+        publish(config, train, test, rejected, facts, {"seeds": len(plan.seeds), "left_out": left_out})
+    print(summary(load_manifest(plan.folder)), file=sys.stderr)
 
 
 class Plan:
@@ -210,134 +212,12 @@ def _split_and_mix(
     counts, used = (Counter(record.kind for record in records) for records in (train, mixed))
     empty = [kind for kind in config.proportions if not used[kind]]
     if empty:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in _reasons(rejected).items()) or "nothing was rejected"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in count_reasons(rejected).items()) or "nothing was rejected"
         available = ", ".join(f"{kind} {counts[kind]}" for kind in config.proportions)
         raise SDRRLError(
             f"The training set would have no record of the kinds {', '.join(empty)}. Available: {available}; "
             f"{len(held_out_keys)} questions are held out; rejected: {reasons}. Use more seeds, a larger "
             "`max_new_tokens` if many are truncated, or drop the kinds from `proportions`."
         )
-    left_out = {kind: n - used[kind] for kind, n in sorted(counts.items()) if n > used[kind]}
+    left_out = {kind: counts[kind] - used[kind] for kind in sorted(config.proportions) if counts[kind] > used[kind]}
     return mixed, test, left_out
-
-
-def _reasons(rejected: list[dict[str, Any]]) -> dict[str, int]:
-    return dict(sorted(Counter(f"{row['stage']}/{row['reason']}" for row in rejected).items()))
-
-
-def _publish(
-    plan: Plan,
-    train: list[Record],
-    test: list[Record],
-    rejected: list[dict[str, Any]],
-    left_out: dict[str, int],
-    engines: dict[str, Any],
-) -> None:
-    """Writes the data, the card, and last the manifest: where it stands, the set is complete."""
-    from datasets import Dataset, Features, List, Value, disable_progress_bars
-
-    disable_progress_bars()
-    config = plan.config
-    record_options(plan.stages / "mix", plan.mix_options, "mix")
-    text = Value("string")
-    message = List({"role": text, "content": text})
-    provenance = dict.fromkeys(("kind", "question_language", "answer_language", "source_id"), text)
-    rows = Features({"prompt": message, "completion": message, **provenance})
-    dropped = Features(dict.fromkeys(("source_id", "stage", "reason", "language", "question", "answer"), text))
-    tables = {
-        "train": ([record.to_row(config.system_prompt) for record in train], rows),
-        "test": ([record.to_row(config.system_prompt) for record in test], rows),
-        "rejected": (rejected, dropped),
-    }
-    hashes = {}
-    for name, (table, features) in tables.items():
-        if name == "test" and not test:  # `load_dataset` cannot open a split without rows
-            (plan.folder / "test.parquet").unlink(missing_ok=True)
-            continue
-        temporary = plan.stages / "mix" / f"{name}.parquet"
-        columns = {column: [row[column] for row in table] for column in features}
-        Dataset.from_dict(columns, features=features).to_parquet(temporary)
-        data = temporary.read_bytes()
-        write_atomic(plan.folder / f"{name}.parquet", data)
-        hashes[f"{name}.parquet"] = sha256(data)
-        temporary.unlink()
-    manifest = {
-        "options": asdict(config) | {"overwrite_stage": None, "seeds": Path(config.seeds).name},
-        "inputs": {**plan.generate_options, **plan.translate_options, **plan.mix_options},
-        "engines": engines,
-        "counts": {
-            "seeds": len(plan.seeds),
-            "train": _count(train),
-            "test": _count(test),
-            "rejected": _reasons(rejected),
-            "left_out": left_out,
-        },
-        "sha256": hashes,
-        "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
-    }
-    manifest["options"].pop("output_dir")
-    if config.parallel:
-        manifest["options"]["parallel"] = Path(config.parallel).name
-    write_atomic(plan.folder / "README.md", _card(manifest))
-    write_json(plan.folder / "manifest.json", manifest)
-    print(summary(manifest), file=sys.stderr)
-
-
-def _count(records: list[Record]) -> dict[str, int]:
-    counts = Counter(f"{record.kind} {record.question_language}-{record.answer_language}" for record in records)
-    return dict(sorted(counts.items()))
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """What is in a transfer set, as a few lines of text."""
-    counts = manifest["counts"]
-    lines = [f"{counts['seeds']} questions"]
-    for name in ("train", "test", "rejected"):
-        lines.append(f"{name}: {sum(counts[name].values())} rows")
-        lines += [f"  {key}: {value}" for key, value in counts[name].items()]
-    if counts["left_out"]:
-        left_out = ", ".join(f"{kind} {n}" for kind, n in counts["left_out"].items())
-        lines.append(f"not used, for the scarcest kind sets the size: {left_out}")
-    return "\n".join(lines)
-
-
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """
-    Manifest of a finished transfer set.
-
-    Raises:
-        `SDRRLError`: if the folder holds none, or if a file is missing or was changed since.
-    """
-    if not (folder / "manifest.json").exists():
-        raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
-    manifest = read_json(folder / "manifest.json", expect=("options", "engines", "counts", "sha256"))
-    for name, expected in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file() or sha256(path.read_bytes()) != expected:
-            raise SDRRLError(
-                f"{path} is missing or was changed since the set was built. Publish the set again with `sdrrl build "
-                "--overwrite_stage mix`, which keeps answers and translations."
-            )
-    return manifest
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    options, engines = manifest["options"], manifest["engines"]
-    languages = [options["source_language"], *options["target_languages"]]
-    # No `configs:` here: with it, `load_dataset` caches a local folder by its name alone and returns the rows of
-    # another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
-    return f"""---
-language: [{", ".join(languages)}]
----
-# Transfer set ({" ".join(languages)})
-
-Self-distillation from a resource-rich language (SDRRL, arXiv 2402.12204): answers of
-`{Path(options["model_name_or_path"]).name}` to questions in `{options["source_language"]}`, translated by
-{engines["translator"]["engine"]} (licence: {engines["translator"].get("licence", "not stated")}).
-
-`load_dataset("<this folder>")` gives the splits `train` and `test`; `rejected.parquet` holds what was dropped and why.
-
-```
-{summary(manifest)}
-```
-"""

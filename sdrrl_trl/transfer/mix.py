@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
+from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.record import Record
 from sdrrl_trl.utils import sha256
 
@@ -33,15 +34,29 @@ _COMPLETION_PROMPT = {"en": "Continue this text:", "pt": "Continue este texto:"}
 
 
 def records_of(item: Item, source: str) -> list[Record]:
-    """All question-answer records of an item: the four combinations of languages, for each target language."""
+    """All question-answer records of an item: the four combinations of languages and the pivot, for each target."""
     records = [Record("source", item.question, item.answer, source, source, item.source_id)]
     for target, (question, answer) in item.translations.items():
         records += [
             Record("target", question, answer, target, target, item.source_id),
             Record("target_to_source", question, item.answer, target, source, item.source_id),
             Record("source_to_target", item.question, answer, source, target, item.source_id),
+            Record("pivot", question, pivot_answer(item, source, target), target, target, item.source_id),
         ]
     return records
+
+
+def pivot_answer(item: Item, source: str, target: str) -> str:
+    """
+    PLUG's format (https://huggingface.co/papers/2311.08711): the model first writes question and answer in the source
+    language, then the answer in the target language. Off unless `proportions` names `pivot`; the labels are ours.
+    """
+    parts = [
+        (f"{LANGUAGES[source].name} question", item.question),
+        (f"{LANGUAGES[source].name} answer", item.answer),
+        (f"{LANGUAGES[target].name} answer", item.translations[target][1]),
+    ]
+    return "\n\n".join(f"[{label}]\n{text}" for label, text in parts)
 
 
 def parallel_records(sentences: list[dict[str, str]], source: str, targets: list[str], names: dict[str, str]):

@@ -6,7 +6,7 @@ from typing import Any
 from sdrrl_trl.languages import answer_hint
 
 
-KINDS = ("source", "target", "target_to_source", "source_to_target", "translation", "completion")
+KINDS = ("source", "target", "target_to_source", "source_to_target", "pivot", "translation", "completion")
 
 
 @dataclass(frozen=True)
