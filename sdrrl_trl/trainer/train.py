@@ -147,4 +147,3 @@ def _train(
     if trainer.accelerator.is_main_process:
         write_json(folder / "training.json", {"metrics": result.metrics, "log": trainer.state.log_history})
     trainer.accelerator.wait_for_everyone()
-    trainer.end()
