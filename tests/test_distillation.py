@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from test_trainer import rows
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +15,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
 )
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer
@@ -197,7 +198,7 @@ def test_training_on_from_an_adapter_keeps_a_copy_of_it_as_teacher(tiny_model, t
     disturb(trainer)
     trainer.train()
     assert trainer.evaluate(rows())["eval_kl/pt"] > 1e-3
-    trainer.model.set_adapter("initial")
+    trainer.model.set_adapter("sdrrl_teacher")
     torch.testing.assert_close(trainer.model(input_ids=ids).logits.detach(), before)
 
 
@@ -255,3 +256,66 @@ def test_a_teacher_is_asked_for_where_none_can_be_found(tiny_model, tmp_path):
         make(model, tmp_path, processing_class=tokenizer, kl_coef=1.0)
     with pytest.raises(SDRRLError, match="the model itself"):
         make(model, tmp_path, ref_model=model, processing_class=tokenizer, kl_coef=1.0)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+        LoHaConfig(r=2, target_modules=["q_proj"], init_weights=False),
+        LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"),
+    ],
+    ids=["ia3", "loha", "embedding lora", "pissa"],
+)
+def test_any_adapter_that_comes_with_the_model_is_copied_and_the_model_stays_as_it_was(tiny_model, tmp_path, adapter):
+    torch.manual_seed(3)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model.eval()(input_ids=ids).logits.detach()
+    trainer = make(model, tmp_path, processing_class=AutoTokenizer.from_pretrained(tiny_model), kl_coef=1.0)
+    torch.testing.assert_close(trainer.model.eval()(input_ids=ids).logits.detach(), before, rtol=1e-4, atol=1e-4)
+    assert abs(trainer.evaluate(rows())["eval_kl/pt"]) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"bias": "lora_only"}])
+def test_adapters_that_change_the_base_model_are_no_way_back_to_it(tiny_model, tmp_path, options):
+    args = SDRRLConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", kl_coef=1.0)
+    with pytest.raises(SDRRLError, match="not the initial model"):
+        SDRRLTrainer(tiny_model, args, train_dataset=rows(), peft_config=LoraConfig(**{**LORA, **options}))
+
+
+def test_a_model_is_not_its_own_reference_even_when_an_adapter_is_put_on_it(tiny_model, tmp_path):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    with pytest.raises(SDRRLError, match="the model itself"):
+        make(model, tmp_path, True, ref_model=model, processing_class=tokenizer, kl_coef=1.0)
+    with pytest.raises(SDRRLError, match="does nothing without `kl_coef`"):
+        make(tiny_model, tmp_path, ref_model=tiny_model)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_accumulation_does_not_change_a_weighted_loss(tiny_model, tmp_path, accepts, monkeypatch):
+    monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", accepts, raising=False)
+    logs = []
+    for batch, steps in ((16, 1), (2, 8)):
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "logging_steps": 1}
+        trainer = make(tiny_model, tmp_path, **options, **WEIGHTS)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    for name in ("loss", "grad_norm", "nll/pt", "bpb/en"):
+        assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5), name
+
+
+def test_the_evaluation_loss_is_the_training_objective_whatever_the_batch_size(tiny_model, tmp_path):
+    options = {"kind_weights": {"target": 50.0}}
+    trainers = [make(tiny_model, tmp_path, per_device_eval_batch_size=n, **options) for n in (1, 4, 16)]
+    losses = [trainer.evaluate(rows())["eval_loss"] for trainer in trainers]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    trainer = make(tiny_model, tmp_path, kind_weights={"target": 50.0})
+    assert losses[0] == pytest.approx(expected(trainer, None, {"kind_weights": {"target": 50.0}})[0].item(), rel=1e-4)
+
+
+def test_evaluation_before_training_in_bf16(tiny_model, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        options = {"bf16": True, "model_init_kwargs": {"dtype": dtype}, "kl_coef": 1.0}
+        assert abs(make(tiny_model, tmp_path, **options).evaluate(rows())["eval_kl/pt"]) < 1e-6

@@ -89,10 +89,10 @@ def test_the_logged_figures_of_each_kind_and_language_are_sums_over_its_tokens(t
     assert set(sums) == {"source", "target", "source_to_target", "translation", "en", "pt"}
     n_tokens = sums["en"][1] + sums["pt"][1]
     for name, (total, count, n_bytes) in sums.items():
-        assert metrics[f"eval_nll/{name}"] == pytest.approx(total / count, abs=1e-4)
-        assert metrics[f"eval_share/{name}"] == pytest.approx(count / n_tokens, abs=1e-6)
+        assert metrics[f"eval_all_nll/{name}"] == pytest.approx(total / count, abs=1e-4)
+        assert metrics[f"eval_all_share/{name}"] == pytest.approx(count / n_tokens, abs=1e-6)
         if name in ("en", "pt"):
-            assert metrics[f"eval_bpb/{name}"] == pytest.approx(total / n_bytes / math.log(2), abs=1e-4)
+            assert metrics[f"eval_all_bpb/{name}"] == pytest.approx(total / n_bytes / math.log(2), abs=1e-4)
 
 
 def test_gradient_accumulation_does_not_change_the_logged_losses(tiny_model, tmp_path):
@@ -127,7 +127,7 @@ def test_evaluation_data_may_have_groups_that_training_lacks_but_must_be_known_f
     fewer = rows().filter(lambda row: row["kind"] != "target")
     args = {"max_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False, "output_dir": str(tmp_path / "out")}
     trainer = SDRRLTrainer(tiny_model, SDRRLConfig(**args), train_dataset=fewer, eval_dataset={"all": rows()})
-    assert "eval_nll/target" in trainer.evaluate()
+    assert "eval_all_nll/target" in trainer.evaluate()
     trainer = SDRRLTrainer(tiny_model, SDRRLConfig(**args), train_dataset=fewer)
     with pytest.raises(SDRRLError, match="'target', 'pt', 'pt'"):
         trainer.evaluate({"all": rows()})
@@ -302,3 +302,29 @@ def test_another_config_class_is_refused(tiny_model, tmp_path):
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(SDRRLError, match="SDRRLConfig"):
         SDRRLTrainer(tiny_model, args, train_dataset=rows())
+
+
+def test_each_evaluation_set_has_its_own_figures(tiny_model, tmp_path):
+    trainer = train(SDRRLTrainer, SDRRLConfig, tiny_model, tmp_path)
+    sets = {name: rows().filter(lambda row, name=name: row["answer_language"] == name) for name in ("en", "pt")}
+    metrics = trainer.evaluate(sets)
+    assert {name for name in metrics if "bpb" in name} == {"eval_en_bpb/en", "eval_pt_bpb/pt"}
+
+
+def test_a_filtered_data_set_is_judged_by_the_rows_it_has(tiny_model, tmp_path):
+    data = without("kind", 0.5).filter(lambda row: row["kind"] is not None)
+    assert "nll/pt" in train(SDRRLTrainer, SDRRLConfig, tiny_model, tmp_path, data).state.log_history[0]
+
+
+def test_data_without_provenance_can_be_evaluated_beside_a_transfer_set(tiny_model, tmp_path):
+    args = SDRRLConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    plain = rows().select_columns(["prompt", "completion"])
+    trainer = SDRRLTrainer(tiny_model, args, train_dataset=rows(), eval_dataset={"plain": plain, "all": rows()})
+    metrics = trainer.evaluate()
+    assert metrics["eval_plain_loss"] == pytest.approx(metrics["eval_all_loss"])
+    assert "eval_all_nll/pt" in metrics and not [name for name in metrics if name.startswith("eval_plain_nll")]
+
+
+def test_half_of_the_provenance_columns_are_refused(tiny_model, tmp_path):
+    with pytest.raises(SDRRLError, match="but not question_language"):
+        train(SDRRLTrainer, SDRRLConfig, tiny_model, tmp_path, rows().remove_columns("question_language"))

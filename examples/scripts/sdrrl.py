@@ -58,7 +58,7 @@ def main(script_args, training_args, model_args):
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    # No `trainer.end()`: with gloo, destroying the process group while DDP still holds it can hang at exit (torch 2.13)
+    # No `trainer.end()`: with gloo, destroying the process group while DDP holds it can hang at exit (torch 2.13)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ class DataCollatorForSDRRL(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output = super().torch_call(examples)
         for key in ("group_ids", "label_bytes"):
-            values = [torch.tensor(example[key]) for example in examples]
+            # data prepared elsewhere, for `predict`, have no provenance
+            values = [torch.tensor(example.get(key, [0] * len(example["input_ids"]))) for example in examples]
             if self.padding_free:
                 values = [torch.cat(values)]
             output[key] = pad(values, 0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in at least float32, shape `(N, V)`."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -121,8 +122,8 @@ class _ChunkedDistillation(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         exact = torch.promote_types(student.dtype, torch.float32)
         grad_hidden = torch.empty_like(student) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if need_bias else None
         nll, kl, entropy = (student.new_zeros(len(student), dtype=exact) for _ in range(3))
         is_top1 = torch.zeros(len(student), dtype=torch.bool, device=student.device)
         for start in range(0, len(student), chunk_size):
@@ -160,11 +161,16 @@ class _ChunkedDistillation(torch.autograd.Function):
                 grad_weight += (grad.T @ student[rows]).to(grad_weight.dtype)
             if need_bias:
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
+        if need_weight:
+            grad_weight = grad_weight.to(weight.dtype)
+        if need_bias:
+            grad_bias = grad_bias.to(bias.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, kl, entropy, is_top1)
         return (nll_weights * nll + kl_weights * kl).sum(), nll, kl, entropy, is_top1
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
         return (*grads, *[None] * 10)

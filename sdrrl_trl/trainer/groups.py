@@ -28,8 +28,17 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
     groups: set[Group] = set()
     evaluation = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
     for dataset in (train_dataset, *evaluation):
-        if dataset is None or not set(GROUP_COLUMNS) <= set(get_dataset_column_names(dataset)):
+        if dataset is None:
             continue
+        missing = set(GROUP_COLUMNS) - set(get_dataset_column_names(dataset))
+        if len(missing) == len(GROUP_COLUMNS):
+            groups.add(NO_GROUPS[0])
+            continue
+        if missing:
+            raise SDRRLError(
+                f"The data have some of the columns {', '.join(GROUP_COLUMNS)}, but not {', '.join(sorted(missing))}: "
+                "kinds and languages could not be told. Add what is missing, or remove the others."
+            )
         if isinstance(dataset, IterableDataset):
             if not args.groups:
                 raise SDRRLError(
@@ -40,7 +49,7 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
             groups |= {tuple(group) for group in args.groups}
         else:
             groups |= _groups_of(dataset)
-    return sorted(groups) or NO_GROUPS
+    return sorted(groups, key=str) or NO_GROUPS
 
 
 def _groups_of(dataset: Dataset) -> set[Group]:
@@ -48,7 +57,7 @@ def _groups_of(dataset: Dataset) -> set[Group]:
         feature = dataset.features[column]
         if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
             raise SDRRLError(f"The column `{column}` must hold strings, it holds {feature}. Convert or remove it.")
-        missing = dataset.data.column(column).null_count
+        missing = dataset.with_format("arrow")[column].null_count if None in set(dataset[column]) else 0
         if missing:
             raise SDRRLError(
                 f"{missing} of {len(dataset)} rows have no `{column}`: they would count for no kind or "
@@ -81,6 +90,10 @@ def group_weights(groups: list[Group], args: "SDRRLConfig") -> torch.Tensor | No
                 f"change nothing. The data have: {found}."
             )
     values = torch.tensor([float(kinds.get(kind, 1)) * float(languages.get(answer, 1)) for kind, _, answer in groups])
+    if not values.isfinite().all():
+        raise SDRRLError(
+            "The product of the weights of some rows is infinite. Only their ratios matter: use smaller numbers."
+        )
     if not values.any():
         raise SDRRLError("The weights of all rows are 0: nothing would be trained. Set at least one above 0.")
     return values / values[values > 0].min()
@@ -94,7 +107,7 @@ def nothing_supervised(dataset_name: str, max_length: int | None) -> SDRRLError:
 
 
 def add_provenance(
-    dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, max_length: int | None
+    dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, max_length: int | None, **map_kwargs: Any
 ) -> Any:
     """
     Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`].
@@ -115,17 +128,18 @@ def add_provenance(
         `SDRRLError`: for rows of an unknown group, or without a supervised token.
     """
     ids = {group: index for index, group in enumerate(groups)}
+    has_groups = set(GROUP_COLUMNS) <= set(get_dataset_column_names(dataset))
 
     def add(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         texts, ends = [], []
         for labels in rows["labels"]:
             supervised = [i for i, label in enumerate(labels[:max_length]) if label != -100 and i > 0]
-            if not supervised and groups != NO_GROUPS:
+            if not supervised and has_groups:
                 raise nothing_supervised(dataset_name, max_length)
             texts.append([labels[i] for i in supervised])
             ends.append(supervised[-1] if supervised else 0)
         lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        if groups == NO_GROUPS:
+        if not has_groups:
             found = NO_GROUPS * len(texts)
         else:
             found = list(zip(*(rows.get(column, [None] * len(texts)) for column in GROUP_COLUMNS), strict=True))
@@ -145,5 +159,6 @@ def add_provenance(
             ],
         }
 
-    others = [name for name in get_dataset_column_names(dataset) if name not in ("input_ids", "labels")]
-    return dataset.map(add, batched=True, remove_columns=others)
+    kept = ("input_ids", "labels", "seq_lengths")
+    others = [name for name in get_dataset_column_names(dataset) if name not in kept]
+    return dataset.map(add, batched=True, remove_columns=others, **map_kwargs)

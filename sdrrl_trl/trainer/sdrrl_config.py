@@ -86,7 +86,7 @@ class SDRRLConfig(SFTConfig):
         super().__post_init__()
         for name in ("kind_weights", "language_weights"):
             _check_weights(name, getattr(self, name))
-        if not 0 <= self.kl_coef < math.inf:
+        if isinstance(self.kl_coef, str) or not 0 <= self.kl_coef < math.inf:
             raise SDRRLError(
                 f"`kl_coef` must be a number of at least 0, got {self.kl_coef}: a negative coefficient would "
                 "drive the model away from the initial one without bound. Set it to 0.0 to turn the divergence off."

@@ -23,11 +23,18 @@ from sdrrl_trl.trainer.groups import (
     nothing_supervised,
 )
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-from sdrrl_trl.trainer.teacher import add_distillation, base_of, check_vocabulary, copy_adapter, teacher_states
+from sdrrl_trl.trainer.teacher import (
+    add_distillation,
+    base_of,
+    check_adapter_can_be_turned_off,
+    check_vocabulary,
+    copy_adapter,
+    teacher_states,
+)
 from sdrrl_trl.utils import SDRRLError
 
 
-_INITIAL_ADAPTER = "initial"
+_TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 class SDRRLTrainer(SFTTrainer):
@@ -122,9 +129,15 @@ class SDRRLTrainer(SFTTrainer):
                 "`skip_prepare_dataset` would skip the step that notes each token's kind and language. Leave "
                 "it out: data with `input_ids` and `labels` are taken as they are."
             )
+        if ref_model is model and not isinstance(model, str | None):
+            raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
+        if ref_model is not None and not args.kl_coef:
+            raise SDRRLError("`ref_model` does nothing without `kl_coef`. Set `kl_coef`, or leave it out.")
         self._groups = group_table(args, train_dataset, eval_dataset)
         self._group_weights = group_weights(self._groups, args)
+        self._has_own_loss = self._group_weights is not None or args.kl_coef > 0
         self._sums: dict[str, torch.Tensor] = {}
+        self._eval_prefix = "eval"
         came_with_adapter = isinstance(model, PeftModel)
         model_path = model if isinstance(model, str) else None
 
@@ -156,6 +169,11 @@ class SDRRLTrainer(SFTTrainer):
             raise SDRRLError(
                 "`compute_loss_func` replaces the loss that weights and `kl_coef` belong to. Leave it out."
             )
+        if self._group_weights is not None:
+            if parallelism is not None and parallelism.tp_enabled:
+                raise SDRRLError("Token weights do not support tensor parallelism. Use FSDP or DeepSpeed ZeRO.")
+            # The loss is normalised here for models that do not offer it, too
+            self.model_accepts_loss_kwargs = True
         if self.args.kl_coef and self.aux_loss_enabled:
             raise SDRRLError(
                 "`kl_coef` does not support mixture-of-experts models with a router loss. Set "
@@ -167,8 +185,10 @@ class SDRRLTrainer(SFTTrainer):
         add_distillation(student)
         if ref_model is None and isinstance(self.model, PeftModel):
             if came_with_adapter:  # without its adapter, the model would not be the initial one
-                copy_adapter(self.model, _INITIAL_ADAPTER)
-                self._teacher_adapter = _INITIAL_ADAPTER
+                copy_adapter(self.model, _TEACHER_ADAPTER)
+                self._teacher_adapter = _TEACHER_ADAPTER
+            else:
+                check_adapter_can_be_turned_off(self.model)
             return
         ref_model = ref_model or model_path
         if ref_model is None:
@@ -177,23 +197,22 @@ class SDRRLTrainer(SFTTrainer):
                 "`peft_config`, or give `model` as a path."
             )
         if isinstance(ref_model, str):
-            ref_model = AutoModelForCausalLM.from_pretrained(
-                ref_model, dtype=student.dtype, attn_implementation=student.config._attn_implementation
-            )
-        if ref_model is self.model:
-            raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
+            kwargs = dict(self.args.model_init_kwargs or {}) if ref_model == model_path else {}
+            kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
+            ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
         check_vocabulary(student, ref_model)
         ref_model.requires_grad_(False)
-        add_distillation(ref_model)
+        add_distillation(base_of(ref_model))
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(ref_model, self.accelerator)
         elif self.is_fsdp_enabled:
             self.ref_model = prepare_fsdp(ref_model, self.accelerator)
-        else:
-            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+        else:  # not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
+            self.ref_model = ref_model.to(self.accelerator.device).eval()
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if "group_ids" in get_dataset_column_names(dataset):  # `evaluate` on a dict prepares its data sets twice
+        # `evaluate` on a dict prepares its data sets twice
+        if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
         unpacked = copy.copy(args)
         if packing:
@@ -205,10 +224,11 @@ class SDRRLTrainer(SFTTrainer):
         dataset = super()._prepare_dataset(dataset, processing_class, unpacked, False, formatting_func, dataset_name)
         if self._groups != NO_GROUPS and n_rows is not None and len(dataset) < n_rows:  # dropped by the parent
             raise nothing_supervised(dataset_name, args.max_length)
-        dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, args.max_length)
+        map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+        dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, args.max_length, **map_kwargs)
         if not packing:
             return dataset
-        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
+        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset  # again, as the parent does
 
     def _set_signature_columns_if_needed(self):
@@ -257,7 +277,12 @@ class SDRRLTrainer(SFTTrainer):
             return outputs
 
         loss = super().compute_loss(recording_model, inputs, return_outputs, num_items_in_batch)
+        if self._groups == NO_GROUPS and not self._has_own_loss:
+            return loss
+        objective = seen["nll"] + self.args.kl_coef * seen["kl"]
+        token_weights = seen["mask"] if weights is None else weights * seen["mask"]
         columns = [seen["nll"], seen["kl"], seen["mask"], label_bytes * seen["mask"]]
+        columns += [token_weights * objective, token_weights]
         values = torch.stack([column.float().flatten() for column in columns], dim=-1)
         sums = values.new_zeros(len(self._groups), len(columns)).index_add_(0, group_ids.flatten(), values)
         self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
@@ -265,7 +290,8 @@ class SDRRLTrainer(SFTTrainer):
 
     def _distill(self, model, inputs: dict[str, Any], mask: torch.Tensor, weights: torch.Tensor | None):
         teacher_inputs = {name: value for name, value in inputs.items() if name != "fused_lm_head"}
-        teacher, head = teacher_states(self.model, self.ref_model, self._teacher_adapter, teacher_inputs)
+        with self.accelerator.autocast():
+            teacher, head = teacher_states(self.model, self.ref_model, self._teacher_adapter, teacher_inputs)
         options = {
             "teacher": teacher,
             "teacher_head": head,
@@ -277,21 +303,28 @@ class SDRRLTrainer(SFTTrainer):
         }
         return model(**inputs, distillation=options)
 
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        self._eval_prefix = metric_key_prefix
+        self._sums.pop("eval", None)  # of a `predict`
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         if mode in self._sums:
             # One reduction a log, of the same shape on every rank. Not `gather_for_metrics`, which cuts the last batch
-            sums = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").double().cpu()
-            if self._groups != NO_GROUPS:
-                for name, value in self._group_metrics(sums).items():
-                    self._metrics[mode][name].append(value)
+            sums = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").cpu().double()
+            prefix = "" if mode == "train" else f"{self._eval_prefix}_"
+            logs.update({f"{prefix}{name}": value for name, value in self._group_metrics(sums).items()})
+            if mode == "eval" and self._has_own_loss:  # transformers averages over batches, whatever their weights
+                logs[f"{prefix}loss"] = (sums[:, 4].sum() / sums[:, 5].sum()).item()
         super().log(logs, start_time)
 
     def _group_metrics(self, sums: torch.Tensor) -> dict[str, float]:
         kinds, languages = defaultdict(lambda: torch.zeros(4).double()), defaultdict(lambda: torch.zeros(4).double())
-        for (kind, _, answer_language), group_sums in zip(self._groups, sums, strict=True):
-            kinds[kind] += group_sums
-            languages[answer_language] += group_sums
+        for group, group_sums in zip(self._groups, sums[:, :4], strict=True):
+            if group != NO_GROUPS[0]:
+                kinds[group[0]] += group_sums
+                languages[group[2]] += group_sums
         metrics, total = {}, sums[:, 2].sum()
         for name, (nll, kl, n_tokens, _) in [*kinds.items(), *languages.items()]:
             if n_tokens > 0:
@@ -304,7 +337,8 @@ class SDRRLTrainer(SFTTrainer):
                 metrics[f"bpb/{language}"] = (nll / n_bytes).item() / math.log(2)
         return metrics
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        self._sums.clear()
         if resume_from_checkpoint is True:  # transformers takes the newest, which a kill may have left half-written
             resume_from_checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
@@ -312,12 +346,12 @@ class SDRRLTrainer(SFTTrainer):
                     f"There is no complete checkpoint in {self.args.output_dir}. Leave "
                     "`resume_from_checkpoint` out to start anew."
                 )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir) / "README.md"
         if self.is_world_process_zero() and self._groups != NO_GROUPS:
             lines = ["## Training data", "", "| kind | question | answer |", "| --- | --- | --- |"]
-            lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups]
+            lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups if kind]
             path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")

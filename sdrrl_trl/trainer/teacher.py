@@ -1,5 +1,6 @@
 """The frozen teacher, and the forward pass that compares the student with it."""
 
+import copy
 import functools
 import types
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -75,9 +76,7 @@ def add_distillation(model: PreTrainedModel) -> None:
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
         with maybe_gather_lm_head_ctx(weight, bias):
             if hidden_states_only:
-                # A copy only where ZeRO-3 takes the weight apart again
-                whole = weight.detach() if weight is linear.weight else weight
-                return hidden, Head(whole, bias, scale, cap)
+                return hidden, Head(weight.detach(), bias, scale, cap)
             return _compare(hidden, Head(weight, bias, scale, cap), labels[mask], mask, **distillation)
 
     model.forward = types.MethodType(forward, model)
@@ -138,28 +137,54 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapter_active(model: PeftModel, name: str | None) -> Iterator[None]:
-    """The named adapter alone is active inside, no adapter for `None`."""
+    """The named adapter alone is active inside, no adapter for `None`. What was trainable before is so afterwards."""
     if name is None:
         with model.disable_adapter():
             yield
         return
     previous = model.active_adapter
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.set_adapter(name)
     try:
         yield
     finally:
         model.set_adapter(previous)
+        for parameter, requires_grad in trainable.items():
+            parameter.requires_grad_(requires_grad)
 
 
 def copy_adapter(model: PeftModel, name: str) -> None:
-    """Adds a frozen copy of the active adapter under another name."""
+    """Adds a frozen copy of the active adapter under another name, in place of an earlier copy of that name."""
     active = model.active_adapter
-    model.add_adapter(name, model.peft_config[active])
-    for parameter_name, parameter in list(model.named_parameters()):
-        if f".{active}." in parameter_name:
-            copy = model.get_parameter(parameter_name.replace(f".{active}.", f".{name}."))
-            copy.data.copy_(parameter.data)
-            copy.requires_grad_(False)
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    config = copy.deepcopy(model.peft_config[active])
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True  # initialisations such as PiSSA would change the base model once more
+    model.add_adapter(name, config)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name=name)
+    for parameter_name, parameter in model.named_parameters():
+        if name in parameter_name.split("."):
+            parameter.requires_grad_(False)
+
+
+def check_adapter_can_be_turned_off(model: PeftModel) -> None:
+    """
+    Refuses adapters that change the base model, so that without the adapter it is not the initial one.
+
+    Raises:
+        `SDRRLError`: for LoRA with trained biases, or initialised by decomposing the base weights.
+    """
+    for config in model.peft_config.values():
+        if not isinstance(config, LoraConfig):
+            continue
+        init = config.init_lora_weights
+        if config.bias != "none" or (isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal")):
+            raise SDRRLError(
+                f"With `bias={config.bias!r}` and `init_lora_weights={init!r}`, the model without its adapter is not "
+                "the initial model, so it cannot be the teacher for `kl_coef`. Give `ref_model`, or use `bias='none'` "
+                "and a plain initialisation."
+            )
 
 
 @torch.no_grad()
