@@ -226,7 +226,7 @@ def plot(rows: list[Row], path: Path) -> None:
         )
         axis.spines[["top", "right"]].set_visible(False)
     handles = [pyplot.Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Tuned against base (right is better)", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
