@@ -1,14 +1,13 @@
 """
 Cost of the trainer, each ratio measured with both sides in turn in one run.
 
-    python benchmarks/trainer.py [--quick]
+    python benchmarks/trainer.py [--quick]    # needs `pip install -e '.[demo]'`
 
 The last line is one JSON object. Ratios below 1.3 mean little on a busy computer: run it on a quiet one.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -97,19 +96,61 @@ def step_times(folder, n):
     return [statistics.median(column) for column in zip(*seconds, strict=True)]
 
 
-def epoch_times(folder, n):
-    """Seconds of one epoch, padded and packed, on the same rows."""
+def demo_transfer_set(folder, quick):
+    """The demo's training data and model."""
+    from datasets import Dataset
+
+    from sdrrl_trl.cli import parse, read_yaml
+    from sdrrl_trl.engines.offline import smollm2
+    from sdrrl_trl.run import demo_dir
+    from sdrrl_trl.transfer.build import build_transfer_set
+    from sdrrl_trl.transfer.config import TransferConfig
+
+    options = read_yaml(str(demo_dir() / "config.yaml"))["build"]
+    model, _ = smollm2()
+    options |= {name: str(demo_dir() / options[name]) for name in ("seeds", "parallel")}
+    options |= {"model_name_or_path": model, "output_dir": str(Path(folder) / "transfer_set")}
+    options |= {"limit": 12, "max_new_tokens": 48} if quick else {}
+    build_transfer_set(*parse((TransferConfig,), options, [], "build"))
+    return model, Dataset.from_parquet(str(Path(folder) / "transfer_set" / "train.parquet"), cache_dir=folder)
+
+
+def epoch_times(folder, quick):
+    """Seconds of one epoch over the demo's transfer set as the demo trains, padded and packed."""
+    from peft import LoraConfig
+
     from sdrrl_trl import SDRRLConfig, SDRRLTrainer
 
-    seconds = {False: [], True: []}
-    for _ in range(n):
-        for packing in (False, True):
-            options = {"packing": packing, "num_train_epochs": 1, "per_device_train_batch_size": 1 if packing else 8}
-            trainer = make_trainer(SDRRLTrainer, SDRRLConfig, folder, rows(200), **options)
-            start = time.perf_counter()
-            trainer.train()
-            seconds[packing].append(time.perf_counter() - start)
-    return statistics.median(seconds[False]), statistics.median(seconds[True])
+    model, dataset = demo_transfer_set(folder, quick)
+    seconds = []
+    for packing in (False, True):
+        args = SDRRLConfig(
+            output_dir=str(Path(folder) / "out"),
+            packing=packing,
+            max_length=512,
+            # about as many tokens a step as a packed row
+            per_device_train_batch_size=1 if packing else 4,
+            num_train_epochs=1,
+            model_init_kwargs={"dtype": "bfloat16"},
+            use_cpu=True,
+            bf16=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        lora = LoraConfig(r=16, target_modules="all-linear")
+        trainer = SDRRLTrainer(model, args, train_dataset=dataset, peft_config=lora)
+        start = time.perf_counter()
+        trainer.train()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def memory(name):
+    """A figure of this process in MB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) / 1024
 
 
 def kl_once(side, n_tokens, vocabulary, hidden_size):
@@ -146,12 +187,13 @@ def kl_once(side, n_tokens, vocabulary, hidden_size):
     loss = {"sdrrl": sdrrl, "trl": trl, "plain": plain}[side]
     loss(slice(0, 8)).backward()  # warm
     student.grad = None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (Linux)
+    before = memory("VmRSS")
     start = time.perf_counter()
     total = loss(slice(None))
     total.backward()
     seconds = time.perf_counter() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = memory("VmHWM") - before
     print(json.dumps({"seconds": seconds, "peak": peak, "loss": total.item(), "grad": student.grad.norm().item()}))
 
 
@@ -183,13 +225,13 @@ def main():
     if options.kl:
         kl_once(options.kl[0], *map(int, options.kl[1:]))
         return
-    n = 5 if options.quick else 15
+    n = 3 if options.quick else 15
     with tempfile.TemporaryDirectory() as folder:
         sft, without, groups = step_times(folder, n)
         print(f"step: SFTTrainer {sft:.3f} s, SDRRLTrainer {without:.3f} s, with kinds and languages {groups:.3f} s")
-        padded, packed = epoch_times(folder, 1 if options.quick else 3)
-        print(f"epoch: padded {padded:.1f} s, packed {packed:.1f} s")
-    sizes = (512, 32_000, 128) if options.quick else (2048, 151_936, 512)
+        padded, packed = epoch_times(folder, options.quick)
+        print(f"epoch over the demo's transfer set: padded {padded:.1f} s, packed {packed:.1f} s")
+    sizes = (1024, 64_000, 128) if options.quick else (2048, 151_936, 512)
     kl = kl_costs(1 if options.quick else 3, *sizes)
     ratios = {
         "step_time_plain": without / sft,

@@ -29,6 +29,7 @@ CASES = {
     "weights, lora": {**WEIGHTS, "peft": True},
     "kl, full": {"kl_coef": 0.5},
     "kl, lora, weights": {**WEIGHTS, "kl_coef": 0.5, "peft": True},
+    "kl, lora, packed evaluation": {"kl_coef": 0.5, "peft": True, "eval_packing": True, "max_length": 64},
     "one language a rank": {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"},
 }
 
@@ -48,6 +49,7 @@ def run(case: str, model: str, folder: Path, world_size: int) -> dict:
         learning_rate=1e-2,
         lr_scheduler_type="constant",
         per_device_train_batch_size=8 // world_size,
+        per_device_eval_batch_size=8 // world_size,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         **options,
@@ -56,11 +58,11 @@ def run(case: str, model: str, folder: Path, world_size: int) -> dict:
     assert trainer.accelerator.num_processes == world_size
     trainer.train()
     sums = {name: parameter.detach().double().sum().item() for name, parameter in trainer.model.named_parameters()}
-    names = ("loss", "grad_norm")
-    logs = [
-        {name: value for name, value in entry.items() if name in names or "/" in name}
-        for entry in trainer.state.log_history[:3]
-    ]
+    names = ["loss", "grad_norm"]
+    if trainer.args.kl_coef or trainer.args.kind_weights:  # transformers' own mean is one over batches
+        names.append("eval_loss")
+    logs = [*trainer.state.log_history[:3], trainer.evaluate(rows(13))]  # in three batches of four and a rest
+    logs = [{name: value for name, value in entry.items() if name in names or "/" in name} for entry in logs]
     return {"logs": logs, "parameters": sums}
 
 

@@ -32,20 +32,35 @@ def find_damage(checkpoint: Path) -> str | None:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # the last file to be written
     except (OSError, ValueError):
         return "trainer_state.json is missing or damaged"
-    for file in checkpoint.glob("*.safetensors"):
-        with open(file, "rb") as stream:
-            header = stream.read(8)
-            size = int.from_bytes(header, "little")
-            try:
-                tensors = json.loads(stream.read(size)) if len(header) == 8 and size < file.stat().st_size else None
-            except ValueError:
-                tensors = None
-        if tensors is None:
+    weights = [*checkpoint.rglob("*.safetensors"), *checkpoint.rglob("*.bin"), *checkpoint.rglob("*.distcp")]
+    if not weights and not any(checkpoint.rglob("*_states.pt")):  # of DeepSpeed
+        return "it has no weights"
+    for index in checkpoint.rglob("*.index.json"):  # of a model in several files
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            return f"{index.name} is damaged"
+        missing = sorted(name for name in shards if not (index.parent / name).exists())
+        if missing:
+            return f"{missing[0]} is missing"
+    for file in checkpoint.rglob("*.safetensors"):
+        if not _is_whole_safetensors(file):
             return f"{file.name} is cut off"
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-        if file.stat().st_size != 8 + size + max(ends, default=0):
-            return f"{file.name} is cut off"
-    for file in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+    for file in [*checkpoint.rglob("*.pt"), *checkpoint.rglob("*.pth")]:
         if not zipfile.is_zipfile(file):
             return f"{file.name} is cut off"
     return None
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    """Whether the file is as long as its header says (8 bytes of the header's size, the header, the tensors)."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if 8 + size > file.stat().st_size:
+            return False
+        try:
+            tensors = json.loads(stream.read(size))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    return file.stat().st_size == 8 + size + max(ends, default=0)

@@ -49,6 +49,12 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
             groups |= {tuple(group) for group in args.groups}
         else:
             groups |= _groups_of(dataset)
+    both = sorted({kind for kind, *_ in groups if kind} & {answer for *_, answer in groups if answer})
+    if both:
+        raise SDRRLError(
+            f"{', '.join(map(repr, both))} names a kind and a language: their figures (`nll/<name>`) would be "
+            "mixed up. Rename the kind."
+        )
     return sorted(groups, key=str) or NO_GROUPS
 
 
@@ -57,7 +63,7 @@ def _groups_of(dataset: Dataset) -> set[Group]:
         feature = dataset.features[column]
         if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
             raise SDRRLError(f"The column `{column}` must hold strings, it holds {feature}. Convert or remove it.")
-        missing = dataset.with_format("arrow")[column].null_count if None in set(dataset[column]) else 0
+        missing = sum(value is None for value in dataset[column])
         if missing:
             raise SDRRLError(
                 f"{missing} of {len(dataset)} rows have no `{column}`: they would count for no kind or "

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel, PromptLearningConfig
-from transformers import AutoModelForCausalLM
 from trl import SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
-from trl.models import prepare_deepspeed, prepare_fsdp
 
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.trainer.data_collator import DataCollatorForSDRRL
+from sdrrl_trl.trainer.data_collator import PROVENANCE_KEYS, DataCollatorForSDRRL
 from sdrrl_trl.trainer.groups import (
     NO_GROUPS,
     add_provenance,
@@ -23,18 +21,8 @@ from sdrrl_trl.trainer.groups import (
     nothing_supervised,
 )
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-from sdrrl_trl.trainer.teacher import (
-    add_distillation,
-    base_of,
-    check_adapter_can_be_turned_off,
-    check_vocabulary,
-    copy_adapter,
-    teacher_states,
-)
+from sdrrl_trl.trainer.teacher import prepare_teacher, teacher_states
 from sdrrl_trl.utils import SDRRLError
-
-
-_TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 class SDRRLTrainer(SFTTrainer):
@@ -44,8 +32,7 @@ class SDRRLTrainer(SFTTrainer):
     It takes the arguments of [`~trl.SFTTrainer`] in the same order, and trains exactly as it does unless
     [`SDRRLConfig`] asks for more. If the data have the columns `kind`, `question_language` and `answer_language` of a
     transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the share of
-    the
-    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`), and for each language the
+    the supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`), and for each language the
     bits per UTF-8 byte of the supervised text (`bpb/<language>`), the loss that can be compared across scripts. All
     are sums over the tokens since the last log, exact under packing, accumulation and over processes.
 
@@ -148,7 +135,7 @@ class SDRRLTrainer(SFTTrainer):
         self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
         self.ref_model, self._teacher_adapter = None, None
         if self.args.kl_coef > 0:
-            self._prepare_teacher(ref_model, model_path, came_with_adapter)
+            self.ref_model, self._teacher_adapter = prepare_teacher(self, ref_model, model_path, came_with_adapter)
 
     def _check_supported(self) -> None:
         parallelism = self.accelerator.parallelism_config
@@ -180,36 +167,6 @@ class SDRRLTrainer(SFTTrainer):
                 "`router_aux_loss_coef=0.0` or `kl_coef=0.0`."
             )
 
-    def _prepare_teacher(self, ref_model: Any, model_path: str | None, came_with_adapter: bool) -> None:
-        student = base_of(self.model)
-        add_distillation(student)
-        if ref_model is None and isinstance(self.model, PeftModel):
-            if came_with_adapter:  # without its adapter, the model would not be the initial one
-                copy_adapter(self.model, _TEACHER_ADAPTER)
-                self._teacher_adapter = _TEACHER_ADAPTER
-            else:
-                check_adapter_can_be_turned_off(self.model)
-            return
-        ref_model = ref_model or model_path
-        if ref_model is None:
-            raise SDRRLError(
-                "`kl_coef` needs the frozen initial model: give it as `ref_model` (path or model), train with a "
-                "`peft_config`, or give `model` as a path."
-            )
-        if isinstance(ref_model, str):
-            kwargs = dict(self.args.model_init_kwargs or {}) if ref_model == model_path else {}
-            kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
-            ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
-        check_vocabulary(student, ref_model)
-        ref_model.requires_grad_(False)
-        add_distillation(base_of(ref_model))
-        if self.is_deepspeed_enabled:
-            self.ref_model = prepare_deepspeed(ref_model, self.accelerator)
-        elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(ref_model, self.accelerator)
-        else:  # not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
-            self.ref_model = ref_model.to(self.accelerator.device).eval()
-
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         # `evaluate` on a dict prepares its data sets twice
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
@@ -233,9 +190,8 @@ class SDRRLTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for name in ("group_ids", "label_bytes"):
-            if name not in self._signature_columns:
-                self._signature_columns = [*self._signature_columns, name]
+        missing = {"group_ids", "label_bytes"} - set(self._signature_columns)
+        self._signature_columns = [*self._signature_columns, *sorted(missing)]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if self._group_weights is None:
@@ -252,7 +208,8 @@ class SDRRLTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
-        group_ids, label_bytes = inputs.pop("group_ids")[:, 1:], inputs.pop("label_bytes")[:, 1:]
+        group_ids, label_bytes, row_ids = (inputs.pop(name)[:, 1:] for name in PROVENANCE_KEYS)
+        counts = row_ids < self._rows_that_count(mode, row_ids)
         weights = None if self._group_weights is None else self._group_weights.to(group_ids.device)[group_ids]
         seen: dict[str, torch.Tensor] = {}
 
@@ -262,17 +219,14 @@ class SDRRLTrainer(SFTTrainer):
             if "fused_lm_head" not in model_inputs:
                 return model(**model_inputs)
             mask = model_inputs["labels"][:, 1:] != -100
-            scaled = weights
-            if weights is not None and num_items_in_batch is None:  # the parent then divides by the number of tokens
-                scaled = weights * (mask.sum() / (weights * mask).sum().clamp(min=1))
             if self.args.kl_coef > 0:
-                outputs = self._distill(model, model_inputs, mask, scaled)
+                outputs = self._distill(model, model_inputs, mask, weights)
                 seen["nll"], seen["kl"] = outputs.nll, outputs.kl
             else:
                 outputs = model(**model_inputs)
                 seen["nll"], seen["kl"] = -outputs.log_probs.detach(), torch.zeros_like(outputs.log_probs)
-                if scaled is not None:
-                    outputs.log_probs = outputs.log_probs * scaled
+                if weights is not None:
+                    outputs.log_probs = outputs.log_probs * weights
             seen["mask"] = outputs.label_mask
             return outputs
 
@@ -283,10 +237,17 @@ class SDRRLTrainer(SFTTrainer):
         token_weights = seen["mask"] if weights is None else weights * seen["mask"]
         columns = [seen["nll"], seen["kl"], seen["mask"], label_bytes * seen["mask"]]
         columns += [token_weights * objective, token_weights]
-        values = torch.stack([column.float().flatten() for column in columns], dim=-1)
+        values = torch.stack([(column * counts).float().flatten() for column in columns], dim=-1)
         sums = values.new_zeros(len(self._groups), len(columns)).index_add_(0, group_ids.flatten(), values)
         self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
         return loss
+
+    def _rows_that_count(self, mode: str, row_ids: torch.Tensor) -> float:
+        """How many rows of this rank's batch are not repetitions that fill up the last batch of an evaluation."""
+        state = self.accelerator.gradient_state
+        if mode == "train" or not state.end_of_dataloader or state.remainder <= 0:
+            return math.inf
+        return state.remainder - self.accelerator.process_index * (row_ids.max().item() + 1)
 
     def _distill(self, model, inputs: dict[str, Any], mask: torch.Tensor, weights: torch.Tensor | None):
         teacher_inputs = {name: value for name, value in inputs.items() if name != "fused_lm_head"}

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
+from trl import SFTTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from sdrrl_trl.trainer.divergence import Head, chunked_distillation, dpsw_weights
 from sdrrl_trl.utils import SDRRLError
+
+
+_TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 @dataclass
@@ -42,6 +47,58 @@ class DistillationOutput(ModelOutput):
     kl: torch.Tensor | None = None
 
 
+def prepare_teacher(
+    trainer: SFTTrainer, ref_model: str | PreTrainedModel | None, model_path: str | None, came_with_adapter: bool
+) -> tuple[PreTrainedModel | None, str | None]:
+    """
+    Makes the student comparable with its teacher, the frozen initial model, and finds that.
+
+    Args:
+        trainer ([`~trl.SFTTrainer`]):
+            Trainer that holds the student.
+        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, or its path.
+        model_path (`str`, *optional*):
+            Path or name that the student was loaded from, if it was given so.
+        came_with_adapter (`bool`):
+            Whether the student had an adapter before the trainer added its own.
+
+    Returns:
+        `tuple`: the reference model, or `None` if the student's adapters make the difference; the adapter that makes
+        the student its teacher, or `None` for no adapter.
+
+    Raises:
+        `SDRRLError`: if there is no teacher, or it has another vocabulary.
+    """
+    student = base_of(trainer.model)
+    add_distillation(student)
+    if ref_model is None and isinstance(trainer.model, PeftModel):
+        if came_with_adapter:  # without its adapter, the model would not be the initial one
+            copy_adapter(trainer.model, _TEACHER_ADAPTER)
+            return None, _TEACHER_ADAPTER
+        check_adapter_can_be_turned_off(trainer.model)
+        return None, None
+    ref_model = ref_model or model_path
+    if ref_model is None:
+        raise SDRRLError(
+            "`kl_coef` needs the frozen initial model: give it as `ref_model` (path or model), train with a "
+            "`peft_config`, or give `model` as a path."
+        )
+    if isinstance(ref_model, str):
+        kwargs = dict(trainer.args.model_init_kwargs or {}) if ref_model == model_path else {}
+        kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
+        ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
+    check_vocabulary(student, ref_model)
+    ref_model.requires_grad_(False)
+    add_distillation(base_of(ref_model))
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(ref_model, trainer.accelerator), None
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(ref_model, trainer.accelerator), None
+    # Not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
+    return ref_model.to(trainer.accelerator.device).eval(), None
+
+
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT model."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -53,8 +110,7 @@ def add_distillation(model: PreTrainedModel) -> None:
     the wrappers (DDP, FSDP, DeepSpeed) and PEFT working.
 
     * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
-    shape
-      `(N, H)`, and the [`Head`];
+      shape `(N, H)`, and the [`Head`];
     * `model(..., labels=labels, distillation=options)` returns a [`DistillationOutput`].
     """
     text_config = model.config.get_text_config()
@@ -66,12 +122,13 @@ def add_distillation(model: PreTrainedModel) -> None:
         if distillation is None and not hidden_states_only:
             return original_forward(*args, **kwargs)
         kwargs.pop("fused_lm_head", None)
-        labels = kwargs.pop("labels")[:, 1:]
-        mask = labels != -100
         # Looked up on each call, since FSDP and PEFT replace backbone and head after patching
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1][mask]
         linear = self.get_output_embeddings()
         weight, bias = linear.weight, linear.bias
+        # With the model split over devices (`device_map`), the backbone can end on another one than the head
+        labels = kwargs.pop("labels")[:, 1:].to(weight.device)
+        mask = labels != -100
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1].to(weight.device)[mask]
         if isinstance(weight, DTensor):  # FSDP2 shards the head, the hidden states are whole
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
         with maybe_gather_lm_head_ctx(weight, bias):
