@@ -4,9 +4,11 @@ import argparse
 import difflib
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,17 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     from sdrrl_trl.utils import SDRRLError
 
     parser = TrlParser(dataclasses, prog=prog)
+    # declared as `dict | str` or `list | str`, which the parser reads as text on the command line
+    collections = {
+        f.name for c in dataclasses for f in fields(c) if re.search("dict|list", str(f.type), re.IGNORECASE)
+    }
     actions = {action.dest: action for action in parser._actions if action.dest != "help" and action.nargs != 0}
     for name, value in section.items():
         if name not in actions:
             close = difflib.get_close_matches(str(name), actions, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise SDRRLError(f"Unknown option `{name}` in the configuration of `{prog}`.{hint}")
-        section = section | {name: _typed(name, value, actions[name])}
+        section = section | {name: _typed(name, value, actions[name], name in collections)}
     missing = [name for name, action in actions.items() if action.required and name not in section]
     if section and missing and not arguments:
         raise SDRRLError(
@@ -44,7 +50,7 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         raise SDRRLError(f"{prog}: {error}") from error
 
 
-def _typed(name: str, value: Any, action: argparse.Action) -> Any:
+def _typed(name: str, value: Any, action: argparse.Action, takes_collections: bool) -> Any:
     """A value from a YAML file, checked as argparse checks one from the command line."""
     from sdrrl_trl.utils import SDRRLError
 
@@ -53,7 +59,7 @@ def _typed(name: str, value: Any, action: argparse.Action) -> Any:
             raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
         return None
     if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
-        if action.type in (int, float, str) and action.nargs != "+" and not _takes_collections(action):
+        if not takes_collections:
             raise SDRRLError(f"`{name}` must be a single value, got {value!r}.")
         return value
     values = [value] if action.nargs == "+" and not isinstance(value, list) else value
@@ -67,13 +73,6 @@ def _typed(name: str, value: Any, action: argparse.Action) -> Any:
         if action.choices is not None and converted not in action.choices:
             raise SDRRLError(f"`{name}`: {item!r} is not one of {', '.join(map(str, action.choices))}.")
     return values if isinstance(values, list) or isinstance(values, bool) else str(values)
-
-
-def _takes_collections(action: argparse.Action) -> bool:
-    """Options declared as `dict | str` or `list | str`, which the parser reads as text on the command line."""
-    return action.dest in ("proportions", "kind_weights", "language_weights", "groups") or action.dest.endswith(
-        ("_kwargs", "_config", "report_to", "fsdp")
-    )
 
 
 def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
@@ -111,7 +110,20 @@ def _build(arguments: list[str]) -> None:
     (config,) = _with_config((TransferConfig,), arguments, "sdrrl build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
-    print(f"Transfer set: {build_transfer_set(config)}")
+    folder = build_transfer_set(config)
+    if not config.dry_run and int(os.environ.get("RANK", 0)) == 0:
+        print(f"Transfer set: {folder}")
+
+
+def _inspect(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="sdrrl inspect", description=COMMANDS["inspect"][1])
+    parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
+    parser.add_argument("-n", type=int, default=2, help="samples of each kind (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=600, help="longest text in characters (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.transfer.inspect import inspect_transfer_set
+
+    print(inspect_transfer_set(options.folder, options.n, options.width))
 
 
 def _train(arguments: list[str]) -> None:
@@ -175,6 +187,7 @@ def _tasks(arguments: list[str]) -> None:
 
 COMMANDS = {
     "build": (_build, "make a transfer set: the model answers, the answers are translated, records are mixed"),
+    "inspect": (_inspect, "show what is in a transfer set: counts, samples of each kind, rejected rows"),
     "train": (_train, "fine-tune the model on a transfer set"),
     "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
     "report": (_report, "compare base and tuned: table, JSON, plot"),

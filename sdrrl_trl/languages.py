@@ -1,4 +1,4 @@
-"""The one table of languages: names, codes, scripts, sentence ends, and the wording of the answer-language hint."""
+"""The one table of languages: names, codes, scripts and sentence ends."""
 
 import re
 import unicodedata
@@ -72,15 +72,6 @@ _TERMINATORS = {
     "Beng": ".!?।…",
 }
 
-# The hint in the language of the question; English wording where there is none.
-_HINTS = {
-    "en": ("Answer in {}.", {}),
-    "pt": (
-        "Responda em {}.",
-        {"en": "inglês", "pt": "português", "es": "espanhol", "fr": "francês", "de": "alemão", "it": "italiano"},
-    ),
-}
-
 # Scripts by the first word of a character's Unicode name; Han counts for Chinese and Japanese.
 _UNICODE_SCRIPTS = {
     "Latn": {"LATIN"},
@@ -121,14 +112,6 @@ def get_language(tag: str) -> Language:
             f"Known: {', '.join(sorted(LANGUAGES))}."
         )
     return LANGUAGES[language]
-
-
-def answer_hint(question_language: str, answer_language: str) -> str:
-    """Sentence that asks for an answer in `answer_language`, in the language of the question where we have it."""
-    template, names = _HINTS.get(question_language, _HINTS["en"])
-    if question_language != "en" and answer_language not in names:
-        template, names = _HINTS["en"]
-    return template.format(names.get(answer_language, LANGUAGES[answer_language].name))
 
 
 @cache

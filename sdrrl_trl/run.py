@@ -21,7 +21,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
             Options of the commands `build`, `train`, `evaluate` and `report`, each under its name. What one stage
             hands to the next (folders, the model's name) is filled in.
         config_folder (`Path`):
-            Folder that relative paths of `seeds` and `parallel` start from.
+            Folder that relative paths of `seeds`, `parallel` and `lexicon` start from.
         output_dir (`Path`):
             Folder of the run.
         overwrite_stage (`str`, *optional*):
@@ -80,9 +80,9 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     model = sections["build"].get("model_name_or_path")
     if not isinstance(model, str):
         raise SDRRLError("`build` names no `model_name_or_path`: the model that answers and is trained. Set it.")
-    for name in ("seeds", "parallel"):
-        if isinstance(sections["build"].get(name), str):
-            sections["build"][name] = str(config_folder / sections["build"][name])
+    for name in ("seeds", "parallel", "lexicon"):
+        if name in sections["build"]:
+            sections["build"][name] = _from(config_folder, sections["build"][name])
     folders = {name: str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")}
     fixed = {
         "build": {"output_dir": folders["transfer_set"]},
@@ -108,6 +108,15 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
             raise SDRRLError(f"`{name}` sets {', '.join(given)}, which `sdrrl run` sets itself. Leave them out.")
         sections[name] |= values
     return sections
+
+
+def _from(folder: Path, value: Any) -> Any:
+    """Paths that start from the folder, where there is such a file; other values (a hub id) as they are."""
+    if isinstance(value, dict):
+        return {name: _from(folder, v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_from(folder, v) for v in value]
+    return str(folder / value) if isinstance(value, str) and (folder / value).exists() else value
 
 
 def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:

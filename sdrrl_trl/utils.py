@@ -148,8 +148,11 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, e
     Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is.
 
     A bar with rate and ETA on a terminal, a plain line every `every` seconds elsewhere. `done` units were finished by
-    an earlier run.
+    an earlier run. Of several processes, the first shows its share.
     """
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield from (item for _, item in items)
+        return
     if sys.stderr.isatty():
         with tqdm(total=total, initial=done, desc=what, unit=f" {unit}") as bar:
             for n, item in items:

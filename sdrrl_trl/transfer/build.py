@@ -1,44 +1,43 @@
 """Builds the transfer set: generate, translate, filter, mix, publish."""
 
-import json
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from sdrrl_trl.engines import Generation, Generator, Translator
-from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.filters import reject_answer, reject_translation
-from sdrrl_trl.transfer.generate import generate_answers
-from sdrrl_trl.transfer.mix import Item, held_out, mix, parallel_records, records_of
-from sdrrl_trl.transfer.publish import count_reasons, load_manifest, publish, summary
-from sdrrl_trl.transfer.record import Record
-from sdrrl_trl.transfer.seeds import Seed, read_parallel, read_seeds
-from sdrrl_trl.transfer.store import Store, check_options, clear_stage, record_options
+from sdrrl_trl.transfer.code_switch import CodeSwitcher
+from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig
+from sdrrl_trl.transfer.filters import back_translation_chrf, reject_answer, reject_translation
+from sdrrl_trl.transfer.generate import MAX_CHARACTERS, generate_answers
+from sdrrl_trl.transfer.items import Item, Items, item_of
+from sdrrl_trl.transfer.lexicon import Lexicon, lexicon_of, reverse_lexicon, vocabulary
+from sdrrl_trl.transfer.mix import forms_of, make_record, quotas
+from sdrrl_trl.transfer.parallel import reject_sentence
+from sdrrl_trl.transfer.plan import Plan
+from sdrrl_trl.transfer.publish import load_manifest, publish, summary
+from sdrrl_trl.transfer.store import Store, record_options
 from sdrrl_trl.transfer.translate import Translations
-from sdrrl_trl.utils import (
-    SDRRLError,
-    check_output_dir,
-    fingerprint,
-    locked,
-    package_version,
-    sha256,
-    timed,
-)
+from sdrrl_trl.utils import SDRRLError, locked, sha256, timed
 
 
 def build_transfer_set(
     config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
 ) -> Path:
     """
-    Builds a transfer set, or goes on with one that was interrupted.
+    Builds a transfer set, or goes on with one that was interrupted. Under `torchrun` or `accelerate launch`, the
+    processes share the work; the result is the same.
 
     Args:
         config ([`TransferConfig`]):
             What to build.
         generator ([`~sdrrl_trl.engines.Generator`], *optional*):
-            Answers the questions. Default: `model_name_or_path` through transformers.
+            Answers the questions. Default: the engine named in `config.generator`.
         translator ([`~sdrrl_trl.engines.Translator`], *optional*):
             Translates. Default: the engine named in `config.translator`.
 
@@ -50,174 +49,284 @@ def build_transfer_set(
         `SDRRLError`: for bad input, before any model is loaded.
     """
     plan = Plan(config)
-    if plan.is_done():
-        print(f"build: {plan.folder} is complete, nothing to do", file=sys.stderr)
+    if config.dry_run:
+        print(plan.preview())
         return plan.folder
-    if generator is None:
-        from sdrrl_trl.engines.transformers import TransformersGenerator
-
-        generator = TransformersGenerator(
-            config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens
-        )
-    if translator is None:
-        from sdrrl_trl.engines.offline import FastTranslate
-
-        translator = FastTranslate()
-    with locked(plan.folder):
-        plan.clear()  # only now that the engines are there
+    done = plan.is_done()
+    # Processes wait for each other at the end of a stage, however long the slowest takes
+    state = PartialState(timeout=timedelta(days=7))
+    state.wait_for_everyone()
+    if done:
+        if state.is_main_process:
+            print(f"build: {plan.folder} is complete, nothing to do", file=sys.stderr)
+        return plan.folder
+    if generator is None and config.answer_source != "reference":
+        generator = make_generator(config)
+    translator = translator or make_translator(config, generator)
+    with locked(plan.folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            plan.clear()  # only now that the engines are there
+        state.wait_for_everyone()
         _build(plan, generator, translator)
+        state.wait_for_everyone()
     return plan.folder
 
 
-def _build(plan: "Plan", generator: Generator, translator: Translator) -> None:
-    config, clock = plan.config, plan.folder / "timings.json"
-    with Store(plan.stages / "generate", plan.generate_options) as store, timed(clock, "generate"):
-        answers = generate_answers(plan.seeds, generator, store, config.system_prompt, config.batch_size)
-    rejected: list[dict[str, Any]] = []
-    good = _filter_answers(plan.seeds, answers, config.source_language, rejected)
+def make_generator(config: TransferConfig) -> Generator:
+    """The engine named in `config.generator`."""
+    sampling = {name: getattr(config, name) for name in ("temperature", "top_p", "num_samples", "seed")}
+    if config.generator == "endpoint":
+        from sdrrl_trl.engines.endpoint import EndpointGenerator
 
-    texts = [text for seed in good for text in (seed.question, answers[seed.id].text)]
-    with Store(plan.stages / "translate", plan.translate_options) as store, timed(clock, "translate"):
-        translations = Translations(store, config.source_language)
+        return EndpointGenerator(config.endpoint_url, config.model_name_or_path, config.max_new_tokens, **sampling)
+    options = (config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens)
+    if config.generator == "vllm":
+        from sdrrl_trl.engines.vllm import VLLMGenerator
+
+        return VLLMGenerator(*options, **sampling)
+    from sdrrl_trl.engines.transformers import TransformersGenerator
+
+    return TransformersGenerator(*options, **sampling)
+
+
+def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
+    """The engine named in `config.translator`, with its languages checked."""
+    pairs = [(config.source_language, target) for target in config.target_languages]
+    if config.back_translation_chrf:
+        pairs += [(target, source) for source, target in pairs]
+    if config.translator == "seq2seq":
+        from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
+
+        translator = Seq2SeqTranslator(config.translator_model or DEFAULT_TRANSLATOR_MODEL)
+    elif config.translator == "ctranslate2":
+        from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
+
+        translator = CTranslate2Translator(config.translator_model)
+    elif config.translator == "endpoint":
+        from sdrrl_trl.engines.endpoint import EndpointGenerator
+        from sdrrl_trl.engines.prompted import PromptedTranslator
+
+        return PromptedTranslator(EndpointGenerator(config.translator_url, config.translator_model))
+    elif config.translator == "self":
+        from sdrrl_trl.engines.prompted import PromptedTranslator
+
+        return PromptedTranslator(generator)
+    else:
+        from sdrrl_trl.engines.offline import FastTranslate
+
+        return FastTranslate()
+    for source, target in pairs:
+        translator.check(source, target)
+    return translator
+
+
+@contextmanager
+def _stage(plan: Plan, name: str) -> Iterator[Store]:
+    """The store of a stage. Process 0 first takes what processes of an earlier run have left."""
+    state = PartialState()
+    if state.is_main_process:
+        store = Store(plan.stages / name, plan.options(name))
+        store.merge()
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        store = Store(plan.stages / name, plan.options(name), state.process_index)
+    state.wait_for_everyone()
+    with store, timed(plan.folder / "timings.json", name) if state.is_main_process else nullcontext():
+        yield store
+
+
+def _build(plan: Plan, generator: Generator | None, translator: Translator) -> None:
+    config, is_main = plan.config, PartialState().is_main_process
+    items, counts = None, {"masks": {}, "code_switch": {}}
+    with _stage(plan, "generate") as answers:
+        if generator is not None:
+            generate_answers(plan.seeds, generator, answers, config)
+        if is_main:
+            items = Items(plan.folder / ".items.sqlite", config.seed)
+            counts["generated_tokens"] = _keep_good_answers(plan, answers, items)
+    with _stage(plan, "translate") as store:
+        translations = Translations(store, config.source_language, config.translation_batch_size)
+        translations.run(_texts(items), translator, config.target_languages)
+        back = {}
+        if config.back_translation_chrf:
+            for target in config.target_languages:
+                back[target] = Translations(store, target, config.translation_batch_size)
+                texts = (translations.assemble(text, target).text or "" for text in _texts(items))
+                back[target].run(texts, translator, [config.source_language])
+        lexicons = plan.lexicons or _lexicons_of(plan, items, translations, translator)
+        if not is_main:
+            return
         for target in config.target_languages:
-            translations.run(texts, translator, target)
-    items = [_item(seed, answers[seed.id].text, translations, config, rejected) for seed in good]
-
-    with timed(clock, "mix"):
-        record_options(plan.stages / "mix", plan.mix_options, "mix")
-        train, test, left_out = _split_and_mix(items, plan.sentences, rejected, config)
-        facts = {
-            "inputs": plan.generate_options | plan.translate_options | plan.mix_options,
-            "engines": {"generator": generator.describe(), "translator": translator.describe()},
-        }
-        publish(config, train, test, rejected, facts, {"seeds": len(plan.seeds), "left_out": left_out})
+            counts["masks"][target] = _add_translations(items, target, translations, back.get(target), config)
+        for target, lexicon in lexicons.items():
+            counts["code_switch"][target] = _add_switched(items, target, lexicon, config)
+    with timed(plan.folder / "timings.json", "mix"):
+        record_options(plan.stages / "mix", plan.options("mix"), "mix")
+        _mix_and_publish(plan, items, generator, translator, counts)
     print(summary(load_manifest(plan.folder)), file=sys.stderr)
 
 
-class Plan:
-    """
-    The checked inputs of a build: everything that can be wrong is found out here, before any model is loaded.
-
-    Args:
-        config ([`TransferConfig`]):
-            What to build.
-    """
-
-    def __init__(self, config: TransferConfig):
-        self.config = config
-        self.folder = Path(config.output_dir)
-        self.stages = self.folder / "stages"
-        self.seeds = read_seeds(config.seeds, config.limit)
-        languages = [config.source_language, *config.target_languages]
-        self.sentences = read_parallel(config.parallel, languages) if config.parallel else []
-        check_output_dir(self.folder, needed_bytes=50_000_000 + 20_000 * len(self.seeds) * len(languages))
-        # The mix follows from the other two stages, so it is done again with each of them
-        self.again = {config.overwrite_stage, "mix"} if config.overwrite_stage else set()
-        options = {"generate": self.generate_options, "translate": self.translate_options, "mix": self.mix_options}
-        for stage in options.keys() - self.again:
-            check_options(self.stages / stage, options[stage], stage)
-
-    def clear(self) -> None:
-        """Deletes the stages that are to be done again."""
-        if self.again:
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-            (self.folder / "timings.json").unlink(missing_ok=True)
-        for stage in self.again:
-            clear_stage(self.stages / stage, stage)
-
-    @property
-    def generate_options(self) -> dict[str, Any]:
-        names = ("source_language", "model_name_or_path", "model_revision", "dtype", "system_prompt", "max_new_tokens")
-        options = {name: getattr(self.config, name) for name in (*names, "batch_size")}
-        options |= {"model": fingerprint(self.config.model_name_or_path)}
-        return options | {"seeds_sha256": sha256(json.dumps([[seed.id, seed.question] for seed in self.seeds]))}
-
-    @property
-    def translate_options(self) -> dict[str, Any]:
-        version = package_version(self.config.translator)
-        return {"translator": self.config.translator, "translator_version": version}
-
-    @property
-    def mix_options(self) -> dict[str, Any]:
-        names = ("target_languages", "proportions", "test_size", "seed")
-        options = {name: getattr(self.config, name) for name in names}
-        return options | {"parallel_sha256": sha256(json.dumps(self.sentences))}
-
-    def is_done(self) -> bool:
-        """Whether the set is complete; its files are checked against their hashes."""
-        if self.again or not (self.folder / "manifest.json").exists():
-            return False
-        load_manifest(self.folder)
-        return True
+def _texts(items: Items | None) -> Iterator[str]:
+    """All texts to translate. Only process 0 has them; the others get their share from it."""
+    for _, item in items or ():
+        yield from (*item.turns, item.answer)
 
 
-def _filter_answers(
-    seeds: list[Seed], answers: dict[str, Generation], language: str, rejected: list[dict[str, Any]]
-) -> list[Seed]:
-    good, seen = [], set()
-    for seed in seeds:
-        reason = reject_answer(answers[seed.id], language)
-        if reason is None and seed.key in seen:
+def _keep_good_answers(plan: Plan, answers: Store, items: Items) -> int:
+    """Fills the working database with the questions whose answers are good. Returns the tokens of all answers."""
+    config, tokens = plan.config, 0
+    for seed in plan.seeds:
+        if sum(map(len, seed.turns)) > MAX_CHARACTERS:
+            question = seed.turns[-1][:1000]
+            items.reject(seed.id, "seeds", "too_long", config.source_language, question, "")
+            continue
+        if config.answer_source == "reference":
+            answer = Generation(seed.reference or "", "stop", 0)
+        else:
+            answer = Generation(**answers[seed.id])
+        tokens += answer.n_tokens
+        reason = reject_answer(answer, config.source_language)
+        if reason is None and not items.add(item_of(seed, answer.text, config.system_prompt), seed.key):
             reason = "duplicate"
-        if reason is None:
-            good.append(seed)
-            seen.add(seed.key)
-        else:
-            rejected.append(_rejected_row(seed.id, "generate", reason, language, seed.question, answers[seed.id].text))
-    return good
+        if reason is not None:
+            items.reject(seed.id, "generate", reason, config.source_language, seed.turns[-1], answer.text)
+    return tokens
 
 
-def _item(
-    seed: Seed, answer: str, translations: Translations, config: TransferConfig, rejected: list[dict[str, Any]]
-) -> Item:
-    accepted = {}
-    for target in config.target_languages:
-        question_t = translations.assemble(seed.question, target)
-        answer_t = translations.assemble(answer, target)
-        reasons = {
-            "question": reject_translation(seed.question, question_t, target),
-            "answer": reject_translation(answer, answer_t, target),
-        }
-        found = [f"{side}_{reason}" for side, reason in reasons.items() if reason]
-        if found:
-            rejected.append(_rejected_row(seed.id, "translate", found[0], target, question_t, answer_t))
-        else:
-            accepted[target] = (question_t, answer_t)
-    return Item(seed.id, seed.key, seed.question, answer, accepted)
-
-
-def _rejected_row(
-    source_id: str, stage: str, reason: str, language: str, question: str, answer: str
-) -> dict[str, str]:
+def _lexicons_of(
+    plan: Plan, items: Items | None, translations: Translations, translator: Translator
+) -> dict[str, Lexicon]:
+    """Word lists made by the translator, if they are asked for."""
+    config = plan.config
+    if config.lexicon is None:
+        return {}
+    words = vocabulary(_texts(items), config.source_language)
+    translations.run(words, translator, config.target_languages)
+    if not PartialState().is_main_process:
+        return {}
     return {
-        "source_id": source_id,
-        "stage": stage,
-        "reason": reason,
-        "language": language,
-        "question": question,
-        "answer": answer,
+        target: lexicon_of(words, [translations.assemble(word, target).text or "" for word in words])
+        for target in config.target_languages
     }
 
 
-def _split_and_mix(
-    items: list[Item], sentences: list[dict[str, str]], rejected: list[dict[str, Any]], config: TransferConfig
-) -> tuple[list[Record], list[Record], dict[str, int]]:
-    held_out_keys = held_out([item.key for item in items], config.test_size, config.seed)
-    train, test = [], []
-    for item in items:
-        (test if item.key in held_out_keys else train).extend(records_of(item, config.source_language))
-    names = {tag: LANGUAGES[tag].name for tag in (config.source_language, *config.target_languages)}
-    train += parallel_records(sentences, config.source_language, config.target_languages, names)
-    mixed = mix(train, config.proportions, config.seed)
-    counts, used = (Counter(record.kind for record in records) for records in (train, mixed))
-    empty = [kind for kind in config.proportions if not used[kind]]
-    if empty:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in count_reasons(rejected).items()) or "nothing was rejected"
-        available = ", ".join(f"{kind} {counts[kind]}" for kind in config.proportions)
-        raise SDRRLError(
-            f"The training set would have no record of the kinds {', '.join(empty)}. Available: {available}; "
-            f"{len(held_out_keys)} questions are held out; rejected: {reasons}. Use more seeds, a larger "
-            "`max_new_tokens` if many are truncated, or drop the kinds from `proportions`."
+def _add_translations(
+    items: Items, target: str, translations: Translations, back: Translations | None, config: TransferConfig
+) -> dict[str, int]:
+    """Adds the good translations into one language to the items. Returns how often masks were lost."""
+    masks = Counter(texts=0, with_masks=0, lost=0)
+    for n, item in items:
+        originals = (*item.turns, item.answer)
+        parts = [translations.assemble(text, target) for text in originals]
+        masks.update(
+            texts=len(parts), with_masks=sum(p.has_masks for p in parts), lost=sum(p.lost_masks for p in parts)
         )
-    left_out = {kind: counts[kind] - used[kind] for kind in sorted(config.proportions) if counts[kind] > used[kind]}
-    return mixed, test, left_out
+        sides = ["question"] * len(item.turns) + ["answer"]
+        reason = None
+        for side, original, part in zip(sides, originals, parts, strict=True):
+            found = reject_translation(original, part.text, target)
+            if found is None and back is not None:
+                again = back.assemble(part.text, config.source_language).text
+                low = back_translation_chrf(original, again) < config.back_translation_chrf
+                found = "back_translation" if low else None
+            reason = reason or (found and f"{side}_{found}")
+        texts = [part.text or "" for part in parts]
+        if reason is None:
+            item.texts[target] = texts
+            items.replace(n, item)
+        else:
+            items.reject(item.source_id, "translate", reason, target, texts[-2], texts[-1])
+    return dict(masks)
+
+
+def _add_switched(items: Items, target: str, lexicon: Lexicon, config: TransferConfig) -> dict[str, int]:
+    """Adds the code-switched texts of one language pair to the items. Returns how many words were switched."""
+    pair = (config.source_language, target)
+    if config.code_switch_direction == "target":
+        lexicon, pair = reverse_lexicon(lexicon), pair[::-1]
+    switcher = CodeSwitcher(lexicon, *pair, config.code_switch_rate, config.seed)
+    total = Counter(switched=0, words=0, texts=0)
+    for n, item in items:
+        if target not in item.texts:
+            continue
+        main = (*item.turns, item.answer) if pair[0] == config.source_language else item.texts[target]
+        texts, switched = list(main[-2:]), 0
+        for i, side in enumerate(("question", "answer")):
+            if config.code_switch_side in (side, "both"):
+                result = switcher.switch(texts[i], f"{item.source_id}:{side}")
+                texts[i], switched = result.text, switched + result.n_switched
+                total.update(switched=result.n_switched, words=result.n_words)
+        if switched:
+            item.switched[target] = texts
+            items.replace(n, item)
+            total.update(texts=1)
+    return dict(total)
+
+
+def _mix_and_publish(
+    plan: Plan, items: Items, generator: Generator | None, translator: Translator, counts: dict[str, Any]
+) -> None:
+    config, source = plan.config, plan.config.source_language
+    items.hold_out(config.test_size)
+    for sentence in plan.sentences():  # only now, for they are never held out
+        sentence.system = config.system_prompt
+        key = "parallel " + sha256(repr(sorted(sentence.texts.items())))
+        reason = reject_sentence(sentence, source)
+        if reason is None and not items.add(sentence, key):
+            reason = "duplicate"
+        if reason is not None:
+            texts = [texts[0] for texts in sentence.texts.values()] + ["", ""]
+            items.reject(sentence.source_id, "parallel", reason, "", texts[0], texts[1])
+    kinds = {*config.proportions, "source", "target"}  # the two that the evaluation on held-out questions needs
+    for n, item in items:
+        forms = forms_of(item, source, config.code_switch_side)
+        items.propose(n, item, [form for form in forms if form[0] in kinds])
+    available, rejected = items.available(), items.count_rejected()
+    try:
+        chosen = quotas(available, config.proportions, config.language_temperature, config.size)
+        if not all(chosen.values()):
+            raise SDRRLError("Some kind or language would have no record: " + _cells(chosen))
+    except SDRRLError as error:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in rejected.items()) or "nothing was rejected"
+        raise SDRRLError(
+            f"{error} Available: {_cells(available) or 'nothing'}. Rejected: {reasons}. Use more seeds, a larger "
+            "`max_new_tokens` if many are truncated, or drop the kinds from `proportions`."
+        ) from error
+    if config.size and sum(chosen.values()) < config.size - len(chosen):
+        missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
+        print(f"warning: {missing}{_cells(available)}", file=sys.stderr)
+    items.choose(chosen)
+
+    def rows(found: Iterable[tuple[Item, str, str, str]]) -> Iterator[dict[str, Any]]:
+        for item, kind, target, form in found:
+            yield make_record(item, kind, target, form, source, config.code_switch_direction).to_row()
+
+    left_out = {cell: available[cell] - n for cell, n in chosen.items() if available[cell] > n}
+    counts |= {"seeds": len(plan.seeds), "rejected": rejected}
+    counts["left_out"] = {f"{kind} {language}": n for (kind, language), n in sorted(left_out.items())}
+    facts = {
+        "inputs": plan.options("generate") | plan.options("translate") | plan.options("mix"),
+        "engines": {
+            "generator": {"engine": "reference answers"} if generator is None else generator.describe(),
+            "translator": translator.describe(),
+        },
+        "licences": plan.licences(translator.describe()),
+    }
+    splits = {"train": rows(items.chosen()), "test": rows(items.held_out())}
+    publish(config, splits, items.rejected(), facts, counts, _token_counter(config))
+    items.close()
+
+
+def _cells(counts: dict[tuple[str, str], int]) -> str:
+    return ", ".join(f"{kind} {language} {n}" for (kind, language), n in sorted(counts.items()))
+
+
+def _token_counter(config: TransferConfig):
+    """Counts tokens as the model to be trained sees them; `None` if its tokenizer is not here."""
+    from sdrrl_trl.engines.transformers import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(config.model_name_or_path, config.model_revision)
+    except SDRRLError:
+        return None
+    return lambda texts: sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))

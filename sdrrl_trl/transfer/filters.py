@@ -4,16 +4,33 @@ Filters: pure functions from a text (or a pair) to the reason why it is rejected
 The paper mentions no filter; all of these and their thresholds are ours.
 """
 
+import re
+
+from sacrebleu import sentence_chrf
+
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.languages import LANGUAGES, in_language
 
 
+# Short English answers that begin like this refuse to answer
+_REFUSAL = re.compile(
+    r"(I'm|I am) (sorry|unable|not able)|I (can't|cannot|can not|won't) |(I apologi[sz]e|Sorry)\b|As an AI\b",
+    re.IGNORECASE,
+)
+
+
 def reject_answer(answer: Generation, language: str) -> str | None:
     """Reason to reject an answer of the model in its source language."""
-    if not answer.text:
-        return "empty"
+    if answer.finish_reason == "prompt_too_long":
+        return "question_too_long"
     if answer.finish_reason == "length":
         return "truncated"
+    if answer.finish_reason != "stop":  # such as "content_filter"
+        return answer.finish_reason
+    if not answer.text:
+        return "empty"
+    if language == "en" and len(answer.text) < 300 and _REFUSAL.match(answer.text.replace("’", "'")):
+        return "refusal"
     if is_repetitive(answer.text, LANGUAGES[language].spaces):
         return "repetition"
     if not in_language(answer.text, language):
@@ -21,9 +38,9 @@ def reject_answer(answer: Generation, language: str) -> str | None:
     return None
 
 
-def reject_translation(original: str, translation: str, language: str) -> str | None:
-    """Reason to reject the translation of a whole question or answer."""
-    if not translation.strip():
+def reject_translation(original: str, translation: str | None, language: str) -> str | None:
+    """Reason to reject the translation of a whole question or answer; `None` has segments that were not translated."""
+    if translation is None or not translation.strip():
         return "empty"
     if original == translation and sum(char.isalpha() for char in original) >= 20:
         return "untranslated"
@@ -35,6 +52,11 @@ def reject_translation(original: str, translation: str, language: str) -> str | 
     if not in_language(translation, language):
         return "wrong_language"
     return None
+
+
+def back_translation_chrf(original: str, back: str | None) -> float:
+    """chrF (0 to 100) of a text that was translated forth and back; 0 if it did not come back."""
+    return sentence_chrf(back, [original]).score if back else 0.0
 
 
 def is_repetitive(text: str, spaces: bool, n: int = 4, max_repeated: float = 0.5) -> bool:

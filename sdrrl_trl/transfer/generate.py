@@ -1,31 +1,49 @@
 """Stage 1: the model answers the questions itself."""
 
+import re
+
+from accelerate import PartialState
+
 from sdrrl_trl.engines import Generation, Generator
+from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.prompts import rewrite_prompt
 from sdrrl_trl.transfer.record import chat
-from sdrrl_trl.transfer.seeds import Seed
+from sdrrl_trl.transfer.seeds import Seed, Seeds
 from sdrrl_trl.transfer.store import Store
 from sdrrl_trl.utils import progress
 
 
-def generate_answers(
-    seeds: list[Seed], generator: Generator, store: Store, system_prompt: str | None, batch_size: int
-) -> dict[str, Generation]:
+# Longer questions are rejected: no model answers a book
+MAX_CHARACTERS = 20_000
+
+
+def generate_answers(seeds: Seeds, generator: Generator, store: Store, config: TransferConfig) -> None:
     """
-    Answers the seeds that the store does not hold yet.
+    Answers the seeds that the store does not hold yet, this process its share of them.
 
     The batches are cut from the whole list, sorted by length, and are committed whole: a resumed run repeats the very
-    batch that was interrupted, so that the answers do not depend on how often a run was interrupted (in low precision
-    a row's answer depends on its neighbours in the batch).
-
-    Returns:
-        `dict[str, Generation]`: the answers to all seeds by seed id.
+    batch that was interrupted, so that the answers do not depend on how often a run was interrupted nor on how many
+    processes there are (in low precision a row's answer depends on its neighbours in the batch).
     """
-    answers = {id: Generation(**value) for id, value in store}
-    by_length = sorted(seeds, key=lambda seed: (len(seed.question), seed.id))
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    pending = [(len(batch), batch) for batch in batches if batch[0].id not in answers]
-    for batch in progress(pending, len(seeds), "generate", "answers", done=len(answers)):
-        new = generator.generate([chat(seed.question, system_prompt) for seed in batch])
-        store.put({seed.id: vars(answer) for seed, answer in zip(batch, new, strict=True)})
-        answers |= {seed.id: answer for seed, answer in zip(batch, new, strict=True)}
-    return answers
+    state = PartialState()
+    batches = seeds.batches(config.generation_batch_size, MAX_CHARACTERS)
+    own = (batch for i, batch in enumerate(batches) if i % state.num_processes == state.process_index)
+    pending = ((len(batch), batch) for batch in own if batch[0].id not in store)
+    done = len(store)
+    total = done + (seeds.count(MAX_CHARACTERS) - done) // state.num_processes
+    for batch in progress(pending, total, "generate", "answers", done=done):
+        answers = generator.generate([_conversation(seed, config) for seed in batch])
+        store.put({seed.id: vars(_finish(answer)) for seed, answer in zip(batch, answers, strict=True)})
+
+
+def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
+    turns = seed.turns
+    if config.answer_source == "rewrite":
+        turns = (*turns[:-1], rewrite_prompt(turns[-1], seed.reference))
+    return chat(turns, seed.system or config.system_prompt)
+
+
+def _finish(answer: Generation) -> Generation:
+    """Without what a reasoning model thinks before it answers. Thoughts that do not end leave no answer."""
+    text = re.sub(r"^\s*<think>.*?(</think>\s*|\Z)", "", answer.text, flags=re.DOTALL)
+    return Generation(text.strip(), answer.finish_reason, answer.n_tokens)

@@ -1,110 +1,155 @@
-"""Stage 3: records of all kinds, mixed in declared proportions, with whole questions held out."""
+"""Stage 3: which records an item gives, how they are worded, and how many of each kind and language are taken."""
 
-import random
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
 
-from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.items import Item
+from sdrrl_trl.transfer.prompts import completion_prompt, pivot_labels, translation_prompt
 from sdrrl_trl.transfer.record import Record
-from sdrrl_trl.utils import sha256
+from sdrrl_trl.utils import SDRRLError, sha256
 
 
-@dataclass(frozen=True)
-class Item:
+MIN_COMPLETION_CHARACTERS = 20
+
+
+def forms_of(item: Item, source: str, side: str) -> list[tuple[str, str, str]]:
     """
-    A question that the model answered, with its accepted translations.
+    (kind, language, form) of all records that can be made of an item, for [`make_record`].
 
     Args:
-        source_id (`str`): Id of the seed.
-        key (`str`): What makes the question this question, see [`Seed`].
-        question (`str`): Question in the source language.
-        answer (`str`): The model's own answer.
-        translations (`dict[str, tuple[str, str]]`): Question and answer by target language.
+        item ([`Item`]):
+            A question with its translations, or a parallel sentence.
+        source (`str`):
+            Source language.
+        side (`str`):
+            What is code-switched: `"question"`, `"answer"` or `"both"`.
     """
-
-    source_id: str
-    key: str
-    question: str
-    answer: str
-    translations: dict[str, tuple[str, str]]
-
-
-# The wording is ours, as are the two templates below
-_COMPLETION_PROMPT = {"en": "Continue this text:", "pt": "Continue este texto:"}
+    if not item.turns:
+        return _forms_of_sentence(item, source)
+    forms = [("source", source, "")]
+    for target in item.texts:
+        forms += [(kind, target, "") for kind in ("target", "target_to_source", "source_to_target", "pivot")]
+    for target in item.switched:
+        forms += [("code_switch", target, form) for form in (["same", "other"] if side == "question" else ["same"])]
+    return forms
 
 
-def records_of(item: Item, source: str) -> list[Record]:
-    """All question-answer records of an item: the four combinations of languages and the pivot, for each target."""
-    records = [Record("source", item.question, item.answer, source, source, item.source_id)]
-    for target, (question, answer) in item.translations.items():
-        records += [
-            Record("target", question, answer, target, target, item.source_id),
-            Record("target_to_source", question, item.answer, target, source, item.source_id),
-            Record("source_to_target", item.question, answer, source, target, item.source_id),
-            Record("pivot", question, pivot_answer(item, source, target), target, target, item.source_id),
-        ]
-    return records
+def _forms_of_sentence(item: Item, source: str) -> list[tuple[str, str, str]]:
+    forms = []
+    for target in item.texts.keys() - {source}:
+        if source in item.texts:
+            forms += [("translation", target, "from_source"), ("translation", target, "to_source")]
+        if len(item.texts[target][0]) >= MIN_COMPLETION_CHARACTERS:
+            forms.append(("completion", target, ""))
+    return sorted(forms)
 
 
-def pivot_answer(item: Item, source: str, target: str) -> str:
+def make_record(item: Item, kind: str, target: str, form: str, source: str, direction: str) -> Record:
+    """
+    Words one record.
+
+    Args:
+        item ([`Item`]):
+            What it is made of.
+        kind (`str`):
+            One of `KINDS`.
+        target (`str`):
+            Target language; the source language for the kind `source`.
+        form (`str`):
+            Variant of the kind, from [`forms_of`].
+        source (`str`):
+            Source language.
+        direction (`str`):
+            Language that code-switched texts are mainly in: `"source"` or `"target"`.
+    """
+    if kind in ("translation", "completion"):
+        return _sentence_record(item, kind, target, form, source)
+    own = (item.turns, item.answer, source)
+    if kind == "source":
+        return _record(kind, own, own, item)
+    *turns, answer = item.texts[target]
+    translated = (tuple(turns), answer, target)
+    if kind == "target":
+        return _record(kind, translated, translated, item)
+    if kind == "target_to_source":
+        return _record(kind, translated, own, item)
+    if kind == "source_to_target":
+        return _record(kind, own, translated, item)
+    if kind == "pivot":
+        return _record(kind, translated, (None, _pivot_answer(item, source, target), target), item)
+    main, other = (own, translated) if direction == "source" else (translated, own)
+    question, switched_answer = item.switched[target]
+    switched = ((*main[0][:-1], question), switched_answer, main[2])
+    return _record(kind, switched, switched if form == "same" else other, item)
+
+
+def _record(kind: str, question: tuple, answer: tuple, item: Item) -> Record:
+    return Record(kind, question[0], answer[1], question[2], answer[2], item.source_id, item.system)
+
+
+def _pivot_answer(item: Item, source: str, target: str) -> str:
     """
     PLUG's format (https://huggingface.co/papers/2311.08711): the model first writes question and answer in the source
     language, then the answer in the target language. Off unless `proportions` names `pivot`; the labels are ours.
     """
-    parts = [
-        (f"{LANGUAGES[source].name} question", item.question),
-        (f"{LANGUAGES[source].name} answer", item.answer),
-        (f"{LANGUAGES[target].name} answer", item.translations[target][1]),
-    ]
-    return "\n\n".join(f"[{label}]\n{text}" for label, text in parts)
+    texts = (item.turns[-1], item.answer, item.texts[target][-1])
+    labels = pivot_labels(source, target)
+    return "\n\n".join(f"[{label}]\n{text}" for label, text in zip(labels, texts, strict=True))
 
 
-def parallel_records(sentences: list[dict[str, str]], source: str, targets: list[str], names: dict[str, str]):
-    """Translation records in both directions, and completion records of the target sentences."""
-    records = []
-    for number, sentence in enumerate(sentences):
-        source_id = f"parallel-{number}"
-        for target in targets:
-            for a, b in ((source, target), (target, source)):
-                question = f"Translate this into {names[b]}:\n\n{sentence[a]}"
-                records.append(Record("translation", question, sentence[b], a, b, source_id))
-            first, rest = _halves(sentence[target])
-            if rest:
-                prompt = _COMPLETION_PROMPT.get(target, _COMPLETION_PROMPT["en"])
-                records.append(Record("completion", f"{prompt}\n\n{first}", rest, target, target, source_id))
-    return records
+def _sentence_record(item: Item, kind: str, target: str, form: str, source: str) -> Record:
+    number = int(sha256(f"{item.source_id}:{form}")[:8], 16)  # picks the wording
+    if kind == "completion":
+        first, rest = _halves(item.texts[target][0])
+        question = f"{completion_prompt(target, number)}\n\n{first}"
+        return Record(kind, (question,), rest, target, target, item.source_id, item.system)
+    a, b = (source, target) if form == "from_source" else (target, source)
+    question = f"{translation_prompt(a, b, number)}\n\n{item.texts[a][0]}"
+    return Record(kind, (question,), item.texts[b][0], a, b, item.source_id, item.system)
 
 
 def _halves(text: str) -> tuple[str, str]:
     words = text.split(" ")
-    middle = (len(words) + 1) // 2 if len(words) > 1 else len(text) // 2
-    if len(words) > 1:
-        return " ".join(words[:middle]), " ".join(words[middle:])
-    return text[:middle], text[middle:]
+    if len(words) == 1:
+        return text[: len(text) // 2], text[len(text) // 2 :]
+    middle = (len(words) + 1) // 2
+    return " ".join(words[:middle]), " ".join(words[middle:])
 
 
-def held_out(keys: list[str], test_size: float, seed: int) -> set[str]:
+def quotas(
+    available: Counter[tuple[str, str]], proportions: dict[str, float], temperature: float, size: int | None
+) -> dict[tuple[str, str], int]:
     """
-    Keys of the questions held out for the test split, at least one if `test_size` is above 0.
+    How many records of each kind and language are taken.
 
-    They are the first in an order that each key has by itself, so that questions that come or go move few others.
+    Within a kind, languages share by `available ** (1 / temperature)`: 1 takes them as they are, larger values give
+    small languages more (as multilingual language models sample their data).
+
+    Args:
+        available (`Counter`):
+            Number of records by (kind, target language).
+        proportions (`dict[str, float]`):
+            Share of each kind, relative to each other.
+        temperature (`float`):
+            At least 1.
+        size (`int`, *optional*):
+            Records in all; a kind or language that has fewer than its part gives all it has. Default: as many as the
+            scarcest one allows without breaking the proportions.
+
+    Raises:
+        `SDRRLError`: if a kind has no record.
     """
-    ranked = sorted(keys, key=lambda key: sha256(f"{seed}:{key}"))
-    return set(ranked[: max(1, round(len(keys) * test_size))]) if test_size > 0 else set()
-
-
-def mix(records: list[Record], proportions: dict[str, float], seed: int) -> list[Record]:
-    """
-    Samples records without repetition so that the kinds stand in the given proportions.
-
-    The result is as large as the scarcest kind allows. The order is random.
-    """
-    by_kind = defaultdict(list)
-    for record in records:
-        by_kind[record.kind].append(record)
-    unit = min(len(by_kind[kind]) / share for kind, share in proportions.items())
-    rng = random.Random(seed)
-    sizes = {kind: int(unit * proportions[kind] + 1e-9) for kind in sorted(proportions)}
-    mixed = [record for kind, size in sizes.items() for record in rng.sample(by_kind[kind], size)]
-    rng.shuffle(mixed)
-    return mixed
+    shares: dict[tuple[str, str], float] = {}
+    by_kind = defaultdict(dict)
+    for (kind, language), n in available.items():
+        by_kind[kind][language] = n ** (1 / temperature)
+    empty = [kind for kind in proportions if not by_kind[kind]]
+    if empty:
+        raise SDRRLError(f"The training set would have no record of the kinds {', '.join(empty)}.")
+    for kind, proportion in proportions.items():
+        total = sum(by_kind[kind].values())
+        for language, weight in sorted(by_kind[kind].items()):
+            shares[kind, language] = proportion / sum(proportions.values()) * weight / total
+    if size is None:
+        unit = min(available[cell] / share for cell, share in shares.items())
+        return {cell: int(unit * share + 1e-9) for cell, share in shares.items()}
+    return {cell: min(available[cell], round(size * share)) for cell, share in shares.items()}

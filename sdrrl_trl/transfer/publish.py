@@ -1,22 +1,30 @@
 """Stage 4: the transfer set is written to disk, its manifest last."""
 
-from collections import Counter
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.record import Record
-from sdrrl_trl.utils import SDRRLError, package_version, read_json, sha256, write_atomic, write_json
+from sdrrl_trl.transfer.items import REJECTED
+from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
+
+
+SAMPLE = 100  # rows of each kind and language whose tokens are counted; the rest is estimated by their length
+PROVENANCE = ("kind", "question_language", "answer_language", "source_id")
 
 
 def publish(
     config: TransferConfig,
-    train: list[Record],
-    test: list[Record],
-    rejected: list[dict[str, str]],
+    splits: dict[str, Iterable[dict[str, Any]]],
+    rejected: Iterable[dict[str, str]],
     facts: dict[str, Any],
     counts: dict[str, Any],
+    count_tokens: Callable[[list[str]], int] | None,
 ) -> None:
     """
     Writes data and card, and last the manifest: where it stands, the set is complete.
@@ -24,51 +32,42 @@ def publish(
     Args:
         config ([`TransferConfig`]):
             Options of the build.
-        train (`list[Record]`):
-            Rows of the training split.
-        test (`list[Record]`):
-            Rows of the held-out split.
-        rejected (`list[dict[str, str]]`):
+        splits (`dict[str, Iterable]`):
+            Rows of `train` and `test`.
+        rejected (`Iterable`):
             What was dropped, with stage and reason.
         facts (`dict[str, Any]`):
-            More for the manifest: `inputs` and `engines`.
+            More for the manifest: `inputs`, `engines`, `licences`.
         counts (`dict[str, Any]`):
-            More for the manifest's counts: `seeds` and `left_out`.
+            More for the manifest's counts.
+        count_tokens (`Callable`, *optional*):
+            Number of tokens of some texts.
     """
-    from datasets import Dataset, Features, List, Value, disable_progress_bars
+    from datasets import Features, List, Value
 
-    disable_progress_bars()
-    folder = Path(config.output_dir)
-    text = Value("string")
+    folder, text = Path(config.output_dir), Value("string")
     message = List({"role": text, "content": text})
-    provenance = dict.fromkeys(("kind", "question_language", "answer_language", "source_id"), text)
-    rows = Features({"prompt": message, "completion": message, **provenance})
-    dropped = Features(dict.fromkeys(("source_id", "stage", "reason", "language", "question", "answer"), text))
-    tables = {
-        "train": ([record.to_row(config.system_prompt) for record in train], rows),
-        "test": ([record.to_row(config.system_prompt) for record in test], rows),
-        "rejected": (rejected, dropped),
-    }
-    hashes = {}
-    for name, (table, features) in tables.items():
-        if name == "test" and not test:  # `load_dataset` cannot open a split without rows
-            (folder / "test.parquet").unlink(missing_ok=True)
-            continue
-        temporary = folder / f".{name}.parquet.tmp"
-        columns = {column: [row[column] for row in table] for column in features}
-        Dataset.from_dict(columns, features=features).to_parquet(temporary)
-        data = temporary.read_bytes()
-        write_atomic(folder / f"{name}.parquet", data)
-        hashes[f"{name}.parquet"] = sha256(data)
-        temporary.unlink()
-    options = asdict(config) | {"overwrite_stage": None, "seeds": Path(config.seeds).name}
-    if config.parallel:
-        options["parallel"] = Path(config.parallel).name
-    options.pop("output_dir")
+    schema = Features({"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}).arrow_schema
+    hashes, tokens = {}, 0
+    for name, rows in splits.items():
+        tally = _Tally(count_tokens)
+        if _write(folder / f"{name}.parquet", tally.watch(rows), schema):
+            hashes[f"{name}.parquet"] = _sha256_of(folder / f"{name}.parquet")
+        else:  # `load_dataset` cannot open a split without rows
+            (folder / f"{name}.parquet").unlink()
+        counts[name] = dict(sorted(tally.rows.items()))
+        if name == "train":
+            tokens = tally.tokens()
+            counts["non_commercial"] = _non_commercial(tally.rows, facts["licences"])
+    _write(folder / "rejected.parquet", rejected, Features(dict.fromkeys(REJECTED, text)).arrow_schema)
+    hashes["rejected.parquet"] = _sha256_of(folder / "rejected.parquet")
+    options = {name: _without_folder(value) for name, value in asdict(config).items()}
+    for name in ("output_dir", "overwrite_stage", "dry_run", "tokens_per_second", "price_per_million_tokens"):
+        options.pop(name)
     manifest = {
         "options": options,
         **facts,
-        "counts": {"train": _count(train), "test": _count(test), "rejected": count_reasons(rejected), **counts},
+        "counts": counts | {"training_tokens": tokens},
         "sha256": hashes,
         "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
     }
@@ -76,26 +75,108 @@ def publish(
     write_json(folder / "manifest.json", manifest)
 
 
-def count_reasons(rejected: list[dict[str, str]]) -> dict[str, int]:
-    """How many rows were rejected, by stage and reason."""
-    return dict(sorted(Counter(f"{row['stage']}/{row['reason']}" for row in rejected).items()))
+class _Tally:
+    """Counts rows by kind and languages as they pass, and estimates their tokens."""
+
+    def __init__(self, count_tokens: Callable[[list[str]], int] | None):
+        self.count_tokens = count_tokens
+        self.rows: Counter[str] = Counter()
+        self._characters: Counter[str] = Counter()
+        self._sample: dict[str, list[str]] = defaultdict(list)
+
+    def watch(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            cell = f"{row['kind']} {row['question_language']}-{row['answer_language']}"
+            text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
+            self.rows[cell] += 1
+            self._characters[cell] += len(text)
+            if len(self._sample[cell]) < SAMPLE:
+                self._sample[cell].append(text)
+            yield row
+
+    def tokens(self) -> int | None:
+        if self.count_tokens is None:
+            return None
+        total = 0.0
+        for cell, texts in self._sample.items():
+            total += self._characters[cell] * self.count_tokens(texts) / max(sum(map(len, texts)), 1)
+        return round(total)
 
 
-def _count(records: list[Record]) -> dict[str, int]:
-    counts = Counter(f"{record.kind} {record.question_language}-{record.answer_language}" for record in records)
-    return dict(sorted(counts.items()))
+def _write(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> int:
+    """Writes a Parquet file, a thousand rows at a time, or nothing. Returns the number of rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    temporary, n, chunk = path.with_name(f".{path.name}.tmp"), 0, []
+    try:
+        with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+            for row in rows:
+                chunk.append(row)
+                n += 1
+                if len(chunk) == 1000:
+                    writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+                    chunk = []
+            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return n
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_folder(value: Any) -> Any:
+    """Options as they go into the manifest: files by name alone, so that it is the same wherever they are."""
+    if isinstance(value, dict):
+        return {name: _without_folder(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folder(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def is_non_commercial(licence: str) -> bool:
+    return re.search(r"\bNC\b|non-?commercial", licence, re.IGNORECASE) is not None
+
+
+def _non_commercial(rows: Counter[str], licences: dict[str, str]) -> float:
+    """Share of the rows that carry something under a non-commercial licence."""
+    bound = {name for name, licence in licences.items() if is_non_commercial(licence)}
+    parts = {"source": {"seeds", "model"}, "translation": {"parallel"}, "completion": {"parallel"}}
+    parts["code_switch"] = {"seeds", "model", "translator", "lexicon"}
+    default = {"seeds", "model", "translator"}
+    affected = sum(n for cell, n in rows.items() if parts.get(cell.split(" ")[0], default) & bound)
+    return round(affected / max(sum(rows.values()), 1), 4)
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """What is in a transfer set, as a few lines of text."""
+    """What is in a transfer set, as a table and a few lines of text."""
     counts = manifest["counts"]
-    lines = [f"{counts['seeds']} questions"]
-    for name in ("train", "test", "rejected"):
-        lines.append(f"{name}: {sum(counts[name].values())} rows")
-        lines += [f"  {key}: {value}" for key, value in counts[name].items()]
+    train, test = counts["train"], counts["test"]
+    lines = [f"{'kind and languages':<32}{'train':>10}{'test':>10}"]
+    lines += [f"{cell:<32}{train.get(cell, 0):>10,}{test.get(cell, 0):>10,}" for cell in sorted({*train, *test})]
+    lines.append(f"{'all':<32}{sum(train.values()):>10,}{sum(test.values()):>10,}")
     if counts["left_out"]:
-        left_out = ", ".join(f"{kind} {n}" for kind, n in counts["left_out"].items())
-        lines.append(f"not used, for the scarcest kind sets the size: {left_out}")
+        lines.append("not used: " + ", ".join(f"{cell} {n:,}" for cell, n in counts["left_out"].items()))
+    lines.append(f"{counts['seeds']:,} questions; rejected: {sum(counts['rejected'].values()):,}")
+    lines += [f"  {reason}: {n:,}" for reason, n in counts["rejected"].items()]
+    for target, masks in counts["masks"].items():
+        lines.append(
+            f"masks, {target}: in {masks['with_masks']:,} of {masks['texts']:,} texts; lost by the translator in "
+            f"{masks['lost']:,}, all of them translated again in pieces"
+        )
+    for target, switched in counts["code_switch"].items():
+        share = switched["switched"] / max(switched["words"], 1)
+        lines.append(f"code-switched, {target}: {switched['switched']:,} of {switched['words']:,} words ({share:.1%})")
+    tokens = counts["training_tokens"]
+    lines.append(f"training tokens: {'not known' if tokens is None else f'about {tokens:,}'}")
+    lines.append(f"rows under a non-commercial licence: {counts['non_commercial']:.1%}")
+    lines += [f"licence of {name}: {licence}" for name, licence in manifest["licences"].items()]
     return "\n".join(lines)
 
 
@@ -111,7 +192,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "manifest.json", expect=("options", "engines", "counts", "sha256"))
     for name, expected in manifest["sha256"].items():
         path = folder / name
-        if not path.is_file() or sha256(path.read_bytes()) != expected:
+        if not path.is_file() or _sha256_of(path) != expected:
             raise SDRRLError(
                 f"{path} is missing or was changed since the set was built. Publish the set again with `sdrrl build "
                 "--overwrite_stage mix`, which keeps answers and translations."
@@ -120,7 +201,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _card(manifest: dict[str, Any]) -> str:
-    options, engines = manifest["options"], manifest["engines"]
+    options = manifest["options"]
     languages = [options["source_language"], *options["target_languages"]]
     # No `configs:` here: with it, `load_dataset` caches a local folder by its name alone and returns the rows of
     # another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
@@ -131,7 +212,7 @@ language: [{", ".join(languages)}]
 
 Self-distillation from a resource-rich language (SDRRL, arXiv 2402.12204): answers of
 `{Path(options["model_name_or_path"]).name}` to questions in `{options["source_language"]}`, translated by
-{engines["translator"]["engine"]} (licence: {engines["translator"].get("licence", "not stated")}).
+{manifest["engines"]["translator"]["engine"]}.
 
 `load_dataset("<this folder>")` gives the splits `train` and `test`; `rejected.parquet` holds what was dropped and why.
 

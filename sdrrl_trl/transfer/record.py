@@ -3,10 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sdrrl_trl.languages import answer_hint
+from sdrrl_trl.transfer.prompts import answer_hint
 
 
-KINDS = ("source", "target", "target_to_source", "source_to_target", "pivot", "translation", "completion")
+KINDS = (
+    "source",
+    "target",
+    "target_to_source",
+    "source_to_target",
+    "code_switch",
+    "pivot",
+    "translation",
+    "completion",
+)
 
 
 @dataclass(frozen=True)
@@ -16,27 +25,29 @@ class Record:
 
     Args:
         kind (`str`): One of `KINDS`.
-        question (`str`): User turn.
-        answer (`str`): Assistant turn.
-        question_language (`str`): Tag of the question's language.
+        turns (`tuple[str, ...]`): The conversation up to the question: user, assistant, ..., user.
+        answer (`str`): Last assistant turn.
+        question_language (`str`): Tag of the question's language; of its main one, if it is code-switched.
         answer_language (`str`): Tag of the answer's language.
-        source_id (`str`): Id of the seed question, or `parallel-<line>`.
+        source_id (`str`): Id of the seed question, or `parallel-<number>`.
+        system (`str`, *optional*): System message.
     """
 
     kind: str
-    question: str
+    turns: tuple[str, ...]
     answer: str
     question_language: str
     answer_language: str
     source_id: str
+    system: str | None = None
 
-    def to_row(self, system_prompt: str | None) -> dict[str, Any]:
+    def to_row(self) -> dict[str, Any]:
         """Row as TRL reads it. Cross-lingual questions say in which language to answer."""
-        question = self.question
-        if self.kind in ("target_to_source", "source_to_target"):
-            question = f"{question}\n\n{answer_hint(self.question_language, self.answer_language)}"
+        turns = self.turns
+        if self.question_language != self.answer_language and self.kind != "translation":
+            turns = (*turns[:-1], f"{turns[-1]}\n\n{answer_hint(self.question_language, self.answer_language)}")
         return {
-            "prompt": chat(question, system_prompt),
+            "prompt": chat(turns, self.system),
             "completion": [{"role": "assistant", "content": self.answer}],
             "kind": self.kind,
             "question_language": self.question_language,
@@ -45,7 +56,9 @@ class Record:
         }
 
 
-def chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
-    """Messages of a single-turn conversation."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]
+def chat(turns: tuple[str, ...], system: str | None = None) -> list[dict[str, str]]:
+    """Messages of a conversation of user and assistant in turn."""
+    messages = [
+        {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(turns)
+    ]
+    return [{"role": "system", "content": system}, *messages] if system else messages

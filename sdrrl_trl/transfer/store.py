@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ class Store:
 
     A batch is committed in one transaction, so a kill at any moment loses at most the batch in flight. Every row
     carries a hash of its content, because SQLite does not notice a flipped byte. The options that decide the result
-    are kept in `options.json`; opening the folder with other options is refused.
+    are kept in `options.json`; opening the folder with other options is refused. Process 0 takes the rows of the
+    others into its own file ([`merge`]), when a stage starts and when it is finished.
 
     Args:
         folder (`Path`):
@@ -27,39 +27,42 @@ class Store:
             Number of this process.
 
     Raises:
-        `SDRRLError`: if the folder was made with other options, is damaged, or is in use by another process.
+        `SDRRLError`: if the folder was made with other options, or is damaged.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any], rank: int = 0):
         self.folder = folder
         if any(folder.glob("rank_*.sqlite")) and not (folder / "options.json").exists():
             raise self._damaged(folder / "options.json", "it is missing, so that nobody knows what the rows are")
-        record_options(folder, options, stage=folder.name)
+        if rank == 0:
+            record_options(folder, options, stage=folder.name)
+        else:
+            check_options(folder, options, stage=folder.name)
         self._path = folder / f"rank_{rank}.sqlite"
-        self._connection = sqlite3.connect(self._path, timeout=2.0)
+        self._main = self._open(folder / "rank_0.sqlite")
+        self._own = self._main if rank == 0 else self._open(self._path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60.0)
         try:
-            # Rollback journal and full sync: WAL does not work on network file systems. The lock is kept until
-            # `close`, so that the same command started twice does not do everything twice.
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._connection.execute("BEGIN EXCLUSIVE")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS rows (id TEXT PRIMARY KEY, payload TEXT, hash TEXT)")
-            self._connection.commit()
+            # Rollback journal and full sync: WAL does not work on network file systems
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("CREATE TABLE IF NOT EXISTS rows (id TEXT PRIMARY KEY, payload TEXT, hash TEXT)")
+            connection.commit()
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise SDRRLError(f"Cannot write to {self._path}: {error}. Check its permissions.") from error
             raise SDRRLError(
-                f"{folder} is in use ({error}). Is the same command running twice? Wait for it or stop it."
+                f"Cannot write to {path}: {error}. Check its permissions, and that no other process works on it."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise self._damaged(self._path, error) from error
+            raise self._damaged(path, error) from error
+        return connection
 
     def put(self, rows: dict[str, Any]) -> None:
         """Commits a batch of finished units, all or none of them. `rows` maps ids to JSON values."""
         payloads = {id: json.dumps(value, ensure_ascii=False) for id, value in rows.items()}
         try:
-            with self._connection:
-                self._connection.executemany(
+            with self._own:
+                self._own.executemany(
                     "INSERT INTO rows VALUES (?, ?, ?)",
                     [(id, payload, sha256(id + payload)) for id, payload in payloads.items()],
                 )
@@ -69,26 +72,55 @@ class Store:
                 "command again."
             ) from error
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Goes through the finished units of all processes."""
+    def __contains__(self, id: str) -> bool:
+        """Whether this process, or an earlier run, has finished the unit."""
+        return any(self._row(connection, id) is not None for connection in {self._own, self._main})
+
+    def __getitem__(self, id: str) -> Any:
+        """
+        Result of a unit, once the stage is merged.
+
+        Raises:
+            `SDRRLError`: if its row was damaged.
+        """
+        row = self._row(self._main, id)
+        if row is None or sha256(id + str(row[0])) != row[1]:
+            raise self._damaged(self.folder / "rank_0.sqlite", f"the content of row {id} does not fit its hash")
+        return json.loads(row[0])
+
+    def __len__(self) -> int:
+        try:
+            return self._main.execute("SELECT count(*) FROM rows").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(self.folder / "rank_0.sqlite", error) from error
+
+    def _row(self, connection: sqlite3.Connection, id: str) -> tuple[str, str] | None:
+        try:
+            return connection.execute("SELECT payload, hash FROM rows WHERE id = ?", (id,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(self.folder, error) from error
+
+    def merge(self) -> None:
+        """Takes the rows of the other processes, which must have stopped writing. For process 0."""
         for path in sorted(self.folder.glob("rank_*.sqlite")):
-            own = path == self._path
-            # not read-only: a journal left behind by a killed process must roll back
-            connection = self._connection if own else sqlite3.connect(path, timeout=2.0)
+            if path == self._path:
+                continue
+            self._open(path).close()  # a journal left behind by a killed process rolls back
             try:
-                for id, payload, digest in connection.execute("SELECT id, payload, hash FROM rows"):
-                    if sha256(id + payload) != digest:
-                        raise self._damaged(path, f"the content of row {id} does not fit its hash")
-                    yield id, json.loads(payload)
-            except (sqlite3.DatabaseError, TypeError) as error:
+                self._main.execute("ATTACH ? AS other", (str(path),))
+                with self._main:
+                    self._main.execute("INSERT OR IGNORE INTO rows SELECT * FROM other.rows")
+                self._main.execute("DETACH other")
+            except sqlite3.OperationalError as error:
+                raise SDRRLError(f"Cannot merge {path}: {error}. Make room and run the same command again.") from error
+            except sqlite3.DatabaseError as error:
                 raise self._damaged(path, error) from error
-            finally:
-                if not own:
-                    connection.close()
+            path.unlink()
 
     def close(self) -> None:
-        """Releases the lock, so that another process can go on."""
-        self._connection.close()
+        """Closes the files."""
+        self._main.close()
+        self._own.close()
 
     def __enter__(self) -> "Store":
         return self
