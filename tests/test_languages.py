@@ -32,7 +32,7 @@ def test_the_languages_of_the_paper_and_of_multijail_have_their_own_wording_with
         answer = "pt" if tag == "en" else "en"
         hint = answer_hint(tag, answer)
         assert tag == "en" or hint != answer_hint("te", answer)
-        assert len(hint) > 8 and "{}" not in hint
+        assert len(hint) > 5 and "{}" not in hint
         assert completion_prompt(tag, 0) != completion_prompt(tag, 1)
         assert translation_prompt(tag, answer, 0) != translation_prompt(tag, answer, 1)
         assert tag == "en" or completion_prompt(tag, 0) != completion_prompt("en", 0)

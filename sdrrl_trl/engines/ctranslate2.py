@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.engines.seq2seq import LanguageCodes, licence_of
+from sdrrl_trl.engines.seq2seq import LanguageCodes, licence_of, limit_of
 from sdrrl_trl.utils import SDRRLError, package_version, require
 
 
@@ -61,7 +61,10 @@ class CTranslate2Translator:
         self.codes.check(source, target)
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-        """One translation for each text; `""` for a text longer than the model can read, instead of cutting it off."""
+        """
+        One translation for each text. `""`, instead of a piece, for a text longer than the model can read, and for a
+        translation that does not end within twice the length of the text.
+        """
         tokens = [self.tokenizer.convert_ids_to_tokens(ids) for ids in self.codes.encode(texts, source, target)]
         short = [i for i, text in enumerate(tokens) if len(text) <= self.max_tokens]
         first = self.codes.first_token(target)
@@ -73,10 +76,13 @@ class CTranslate2Translator:
             batch_type="tokens",
             beam_size=1,
             max_input_length=0,
-            max_decoding_length=2 * max((len(tokens[i]) for i in short), default=0) + 20,
+            max_decoding_length=max(map(limit_of, tokens)),
+            return_end_token=True,
         )
         results = [""] * len(texts)
         for i, result in zip(short, found, strict=True):
-            ids = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
-            results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            found = result.hypotheses[0]
+            if self.tokenizer.eos_token in found[: limit_of(tokens[i])]:
+                ids = self.tokenizer.convert_tokens_to_ids(found)
+                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return results

@@ -43,12 +43,11 @@ class LanguageCodes:
 
     def __init__(self, tokenizer: Any, model_type: str, name: str):
         self.tokenizer, self.name = tokenizer, name
-        vocabulary = tokenizer.get_vocab()
-        if model_type == "m2m_100" and "eng_Latn" in vocabulary:
+        if model_type == "m2m_100" and self._knows("eng_Latn"):
             self.family = "nllb"
-        elif model_type == "m2m_100" and "__en__" in vocabulary:
+        elif model_type == "m2m_100" and self._knows("__en__"):
             self.family = "m2m100"
-        elif model_type in ("t5", "umt5") and "<2en>" in vocabulary:
+        elif model_type in ("t5", "umt5") and self._knows("<2en>"):
             self.family = "madlad"
         elif model_type == "marian":
             self.family = "marian"
@@ -57,7 +56,9 @@ class LanguageCodes:
                 f"{name} ({model_type}) is no NLLB, M2M100, MADLAD-400 or OPUS-MT model: it is unknown how to tell it "
                 "the languages. Use one of these, or `translator: endpoint` for a prompted model."
             )
-        self._vocabulary = vocabulary
+
+    def _knows(self, token: str) -> bool:
+        return self.tokenizer.convert_tokens_to_ids(token) not in (None, self.tokenizer.unk_token_id)
 
     def token(self, tag: str) -> str | None:
         """Token of a language, `None` for models of one pair of languages."""
@@ -66,13 +67,13 @@ class LanguageCodes:
         if self.family == "marian":
             # models with several target languages: `>>por<<`, or with the script, `>>cmn_Hans<<`
             candidates = [f">>{code}<<" for code in (flores[:3], flores, short)]
-            several = any(re.fullmatch(">>.+<<", token) for token in self._vocabulary)
-            token = next((code for code in candidates if code in self._vocabulary), None)
+            several = any(re.fullmatch(">>.+<<", token) for token in self.tokenizer.get_vocab())
+            token = next((code for code in candidates if self._knows(code)), None)
             if several and token is None:
                 raise self._unknown(tag)
             return token
         token = {"nllb": flores, "m2m100": f"__{short}__", "madlad": f"<2{short}>"}[self.family]
-        if token not in self._vocabulary:
+        if not self._knows(token):
             raise self._unknown(tag)
         return token
 
@@ -97,7 +98,8 @@ class LanguageCodes:
 
     def first_token(self, target: str) -> int | None:
         """Token that the decoder is made to begin with, for the families that tell it the language so."""
-        return self._vocabulary[self.token(target)] if self.family in ("nllb", "m2m100") else None
+        in_decoder = self.family in ("nllb", "m2m100")
+        return self.tokenizer.convert_tokens_to_ids(self.token(target)) if in_decoder else None
 
 
 class Seq2SeqTranslator:
@@ -171,7 +173,8 @@ class Seq2SeqTranslator:
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
         """
-        One translation for each text; `""` for a text longer than the model can read, instead of cutting it off.
+        One translation for each text. `""`, instead of a piece, for a text longer than the model can read, and for a
+        translation that does not end within twice the length of the text.
         """
         encoded = self.codes.encode(texts, source, target)
         results = [""] * len(texts)
@@ -189,11 +192,12 @@ class Seq2SeqTranslator:
     @torch.inference_mode()
     def _translate(self, encoded: list[list[int]], places: list[int], target: str, results: list[str]) -> None:
         inputs = self.tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self.model.device)
-        # Twice the source and some: an endless repetition does not run on to the model's limit
-        limit = min(2 * inputs["input_ids"].shape[1] + 20, self.max_tokens)
+        limits = [limit_of(ids) for ids in encoded]
         try:
             output = self.model.generate(
-                **inputs, max_new_tokens=limit, forced_bos_token_id=self.codes.first_token(target)
+                **inputs,
+                max_new_tokens=min(max(limits), self.max_tokens),
+                forced_bos_token_id=self.codes.first_token(target),
             )
         except torch.OutOfMemoryError:
             if len(places) == 1:
@@ -203,5 +207,12 @@ class Seq2SeqTranslator:
             self._translate(encoded[:half], places[:half], target, results)
             self._translate(encoded[half:], places[half:], target, results)
             return
-        for i, text in zip(places, self.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
-            results[i] = text.strip()
+        end = self.model.generation_config.eos_token_id
+        for i, limit, ids in zip(places, limits, output[:, 1:].tolist(), strict=True):
+            if end in ids[:limit]:
+                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def limit_of(ids: list) -> int:
+    """Longest translation in tokens: one that goes on is an endless repetition."""
+    return 2 * len(ids) + 20
