@@ -36,7 +36,9 @@ def read_parallel(corpora: list[str | dict[str, str]], languages: list[str]) -> 
                 raise SDRRLError(f"{where}: the sentences must be text. Correct or remove the line.")
             known = known or any(tag in row for tag in languages)
             number += 1
-            yield Item(f"parallel-{number}", texts={t: [row[t].strip()] for t in languages if row.get(t)})
+            yield Item(
+                f"parallel-{number}", texts={t: [row[t].strip()] for t in languages if (row.get(t) or "").strip()}
+            )
         if not known:
             raise SDRRLError(f"`parallel`: {corpus} has no column {' or '.join(languages)}. Name its columns so.")
 

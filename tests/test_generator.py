@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from sdrrl_trl.engines.transformers import TransformersGenerator
+
+
+QUESTIONS = [[{"role": "user", "content": "Why " * n + "?"}] for n in (1, 9, 3, 30, 2, 14, 5)]
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_model):
+    """A tiny random model that ends its answers now and then."""
+    generator = TransformersGenerator(tiny_model, dtype="float32", max_new_tokens=24)
+    with torch.no_grad():
+        generator.model.get_output_embeddings().weight[generator.tokenizer.eos_token_id] *= 2
+    return generator
+
+
+def plain(generator, conversation):
+    """One row, by `generate` alone."""
+    tokenizer = generator.tokenizer
+    inputs = tokenizer.apply_chat_template([conversation], add_generation_prompt=True, return_tensors="pt")
+    ids = generator.model.generate(**inputs, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_batched_answers_are_those_of_one_row_at_a_time(generator):
+    answers = generator.generate(QUESTIONS)
+    assert [answer.text for answer in answers] == [plain(generator, question) for question in QUESTIONS]
+    assert {answer.finish_reason for answer in answers} == {
+        "stop",
+        "length",
+    }  # rows leave the batch at different times
+    assert all((answer.n_tokens == 24) == (answer.finish_reason == "length") for answer in answers)
+
+
+def test_the_tokens_of_a_batch_are_bounded_and_the_answers_the_same(generator, monkeypatch):
+    expected, shapes = generator.generate(QUESTIONS), []
+    original = generator.model.generate
+    monkeypatch.setattr(
+        generator.model, "generate", lambda **kw: shapes.append(kw["input_ids"].shape) or original(**kw)
+    )
+    monkeypatch.setattr(generator, "batch_tokens", 200)
+    assert generator.generate(QUESTIONS) == expected
+    assert len(shapes) > 2 and all(rows == 1 or rows * (columns + 1) <= 200 for rows, columns in shapes)
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(generator, monkeypatch):
+    expected, original, sizes = generator.generate(QUESTIONS), generator.model.generate, []
+
+    def generate(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no")
+        return original(**inputs)
+
+    monkeypatch.setattr(generator.model, "generate", generate)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    assert generator.generate(QUESTIONS) == expected
+    assert sizes[:2] == [7, 3]
+
+
+@pytest.fixture
+def sampling(generator, monkeypatch):
+    monkeypatch.setattr(generator, "temperature", 1.0)
+    return generator
+
+
+def test_a_sampled_answer_depends_on_its_row_and_the_seed_alone(sampling, monkeypatch):
+    answers = sampling.generate(QUESTIONS)
+    assert sampling.generate(QUESTIONS[::-1])[::-1] == answers
+    assert [sampling.generate([question])[0] for question in QUESTIONS] == answers
+    monkeypatch.setattr(sampling, "seed", 1)
+    assert sampling.generate(QUESTIONS) != answers
+
+
+def test_samples_follow_the_distribution_of_the_model(sampling, monkeypatch):
+    """First tokens of 400 samples against the softmax at the same temperature and nucleus."""
+    monkeypatch.setattr(sampling, "max_new_tokens", 1)
+    monkeypatch.setattr(sampling, "temperature", 0.5)
+    monkeypatch.setattr(sampling, "top_p", 0.8)
+    question = QUESTIONS[0]
+    inputs = sampling.tokenizer.apply_chat_template([question], add_generation_prompt=True, return_tensors="pt")
+    p = (sampling.model(**inputs).logits[0, -1] / 0.5).softmax(-1)
+    ordered = p.sort(descending=True)
+    kept = ordered.indices[ordered.values.cumsum(0) - ordered.values < 0.8]
+    p = p[kept] / p[kept].sum()
+    texts = []
+    for seed in range(400):
+        monkeypatch.setattr(sampling, "seed", seed)
+        texts.append(sampling.generate([question])[0].text)
+    found = {sampling.tokenizer.decode(token).strip() for token in kept.tolist()} | {""}
+    assert set(texts) <= found
+    top = sampling.tokenizer.decode(kept[0]).strip()
+    expected = sum(
+        q for q, t in zip(p.tolist(), kept.tolist(), strict=True) if sampling.tokenizer.decode(t).strip() == top
+    )
+    share = texts.count(top) / len(texts)
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / len(texts)) ** 0.5 + 0.02)
+
+
+def test_the_likeliest_of_several_samples_is_kept(sampling, monkeypatch):
+    single = []
+    for n in (1, 4):
+        monkeypatch.setattr(sampling, "num_samples", n)
+        answers = sampling.generate(QUESTIONS)
+        single.append(sum(mean_log_likelihood(sampling, q, a.text) for q, a in zip(QUESTIONS, answers, strict=True)))
+    assert single[1] > single[0]
+
+
+def mean_log_likelihood(generator, question, text):
+    prompt = generator.tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    answer = generator.tokenizer(text)["input_ids"]
+    if not answer:
+        return 0.0
+    with torch.no_grad():
+        log_probs = generator.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return log_probs.gather(-1, torch.tensor(answer)[:, None]).mean().item()
+
+
+def test_a_question_that_leaves_no_room_for_an_answer_is_marked(generator):
+    answers = generator.generate([QUESTIONS[0], [{"role": "user", "content": "word " * 3000}]])
+    assert [answer.finish_reason == "prompt_too_long" for answer in answers] == [False, True]
