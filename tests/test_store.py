@@ -30,7 +30,8 @@ def test_process_0_takes_the_rows_of_all_processes(tmp_path):
     for rank in range(3):
         put(tmp_path, {f"row-{rank}": rank}, rank)
     assert read(tmp_path, "row-0", "row-1", "row-2") == [0, 1, 2]
-    assert [path.name for path in (tmp_path / "s").glob("rank_*")] == ["rank_0.sqlite"]
+    put(tmp_path, {"row-3": 3}, 1)  # it goes on
+    assert read(tmp_path, "row-0", "row-1", "row-2", "row-3") == [0, 1, 2, 3]
 
 
 def test_a_process_knows_what_it_and_earlier_runs_have_finished(tmp_path):

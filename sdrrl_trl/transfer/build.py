@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generation, Generator, Translator
@@ -54,7 +55,7 @@ def build_transfer_set(
         return plan.folder
     done = plan.is_done()
     # Processes wait for each other at the end of a stage, however long the slowest takes
-    state = PartialState(timeout=timedelta(days=7))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     state.wait_for_everyone()
     if done:
         if state.is_main_process:

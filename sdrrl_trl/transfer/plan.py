@@ -129,7 +129,8 @@ class Plan:
         terminators = LANGUAGES[config.source_language].terminators
         segments = {
             hash(part.masked)
-            for seed in seeds
+            for batch in seeds.batches(1000, MAX_CHARACTERS)
+            for seed in batch
             for turn in seed.turns
             for part in segment(turn, terminators)
             if part.translate

@@ -6,6 +6,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from sdrrl_trl.utils import SDRRLError, read_json, sha256, write_json
 
 
@@ -84,7 +86,9 @@ class Store:
             `SDRRLError`: if its row was damaged.
         """
         row = self._row(self._main, id)
-        if row is None or sha256(id + str(row[0])) != row[1]:
+        if row is None:
+            raise self._damaged(self.folder / "rank_0.sqlite", f"row {id} is missing")
+        if sha256(id + str(row[0])) != row[1]:
             raise self._damaged(self.folder / "rank_0.sqlite", f"the content of row {id} does not fit its hash")
         return json.loads(row[0])
 
@@ -100,6 +104,14 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise self._damaged(self.folder, error) from error
 
+    def gather(self) -> None:
+        """When all processes have finished: what they have put is in the file of process 0. For all processes."""
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            self.merge()
+        state.wait_for_everyone()
+
     def merge(self) -> None:
         """Takes the rows of the other processes, which must have stopped writing. For process 0."""
         for path in sorted(self.folder.glob("rank_*.sqlite")):
@@ -110,12 +122,12 @@ class Store:
                 self._main.execute("ATTACH ? AS other", (str(path),))
                 with self._main:
                     self._main.execute("INSERT OR IGNORE INTO rows SELECT * FROM other.rows")
+                    self._main.execute("DELETE FROM other.rows")  # the same transaction, over both files
                 self._main.execute("DETACH other")
             except sqlite3.OperationalError as error:
                 raise SDRRLError(f"Cannot merge {path}: {error}. Make room and run the same command again.") from error
             except sqlite3.DatabaseError as error:
                 raise self._damaged(path, error) from error
-            path.unlink()
 
     def close(self) -> None:
         """Closes the files."""

@@ -149,10 +149,7 @@ class Translations:
                 }
             )
         database.close()
-        state.wait_for_everyone()
-        if state.is_main_process:
-            self.store.merge()
-        state.wait_for_everyone()
+        self.store.gather()
 
 
 def _clean(original: str, translation: str) -> str:

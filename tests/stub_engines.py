@@ -1,0 +1,70 @@
+"""Engines without a model, for tests of what is around them and for benchmarks/builder.py."""
+
+import random
+import time
+import zlib
+from pathlib import Path
+
+from sdrrl_trl.engines import Generation
+
+
+WORDS = "the sky water light people house small great river through between under over from with and a of in".split()
+
+
+def sentence(key: str, n: int = 12) -> str:
+    """English-looking words that follow from the key."""
+    rng = random.Random(zlib.crc32(key.encode()))
+    return " ".join(rng.choices(WORDS, k=n)).capitalize() + "."
+
+
+class StubGenerator:
+    """Answers with a few sentences that follow from the question. Notes what it was asked."""
+
+    def __init__(self, log: Path | None = None, pause: float = 0.0):
+        self.log, self.pause = log, pause
+
+    def describe(self):
+        return {"engine": "stub"}
+
+    def generate(self, conversations):
+        time.sleep(self.pause)
+        questions = [conversation[-1]["content"] for conversation in conversations]
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write("".join(f"{question!r}\n" for question in questions))
+        return [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop", 30) for q in questions]
+
+
+class StubTranslator:
+    """
+    Replaces the words by Portuguese ones, so that the filters pass the result, and back. Notes what it was sent.
+    """
+
+    VOCABULARY = dict(
+        zip(
+            WORDS,
+            "o céu água luz pessoas casa pequeno grande rio através entre debaixo sobre desde com e um de em".split(),
+            strict=True,
+        )
+    )
+
+    def __init__(self, log: Path | None = None, pause: float = 0.0):
+        self.log, self.pause = log, pause
+
+    def describe(self):
+        return {"engine": "stub", "licence": "CC0"}
+
+    def translate(self, texts, source, target):
+        time.sleep(self.pause)
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write("".join(f"{source}>{target} {text!r}\n" for text in texts))
+        if source != "en":
+            back = {v: k for k, v in self.VOCABULARY.items()}
+            return [self._words(text, back) for text in texts]
+        return [self._words(text, self.VOCABULARY) for text in texts]
+
+    @staticmethod
+    def _words(text, vocabulary):
+        words = [vocabulary.get(word.strip(".").lower(), word.strip(".")) for word in text.split()]
+        return (" ".join(words)[:1].upper() + " ".join(words)[1:]) + ("." if text.endswith(".") else "")
