@@ -1,7 +1,8 @@
 import json
+import re
 
 import pytest
-from conftest import data_dir
+from conftest import ROOT, data_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,40 @@ def test_whole_words_are_switched_in_the_case_of_the_original():
     assert switch("hotdog doggy dog's houses").n_switched == 0
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my_dog 2dog dog2 DogHouse",
+        "hot-dog dog-2 dog’s dog(s)",
+        "src/dog/house.py @dog #dog --dog dog@x &dog; dog.txt",
+    ],
+)
+def test_parts_of_words_names_and_paths_are_not_switched(text):
+    assert switch(text).text == text
+    assert switch(f"{text}, dog").text == f"{text}, cão"
+
+
+@pytest.mark.parametrize(
+    "text, lexicon, source, expected",
+    [
+        ("यह घर है। घर।", {"घर": "house", "है": "is", "घ": "x"}, "hi", "यह house is। house।"),
+        ("كِتَابٌ كتاب", {"كتاب": "book", "ك": "x", "ت": "x", "اب": "x"}, "ar", "كِتَابٌ book"),
+        ("می\u200cخواهم می", {"می": "x", "خواهم": "y"}, "ur", "می\u200cخواهم x"),
+        ("cafe\u0301 cafe", {"cafe": "x"}, "en", "cafe\u0301 x"),
+    ],
+    ids=["danda", "vowel marks", "joiner", "accent"],
+)
+def test_marks_and_joiners_belong_to_their_word(text, lexicon, source, expected):
+    assert switch(text, lexicon, source, "en").text == expected
+
+
+def test_capital_letters_follow_the_target_language():
+    lexicon = {"good": "iyi", "cat": "猫"}
+    assert switch("Good GOOD good", lexicon, target="tr").text == "İyi İYİ iyi"
+    assert switch("Good GOOD", lexicon, target="pt").text == "Iyi IYI"
+    assert switch("Cat CAT", lexicon, target="ja").text == "猫 猫"
+
+
 def test_longer_entries_come_first_and_count_once():
     result = switch("New York has a sky.", LEXICON | {"new": "novo", "york": "x"})
     assert result.text == "Nova Iorque has a céu." and (result.n_switched, result.n_words) == (2, 5)
@@ -40,6 +75,12 @@ def test_code_urls_and_placeholders_are_never_switched():
         ("ฉันรักแมว", {"แมว": "cat", "แม": "x"}, "th", "en", "ฉันรักcat"),
         ("猫が好きです。", {"猫": "cat", "好き": "like"}, "ja", "en", "猫がlikeです。"),  # one character is too short
         ("the cat", {"cat": "猫"}, "en", "ja", "the 猫"),
+        ("แม่และแมว", {"แม": "x", "มว": "x", "แมว": "cat"}, "th", "en", "แม่และcat"),  # no half of a syllable
+        ("ខ្មែរ", {"ខ្": "x", "មែ": "x", "ខ្មែរ": "khmer"}, "km", "en", "khmer"),
+        ("ខ្មែរ", {"មែ": "x", "ខ្មែ": "x", "មែរ": "x"}, "km", "en", "xរ"),  # behind ្ no word begins
+        ("データベースとデータ", {"データ": "data"}, "ja", "en", "データベースとdata"),
+        ("email和AI", {"ai": "人工智能"}, "zh", "en", "email和人工智能"),
+        ("大学生在大学", {"大学": "university", "大学生": "student"}, "zh", "en", "student在university"),
     ],
 )
 def test_languages_without_spaces_are_matched_by_entries(text, lexicon, source, target, expected):
@@ -59,6 +100,52 @@ def test_text_without_an_entry_is_left_byte_for_byte(text, source):
     assert switch(text, {"qqqqqqq": "x"}, source).text == text
 
 
+_PIECES = st.lists(st.sampled_from(["dog", "Dog", "DOG", " ", "`", "\n", "/", "-", "s"]) | st.text(max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(_PIECES.map("".join), st.floats(0, 1))
+def test_only_whole_words_are_switched_in_any_text(text, rate):
+    text = text.replace("①", "")
+    result = switch(text, {"dog": "①"}, rate=rate)
+    parts = result.text.split("①")
+    assert result.n_switched == len(parts) - 1 <= result.n_words
+    original = re.fullmatch("(dog)".join(map(re.escape, parts)), text, re.IGNORECASE)
+    assert original is not None  # with the words put back, it is the same text
+    for start, end in original.regs[1:]:
+        assert not text[max(start - 1, 0) : start].isalnum() and not text[end : end + 1].isalnum()
+    if rate == 0:
+        assert result.text == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["แมว", "แม", "ว", "่", "า", "เ", "天空", "`", " "]) | st.text(max_size=3)).map("".join)
+)
+def test_languages_without_spaces_keep_their_syllables_in_any_text(text):
+    text = text.replace("①", "")
+    parts = switch(text, {"แม": "①"}, "th", "en").text.split("①")
+    assert "แม".join(parts) == text
+    assert not any(part.startswith(("่", "า")) for part in parts[1:])
+    assert not any(part.endswith("เ") for part in parts[:-1])
+
+
+def test_real_markdown_keeps_its_code_links_and_structure():
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        words = vocabulary([text], "en")
+        result = switch(text, {word: "①" for word in words})
+        assert result.n_switched > 20
+        for kept in (
+            r"(?ms)^```.*?^```",
+            r"(?<!`)`[^`\n]+`(?!`)",
+            r"https?://[^\s)>]+",
+            r"\]\([^)\s]+\)",
+            r"(?m)^\W*",
+        ):
+            assert re.findall(kept, result.text.replace("①", "x")) == re.findall(kept, text), (path, kept)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["dog", "Sky", "`dog`", "{dog}", "a", "\n", " ", ",", "é", "https://dog.com ", "# "])))
 def test_the_same_row_is_switched_alike_and_all_else_stays(pieces):
@@ -73,6 +160,17 @@ def test_other_rows_and_seeds_are_switched_otherwise():
     text = "dog house sky quickly " * 5
     assert len({switch(text, rate=0.5, row=str(i)).text for i in range(5)}) == 5
     assert switch(text, rate=0.5, seed=1) != switch(text, rate=0.5, seed=2)
+    # other texts of a row neither: its question and its answer are not switched at the same places
+    places = {switch(word * 40, rate=0.5).text.replace(word, ".") for word in ("dog ", "sky ", "house ", "quickly ")}
+    assert len({re.sub(r"\w+ ", "x", place) for place in places}) == 4
+
+
+def test_the_order_of_the_calls_does_not_matter():
+    switcher = CodeSwitcher(LEXICON, "en", "pt", 0.5)
+    calls = [("dog house sky quickly " * 3, str(i)) for i in range(6)]
+    forward = [switcher.switch(*call) for call in calls]
+    assert forward == [switcher.switch(*call) for call in reversed(calls)][::-1]
+    assert len({result.text for result in forward}) > 1
 
 
 def write(tmp_path, text):
@@ -82,8 +180,14 @@ def write(tmp_path, text):
 
 @pytest.mark.parametrize(
     "text",
-    ["dog\tcão\ndog\tcachorro\nhouse\tcasa\n", "dog cão\nhouse casa\n", "cão @ dog\ncasa @ house\n"],
-    ids=["tsv", "muse", "muse reversed"],
+    [
+        "dog\tcão\ndog\tcachorro\nhouse\tcasa\n",
+        "\ufeffDog\tcão; cachorro\tnoun\r\n\r\nhouse\tcasa (a, b), lar\r\n",
+        "house\tcasa\n dog \tcão.\n",
+        "dog cão\nhouse casa\n",
+        "cão @ dog\ncasa @ house\n",
+    ],
+    ids=["tsv", "three columns", "unordered", "muse", "muse reversed"],
 )
 def test_lexicons_of_all_forms_are_read_with_the_first_sense(tmp_path, text):
     assert read_lexicon(write(tmp_path, text), "en", "pt") == {"dog": "cão", "house": "casa"}
@@ -94,11 +198,25 @@ def test_function_words_numbers_and_copies_are_left_out(tmp_path):
     assert read_lexicon(write(tmp_path, "\n".join(lines)), "en", "pt") == {"dog": "cão"}
 
 
-def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path):
+def test_translations_of_function_words_are_function_words(tmp_path):
+    lines = ["of\tde", "out of\tde", "dog\tcão", "los @ the", "those there\tlos"]
+    assert read_lexicon(write(tmp_path, "\n".join(lines)), "en", "es") == {"dog": "cão"}
+    assert read_lexicon(write(tmp_path, "\n".join(lines[1:3])), "en", "es") == {"dog": "cão", "out of": "de"}
+
+
+def test_spellings_of_a_headword_are_entries_of_their_own(tmp_path):
+    lexicon = read_lexicon(write(tmp_path, "fibre,  Fiber (textile)\tfibra\n"), "en", "pt")
+    assert lexicon == {"fibre": "fibra", "fiber": "fibra"}
+    assert switch("Fiber", lexicon).text == "Fibra"
+
+
+def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
     with pytest.raises(SDRRLError, match="lexicon.txt, line 2: not an entry; 2 of 3"):
         read_lexicon(write(tmp_path, "dog\tcão\n\t\tx\nno tab here at all\n"), "en", "pt")
     many = "\n".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}\tx{i}" for i in range(300)) + "\n\tx\n"
-    assert len(read_lexicon(write(tmp_path, many), "en", "pt")) == 300  # one of 301 is forgiven
+    assert capsys.readouterr().err == ""
+    assert len(read_lexicon(write(tmp_path, many), "en", "pt")) == 300  # one of 301 is forgiven, not silently
+    assert "lexicon.txt, line 301: not an entry; 1 of 301 left out" in capsys.readouterr().err
     with pytest.raises(SDRRLError, match="no usable entry"):
         read_lexicon(write(tmp_path, "the\to\n"), "en", "pt")
     with pytest.raises(SDRRLError, match="Cannot read"):
@@ -108,9 +226,10 @@ def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path):
 def test_a_lexicon_is_made_of_the_words_of_the_texts():
     words = vocabulary(["The dog saw the `cat` and the dog.", "A dog saw the bird"], "en")
     assert words == ["dog", "saw", "bird"]
+    assert vocabulary(["dog.txt and/or my_dog 2dog dogs dogs"], "en", max_words=1) == ["dogs"]
     made = lexicon_of(words, ["Cão.", "saw", "um pássaro que voa bem alto"])
-    assert made == {"dog": "cão"}
-    assert reverse_lexicon({"dog": "cão", "hound": "cão"}) == {"cão": "dog"}
+    assert made == {"dog": "cão"} == lexicon_of(["dog", "cat", "sky"], ["Cão", "Gato. Gata.", " ."])
+    assert reverse_lexicon({"kind of dog": "Cão", "dog": "cão", "hound": "cão"}) == {"cão": "dog"}
     with pytest.raises(SDRRLError, match="spaces between words"):
         vocabulary(["天空"], "zh")
 
@@ -120,11 +239,31 @@ def test_real_lexicons_switch_real_questions():
     folder = data_dir()
     lines = (folder / "instructions" / "alpaca_1000.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     questions = [json.loads(line)["instruction"] for line in lines]
-    for file, target, least in (("eng-por", "pt", 0.9), ("eng-spa", "es", 0.8), ("eng-swh", "sw", 0.4)):
+    for file, target, least, share in (
+        ("eng-por", "pt", 0.9, 0.16),
+        ("eng-spa", "es", 0.8, 0.13),
+        ("eng-swh", "sw", 0.4, 0.085),
+    ):
         lexicon = read_lexicon(str(folder / "lexicons" / f"freedict.{file}.tsv"), "en", target)
         switcher = CodeSwitcher(lexicon, "en", target)
         switched = [switcher.switch(question, str(i)) for i, question in enumerate(questions)]
         assert sum(result.n_switched > 0 for result in switched) >= least * len(questions), target
+        n_words, n_switched = (sum(getattr(result, name) for result in switched) for name in ("n_words", "n_switched"))
+        assert 1900 <= n_words <= 2000 and share - 0.03 <= n_switched / n_words <= share + 0.03, target
         assert all(
             (result.text != q) == (result.n_switched > 0) for result, q in zip(switched, questions, strict=True)
         )
+
+
+@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+def test_real_portuguese_is_switched_back_without_its_function_words():
+    folder = data_dir()
+    lexicon = reverse_lexicon(read_lexicon(str(folder / "lexicons" / "freedict.eng-por.tsv"), "en", "pt"))
+    switcher = CodeSwitcher(lexicon, "pt", "en", 1.0)
+    sentences = (folder / "flores200" / "devtest" / "por_Latn.devtest").read_text(encoding="utf-8").splitlines()[:100]
+    switched = [switcher.switch(sentence, "r") for sentence in sentences]
+    assert 0.15 < sum(s.n_switched for s in switched) / sum(s.n_words for s in switched) < 0.3
+    for word in ("de", "a", "um", "com", "como", "por", "se"):
+        assert word not in lexicon
+        pattern = rf"(?<![\w-]){word}(?![\w-])"
+        assert re.findall(pattern, " ".join(sentences)), "the word is in the sentences"

@@ -2,12 +2,15 @@
 
 import io
 import json
+import shutil
+import weakref
 
 import pytest
 import torch
 from conftest import DEMO
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoTokenizer,
     M2M100Config,
     M2M100ForConditionalGeneration,
     M2M100Tokenizer,
@@ -15,9 +18,9 @@ from transformers import (
     MarianMTModel,
     MarianTokenizer,
     NllbTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
-    T5Tokenizer,
 )
 
 from sdrrl_trl import SDRRLError
@@ -32,16 +35,24 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine make such small models up to a hundred times slower."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
 def corpus():
     return (DEMO / "seeds.jsonl").read_text(encoding="utf-8").splitlines()[:200]
 
 
-def sentencepiece_model() -> bytes:
+def sentencepiece_model(**options) -> bytes:
     spm = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=model, vocab_size=300, model_type="bpe", minloglevel=2
-    )
+    options = {"vocab_size": 300, "model_type": "bpe", "minloglevel": 2} | options
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(corpus()), model_writer=model, **options)
     return model.getvalue()
 
 
@@ -87,46 +98,64 @@ def m2m100(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "spm"))
     torch.manual_seed(0)
-    model = M2M100ForConditionalGeneration(sizes(M2M100Config, len(vocabulary) + 110, decoder_start_token_id=2))
+    model = M2M100ForConditionalGeneration(sizes(M2M100Config, len(vocabulary) + 108, decoder_start_token_id=2))
     return save(folder / "m2m-tiny", model, tokenizer)
+
+
+MADLAD_CODES = ["<2en>", "<2pt>", "<2no>", "<2zh>", "<2jv>"]
 
 
 @pytest.fixture(scope="module")
 def madlad(tmp_path_factory):
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<unk>", "<pad>", "</s>", "<2en>", "<2pt>", "<2no>", "<2zh>", "<2jv>"]
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(corpus(), trainer)
-    vocabulary = [tuple(entry) for entry in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, additional_special_tokens=special[3:])
+    """With the ids and the tokenizer files of google/madlad400-3b-mt, which are not those of T5."""
+    folder = tmp_path_factory.mktemp("madlad")
+    options = {"model_type": "unigram", "byte_fallback": True, "vocab_size": 600, "user_defined_symbols": MADLAD_CODES}
+    (folder / "spm").write_bytes(sentencepiece_model(unk_id=0, bos_id=1, eos_id=2, **options))
+    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spm"))
+    pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    special = {"unk_token": "<unk>", "pad_token": "<s>", "eos_token": "</s>"}
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(pieces),
         d_model=32,
         d_kv=16,
         d_ff=32,
         num_layers=1,
         num_heads=2,
         initializer_factor=5.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=0,
     )
-    return save(tmp_path_factory.mktemp("madlad") / "madlad-tiny", T5ForConditionalGeneration(config), tokenizer)
+    name = save(
+        folder / "madlad-tiny",
+        T5ForConditionalGeneration(config),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),
+    )
+    stated = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "additional_special_tokens": [], **special}
+    (folder / "madlad-tiny" / "tokenizer_config.json").write_text(json.dumps(stated))
+    return name
 
 
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("marian")
+    codes = [">>por<<", ">>spa<<", ">>cmn_Hans<<", ">>ara<<", ">>nb<<"]
+    return make_marian(tmp_path_factory.mktemp("marian"), codes, source_lang="en", target_lang="mul")
+
+
+def make_marian(folder, codes, **stated):
     (folder / "spm").write_bytes(sentencepiece_model())
     spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spm"))
-    vocabulary = {"</s>": 0, "<unk>": 1, ">>por<<": 2, ">>spa<<": 3}
+    vocabulary = {token: i for i, token in enumerate(["</s>", "<unk>", *codes])}
     for i in range(spm.get_piece_size()):
         vocabulary.setdefault(spm.id_to_piece(i), len(vocabulary))
     vocabulary["<pad>"] = len(vocabulary)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    tokenizer = MarianTokenizer(str(folder / "spm"), str(folder / "spm"), str(folder / "vocab.json"))
+    tokenizer = MarianTokenizer(str(folder / "spm"), str(folder / "spm"), str(folder / "vocab.json"), **stated)
     torch.manual_seed(0)
     n, pad = len(vocabulary), vocabulary["<pad>"]
     config = sizes(MarianConfig, n, pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad)
@@ -162,17 +191,43 @@ def test_madlad_is_told_the_target_by_a_token_before_the_text(madlad):
     translator = Seq2SeqTranslator(madlad)
     assert translator.describe()["family"] == "madlad"
     read, first = tokens(translator, "en", "nb")
-    assert read[0] == "<2no>" and read[-1] == "</s>" and first is None
+    assert read[:2] == ["▁", "<2no>"] and read[-1] == "</s>" and first is None
+    assert translator.model.generation_config.decoder_start_token_id == 0
     with pytest.raises(SDRRLError, match="does not know Thai"):
         translator.check("en", "th")
+
+
+def test_madlad_reads_every_character_as_sentencepiece_does(madlad, tmp_path):
+    translator = Seq2SeqTranslator(madlad)
+    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=f"{madlad}/../spm")
+    text = "Say 漢 and 😀, please."
+    assert translator.codes.encode([text], "en", "pt")[0] == [*spm.encode(f"<2pt> {text}"), spm.eos_id()]
+    # what `T5Tokenizer` makes of the same files, as which it is saved by whoever loads and saves it
+    damaged = shutil.copytree(madlad, tmp_path / "damaged")
+    AutoTokenizer.from_pretrained(madlad).save_pretrained(damaged)
+    with pytest.raises(SDRRLError, match="reads unknown characters as the end of the text"):
+        Seq2SeqTranslator(str(damaged))
 
 
 def test_an_opus_model_of_several_targets_is_told_the_target(marian):
     translator = Seq2SeqTranslator(marian)
     assert translator.describe()["family"] == "marian"
-    assert tokens(translator, "en", "pt")[0][0] == ">>por<<"
+    for target, code in {"pt": ">>por<<", "zh": ">>cmn_Hans<<", "ar": ">>ara<<", "nb": ">>nb<<"}.items():
+        translator.check("en", target)
+        assert tokens(translator, "en", target)[0][0] == code
     with pytest.raises(SDRRLError, match="does not know Thai"):
         translator.check("en", "th")
+    with pytest.raises(SDRRLError, match="from en to mul, not from de to pt"):
+        translator.check("de", "pt")
+
+
+def test_an_opus_model_of_one_pair_is_used_for_no_other(tmp_path):
+    translator = Seq2SeqTranslator(make_marian(tmp_path, [], source_lang="eng", target_lang="por"))
+    translator.check("en", "pt")
+    assert not tokens(translator, "en", "pt")[0][0].startswith(">>")
+    for source, target in (("en", "de"), ("pt", "en")):
+        with pytest.raises(SDRRLError, match=f"from eng to por, not from {source} to {target}"):
+            translator.translate(["Yes."], source, target)
 
 
 @pytest.mark.parametrize("family", ["nllb", "m2m100", "madlad", "marian"])
@@ -184,19 +239,21 @@ def test_the_translation_of_a_text_does_not_depend_on_its_neighbours(family, req
     assert together == [translator.translate([text], "en", "pt")[0] for text in SENTENCES]
     assert together == Seq2SeqTranslator(name, batch_tokens=30).translate(SENTENCES, "en", "pt")
     assert len(set(together)) > 1
-    if family != "marian":
-        other = translator.translate(SENTENCES, "en", "zh")
-        assert other != together  # the language is heard
+    assert translator.translate(SENTENCES, "en", "zh") != together  # the language is heard
+    assert translator.translate([], "en", "pt") == []
 
 
 def test_batches_keep_to_their_tokens_and_shrink_when_memory_runs_out(nllb, monkeypatch):
     translator = Seq2SeqTranslator(nllb, batch_tokens=64)
-    expected, shapes = translator.translate(SENTENCES, "en", "pt"), []
+    expected, shapes, failed, kept = translator.translate(SENTENCES, "en", "pt"), [], [], []
     original = translator.model.generate
 
     def generate(**inputs):
         shapes.append(tuple(inputs["input_ids"].shape))
+        kept.append(sum(tensor() is not None for tensor in failed))
         if len(inputs["input_ids"]) > 1:
+            activations = torch.empty(10)
+            failed.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("no")
         return original(**inputs)
 
@@ -205,13 +262,41 @@ def test_batches_keep_to_their_tokens_and_shrink_when_memory_runs_out(nllb, monk
     assert translator.translate(SENTENCES, "en", "pt") == expected
     assert max(rows for rows, _ in shapes) > 1
     assert all(rows * columns <= 64 or rows == 1 for rows, columns in shapes)
+    assert failed and not any(kept)  # the memory of a failed attempt is free before the next one
 
 
-def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb):
-    translator = Seq2SeqTranslator(nllb)
+def test_the_same_texts_make_the_same_batches_in_any_order(nllb, monkeypatch):
+    translator = Seq2SeqTranslator(nllb, batch_tokens=20)
+    texts, batches = ["Yes.", "No.", "Why.", "How.", "Who.", "The."], []
+    generate = translator.model.generate
+
+    def noted(**inputs):
+        batches.append(inputs["input_ids"].tolist())
+        return generate(**inputs)
+
+    monkeypatch.setattr(translator.model, "generate", noted)
+    translator.translate(texts, "en", "pt")
+    n = len(batches)
+    translator.translate(texts[::-1], "en", "pt")
+    assert n > 1 and batches[:n] == batches[n:]
+
+
+def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb, monkeypatch):
+    translator, read = Seq2SeqTranslator(nllb), []
     assert translator.max_tokens == 128
     out = translator.translate(["Yes.", "many words " * 200], "en", "pt")
     assert out[0] and out[1] == ""
+    # exactly at the limit it is still read
+    generate = translator.model.generate
+
+    def noted(**inputs):
+        read.append(inputs["input_ids"].shape[1])
+        return generate(**inputs)
+
+    monkeypatch.setattr(translator.model, "generate", noted)
+    texts = {len(translator.codes.encode(["a" * n], "en", "pt")[0]): "a" * n for n in range(1, 300)}
+    translator.translate([texts[128], texts[129]], "en", "pt")
+    assert read == [128]
 
 
 def test_other_models_are_refused(tiny_model):
@@ -221,26 +306,57 @@ def test_other_models_are_refused(tiny_model):
         Seq2SeqTranslator("nowhere/at-all")
 
 
-def test_licences_are_known_by_name():
+def test_licences_are_known_by_name_and_that_of_nllb_by_any_name(nllb, madlad, tmp_path):
     assert licence_of("facebook/nllb-200-distilled-600M") == "CC-BY-NC-4.0"
     assert licence_of("google/madlad400-3b-mt") == "Apache-2.0"
+    assert licence_of("facebook/m2m100_418M") == "MIT"
     assert licence_of("me/other") == "not stated"
+    renamed = {family: shutil.copytree(family, tmp_path / str(i)) for i, family in enumerate((nllb, madlad))}
+    assert Seq2SeqTranslator(str(renamed[nllb])).describe()["licence"] == "CC-BY-NC-4.0"
+    assert Seq2SeqTranslator(str(renamed[madlad])).describe()["licence"] == "not stated"
 
 
-def test_a_converted_model_translates_alike(nllb, tmp_path):
+@pytest.fixture
+def converted(request, tmp_path):
+    """A model's folder, and that of the model converted, with the original's files beside it."""
     converters = pytest.importorskip("ctranslate2.converters")
-    from transformers import AutoConfig, AutoTokenizer
+    original = request.getfixturevalue(request.param)
+    converters.TransformersConverter(original).convert(str(tmp_path / "ct2"))
+    shutil.copytree(original, tmp_path / "ct2" / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
+    return original, tmp_path / "ct2"
 
+
+# M2M100 cannot be converted under transformers 5: CTranslate2 4.8 does not find its language tokens
+@pytest.mark.parametrize("converted", ["nllb", "madlad", "marian"], indirect=True)
+def test_a_converted_model_translates_alike(converted):
     from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
 
-    converters.TransformersConverter(nllb).convert(str(tmp_path / "ct2"))
-    with pytest.raises(SDRRLError, match="with its tokenizer"):
-        CTranslate2Translator(str(tmp_path / "ct2"))
-    for part in (AutoTokenizer, AutoConfig):
-        part.from_pretrained(nllb).save_pretrained(tmp_path / "ct2" / "tokenizer")
-    converted = CTranslate2Translator(str(tmp_path / "ct2"))
+    original, folder = converted
+    one, other = Seq2SeqTranslator(original), CTranslate2Translator(str(folder))
+    texts = [*SENTENCES, *corpus()[:30], *("Please run it. " * n for n in range(5, 20))]
+    lengths = [len(ids) for ids in one.codes.encode(texts, "en", "pt")]
+    # the longest translations reach the limit of the positions, the longest texts go beyond it
+    assert any(2 * n + 20 > one.max_tokens >= n for n in lengths) or one.codes.family == "madlad"
     for target in ("pt", "zh"):
-        assert converted.translate(SENTENCES, "en", target) == Seq2SeqTranslator(nllb).translate(
-            SENTENCES, "en", target
-        )
-    assert converted.describe()["family"] == "nllb"
+        translations = one.translate(texts, "en", target)
+        assert other.translate(texts, "en", target) == translations
+        assert len(set(translations)) > 2
+    assert other.translate([], "en", "pt") == []
+    assert other.describe()["family"] == one.describe()["family"]
+    assert other.max_tokens == one.max_tokens
+    if one.codes.family != "nllb":  # the tiny NLLB knows all languages, as the real one does
+        with pytest.raises(SDRRLError, match="does not know Thai"):
+            other.translate(texts, "en", "th")
+
+
+@pytest.mark.parametrize("converted", ["nllb"], indirect=True)
+def test_a_converted_model_without_its_tokenizer_or_damaged_is_refused(converted):
+    from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
+
+    _, folder = converted
+    (folder / "model.bin").write_bytes(b"damaged")
+    with pytest.raises(SDRRLError, match="Cannot load the converted model"):
+        CTranslate2Translator(str(folder))
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(SDRRLError, match="with its tokenizer"):
+        CTranslate2Translator(str(folder))

@@ -8,23 +8,29 @@ import random
 import re
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
+import anyio
 import httpx
+from anyio.from_thread import start_blocking_portal
 
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.utils import SDRRLError, sha256
 
 
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a daily quota) ends the run
+
+
+def likeliest(answers: list[tuple[Generation, float, int]]) -> Generation:
+    """Of answers with their log-likelihood and number of tokens, that with the highest log-likelihood per token."""
+    return max(answers, key=lambda answer: answer[1] / answer[2] if answer[2] else float("-inf"))[0]
 
 
 class EndpointGenerator:
     """
     Answers through an OpenAI-compatible server.
 
-    The number of requests at a time adapts: it grows by one with each round of successes, and is halved when the
-    server is overloaded (429, 503, time-out).
+    The number of requests at a time grows with the successes, and is halved when the server is overloaded. What the
+    requests do not set (top-k, penalties) is up to the server: vLLM samples plainly with `--generation-config vllm`.
 
     Args:
         url (`str`):
@@ -42,7 +48,7 @@ class EndpointGenerator:
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling; each request has one of its own.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key. If it is not set, none is sent.
+            Environment variable with the key, which is sent to `url`. If it is not set, none is sent.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Most requests at a time.
         timeout (`float`, *optional*, defaults to `600.0`):
@@ -68,140 +74,156 @@ class EndpointGenerator:
         max_retries: int = 8,
         backoff: float = 1.0,
     ):
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise SDRRLError(f"The address of the server must begin with http:// or https://, got {url!r}.")
-        self._shown = urlsplit(url).hostname  # in errors: the rest of the address may hold a password
-        self.url, self.model, self.seed, self.num_samples = url.rstrip("/"), model, seed, num_samples
-        self.options = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        if not re.fullmatch(r"(?a)https?://([\w.-]+|\[[\w:]+\])(:\d+)?(/[^\s@?#]*)?", url):
+            raise SDRRLError(
+                "The address of the server must look like `http://localhost:8000/v1`, without user name, password or "
+                f"query: it goes into the manifest. Put the key into the environment variable {api_key_env}."
+            )
+        self._url = httpx.URL(url.rstrip("/") + "/chat/completions")
+        self._key = os.environ.get(api_key_env, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise SDRRLError(f"The key in {api_key_env} has characters that cannot be sent. Copy it again.")
+        self.model, self.max_new_tokens, self.num_samples, self.seed = model, max_new_tokens, num_samples, seed
+        self.sampling = {"temperature": temperature, "top_p": top_p}
         self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
-        key = os.environ.get(api_key_env)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._limit = _AdaptiveLimit(max_concurrency)
+        self._concurrency = _Concurrency(max_concurrency)
 
     def describe(self) -> dict[str, Any]:
         return {
             "engine": "endpoint",
-            "host": urlsplit(self.url).hostname,
+            "host": self._url.host,
             "model": self.model,
+            "max_new_tokens": self.max_new_tokens,
             "num_samples": self.num_samples,
             "seed": self.seed,
-            **self.options,
+            **self.sampling,
         }
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
-        return asyncio.run(self._generate(conversations))
+        with start_blocking_portal() as portal:  # in a thread, for in a notebook this one has an event loop already
+            return portal.call(self._generate, conversations)
 
     async def _generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(headers=self._headers, timeout=self.timeout, limits=limits) as client:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        samples = [(conversation, sample) for conversation in conversations for sample in range(self.num_samples)]
+        async with httpx.AsyncClient(headers=headers, timeout=None, limits=httpx.Limits()) as client:  # ours hold
             try:
                 async with asyncio.TaskGroup() as group:  # the first error stops all
-                    tasks = [group.create_task(self._best(client, conversation)) for conversation in conversations]
+                    tasks = [group.create_task(self._request(client, *sample)) for sample in samples]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _best(self, client: httpx.AsyncClient, conversation: list[dict[str, str]]) -> Generation:
-        samples = [await self._request(client, conversation, sample) for sample in range(self.num_samples)]
-        return max(samples, key=lambda sample: sample[1])[0]
+        answers = [task.result() for task in tasks]
+        return [likeliest(answers[i : i + self.num_samples]) for i in range(0, len(answers), self.num_samples)]
 
     async def _request(
         self, client: httpx.AsyncClient, conversation: list[dict[str, str]], sample: int
-    ) -> tuple[Generation, float]:
-        """Answer, and its mean log-likelihood per token if several are to be compared."""
+    ) -> tuple[Generation, float, int]:
         seed = int(sha256(f"{self.seed}:{sample}:{json.dumps(conversation)}")[:8], 16) % 2**31
-        body = {"model": self.model, "messages": conversation, "seed": seed, **self.options}
-        if self.num_samples > 1:
-            body["logprobs"] = True
-        problem = ""
+        body = {"model": self.model, "messages": conversation, "max_tokens": self.max_new_tokens, "seed": seed}
+        body |= self.sampling | ({"logprobs": True} if self.num_samples > 1 else {})
         for attempt in range(self.max_retries + 1):
-            wait = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
-            async with self._limit:
+            async with self._concurrency.limiter:
+                cuts = self._concurrency.cuts
                 try:
-                    response = await client.post(f"{self.url}/chat/completions", json=body)
-                    if response.status_code in _RETRIED:
-                        problem = f"{response.status_code}: {_message(response)}"
-                        wait = _retry_after(response) or wait
-                        self._limit.shrink()
-                    elif response.is_error:
-                        raise SDRRLError(
-                            f"{self._shown} refuses the request ({response.status_code}): {_message(response)}. "
-                            "Correct the model's name, the key or the options; what was finished before is kept."
-                        )
-                    else:
-                        answer = self._parse(response)
-                        self._limit.grow()
-                        return answer
-                except httpx.TimeoutException:
-                    problem = f"no answer within {self.timeout} s"
-                    self._limit.shrink()
-                except httpx.TransportError as error:
-                    problem = f"{type(error).__name__}: {error}"
-                except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-                    if isinstance(error, SDRRLError):
-                        raise
-                    problem = f"not an answer of the chat-completions protocol: {_message(response)}"
-            if attempt < self.max_retries:
-                await asyncio.sleep(wait)
+                    answer = await self._post(client, body)
+                    self._concurrency.succeeded(cuts)
+                    return answer
+                except _Fault as fault:
+                    problem, is_overload, wait = fault.args
+                    if is_overload:
+                        self._concurrency.overloaded(cuts)
+            if attempt == self.max_retries or wait > _LONGEST_WAIT:
+                break
+            await anyio.sleep(max(wait, self.backoff * min(2**attempt, 60) * random.uniform(0.5, 1.0)))
         raise SDRRLError(
-            f"{self._shown} failed {self.max_retries + 1} times ({problem}). What was finished before is kept: when "
-            "the server is back, the same command goes on."
+            f"No answer from {self._url.host} after {attempt + 1} attempts ({problem}). What was finished before is "
+            "kept: when the server is well again, the same command goes on."
         )
 
-    def _parse(self, response: httpx.Response) -> tuple[Generation, float]:
-        content = response.json()
-        choice = content["choices"][0]
-        text = (choice["message"].get("content") or "").strip()
-        reason = choice.get("finish_reason") or "stop"
-        n_tokens = (content.get("usage") or {}).get("completion_tokens") or 0
-        if self.num_samples == 1:
-            return Generation(text, reason, n_tokens), 0.0
-        tokens = (choice.get("logprobs") or {}).get("content")
-        if tokens is None:
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[Generation, float, int]:
+        try:
+            with anyio.fail_after(self.timeout):  # httpx's own limit is for each piece of a reply
+                response = await client.post(self._url, json=body)
+        except TimeoutError:
+            raise _Fault(f"nothing within {self.timeout:g} s", True, 0.0) from None
+        except httpx.RequestError as error:
+            raise _Fault(f"{type(error).__name__}: {error}", False, 0.0) from None
+        if response.is_success:
+            return self._parse(response)
+        status, message = response.status_code, self._message(response)
+        if status in (408, 429) or status >= 500:
+            wait = _retry_after(response)
+            asked = f"; it asks to wait {wait:.0f} s" if wait else ""
+            raise _Fault(f"{status}: {message}{asked}", status in (408, 429, 503), wait)
+        raise SDRRLError(
+            f"{self._url.host} refuses the request ({status}: {message}). Correct the address, the model's name, the "
+            "key or the options. What was finished before is kept."
+        )
+
+    def _parse(self, response: httpx.Response) -> tuple[Generation, float, int]:
+        """The answer, its log-likelihood and, if the server gave one, the number of tokens in it."""
+        try:
+            content = response.json()
+            choice = content["choices"][0]
+            text = (choice["message"].get("content") or "").strip()
+            n_tokens = (content.get("usage") or {}).get("completion_tokens") or 0
+            answer = Generation(text, choice.get("finish_reason") or "stop", n_tokens)
+            tokens = (choice.get("logprobs") or {}).get("content") or []
+            log_likelihood = sum(token["logprob"] for token in tokens)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise _Fault(f"no answer in the reply: {self._message(response)}", False, 0.0) from None
+        if self.num_samples > 1 and text and not tokens:
             raise SDRRLError(
-                f"{self._shown} returns no log-probabilities, so that the best of several answers cannot be told. Set "
-                "`num_samples` to 1."
+                f"{self._url.host} returns no log-probabilities, so that the best of several answers cannot be told. "
+                "Set `num_samples` to 1."
             )
-        return Generation(text, reason, n_tokens), sum(t["logprob"] for t in tokens) / max(len(tokens), 1)
+        return answer, log_likelihood, len(tokens)
+
+    def _message(self, response: httpx.Response) -> str:
+        """The server's own words, from JSON or from a page. Some servers repeat the key in them."""
+        try:
+            error = response.json()["error"]
+            message = str(error["message"] if isinstance(error, dict) else error)
+        except (ValueError, KeyError, IndexError, TypeError):
+            message = re.sub(r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", response.text)
+        if self._key:
+            message = message.replace(self._key, "***")
+        return " ".join(message.split())[:300] or "no message"
 
 
-class _AdaptiveLimit:
-    """Bounds the requests at a time: additive increase, multiplicative decrease."""
-
-    def __init__(self, most: int, start: int = 8):
-        self.most, self.limit, self.active, self.successes = most, min(start, most), 0, 0
-
-    async def __aenter__(self) -> None:
-        while self.active >= self.limit:
-            await asyncio.sleep(0.005)
-        self.active += 1
-
-    async def __aexit__(self, *exception: object) -> None:
-        self.active -= 1
-
-    def grow(self) -> None:
-        self.successes += 1
-        if self.successes >= self.limit:
-            self.limit, self.successes = min(self.limit + 1, self.most), 0
-
-    def shrink(self) -> None:
-        self.limit, self.successes = max(self.limit // 2, 1), 0
+class _Fault(Exception):
+    """What went wrong in an attempt after which another makes sense, whether it is overload, and seconds to wait."""
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+class _Concurrency:
+    """
+    How many requests at a time. Each success adds one until the server is overloaded for the first time, then each
+    round of successes; overload halves. Requests sent before the last cut say nothing about the number there is now.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.cuts, self.successes = most, 0, 0
+        self.limiter = anyio.CapacityLimiter(min(8, most))
+
+    def succeeded(self, cuts: int) -> None:
+        if cuts == self.cuts:
+            self.successes += 1
+            if self.cuts == 0 or self.successes >= self.limiter.total_tokens:
+                self.limiter.total_tokens = min(self.limiter.total_tokens + 1, self.most)
+                self.successes = 0
+
+    def overloaded(self, cuts: int) -> None:
+        if cuts == self.cuts:
+            self.limiter.total_tokens = max(self.limiter.total_tokens // 2, 1)
+            self.cuts, self.successes = self.cuts + 1, 0
+
+
+def _retry_after(response: httpx.Response) -> float:
     """Seconds that the server asks to wait, given as a number or as a date."""
-    value = response.headers.get("retry-after", "")
-    try:
+    value = response.headers.get("Retry-After", "")
+    if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
-    except ValueError:
-        date = email.utils.parsedate_tz(value)
-        return max(email.utils.mktime_tz(date) - time.time(), 0.0) if date else None
-
-
-def _message(response: httpx.Response) -> str:
-    """The server's own words, from JSON or from a page."""
     try:
-        error = response.json()["error"]
-        return error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        return " ".join(re.sub(r"<[^>]*>", " ", response.text).split())[:300] or "empty reply"
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0

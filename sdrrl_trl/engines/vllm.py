@@ -3,7 +3,8 @@
 from typing import Any
 
 from sdrrl_trl.engines import Generation
-from sdrrl_trl.engines.transformers import check_model
+from sdrrl_trl.engines.endpoint import likeliest
+from sdrrl_trl.engines.transformers import check_model, load_tokenizer
 from sdrrl_trl.utils import package_version, require, sha256
 
 
@@ -45,24 +46,45 @@ class VLLMGenerator:
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 
-        self.seed = seed
-        self.options = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "n": num_samples}
-        self._llm = LLM(model=model, revision=revision, dtype=dtype, seed=seed, trust_remote_code=False)
+        self.dtype, self.max_new_tokens, self.num_samples, self.seed = dtype, max_new_tokens, num_samples, seed
+        self.sampling = {"temperature": temperature, "top_p": top_p}
+        self.tokenizer = load_tokenizer(model, revision)
+        self._llm = LLM(model=model, revision=revision, dtype=dtype, seed=seed)
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "vllm", "version": package_version("vllm"), "seed": self.seed, **self.options}
+        return {
+            "engine": "vllm",
+            "version": package_version("vllm"),
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            **self.sampling,
+        }
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         from vllm import SamplingParams
 
-        parameters = [
-            SamplingParams(seed=int(sha256(f"{self.seed}:{conversation}")[:8], 16), logprobs=0, **self.options)
-            for conversation in conversations
-        ]
-        results = self._llm.chat(conversations, parameters, use_tqdm=False)
-        return [self._best(result.outputs) for result in results]
+        prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
+        prompts = prompts["input_ids"]
+        limit = self._llm.llm_engine.model_config.max_model_len - self.max_new_tokens
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]  # vLLM raises at one that does not
+        parameters = self.sampling | {"max_tokens": self.max_new_tokens, "n": self.num_samples, "logprobs": 0}
+        results = self._llm.generate(
+            [{"prompt_token_ids": prompts[i]} for i in fitting],
+            [
+                SamplingParams(seed=int(sha256(f"{self.seed}:{conversations[i]}")[:8], 16), **parameters)
+                for i in fitting
+            ],
+            use_tqdm=False,
+        )
+        answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
+        for i, result in zip(fitting, results, strict=True):
+            answers[i] = likeliest([self._read(output) for output in result.outputs])
+        return answers
 
     @staticmethod
-    def _best(outputs: list[Any]) -> Generation:
-        best = max(outputs, key=lambda output: output.cumulative_logprob / max(len(output.token_ids), 1))
-        return Generation(best.text.strip(), best.finish_reason, len(best.token_ids))
+    def _read(output: Any) -> tuple[Generation, float, int]:
+        n_tokens = len(output.token_ids)  # with the end of sequence
+        answer = Generation(output.text.strip(), output.finish_reason, n_tokens - (output.finish_reason == "stop"))
+        return answer, output.cumulative_logprob, n_tokens

@@ -1,10 +1,12 @@
 """Bilingual word lists for code-switching. The paper's dictionary is not known; sources and rules here are ours."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.code_switch import WORD, to_key
 from sdrrl_trl.transfer.segment import segment
 from sdrrl_trl.utils import SDRRLError
 
@@ -12,9 +14,7 @@ from sdrrl_trl.utils import SDRRLError
 # Entry in lower case, its words joined by single spaces -> translation (the first sense)
 Lexicon = dict[str, str]
 
-MAX_WORDS = 5000
-MAX_BROKEN = 0.01  # share of the lines of a file
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_MARGIN = " .!?…¡¿。！？\"'\r\n"
 # Words that word lists translate badly out of context
 _STOP_WORDS = {
     "en": "a an the of to in on at by for from with as and or but if not no so be is are was were am been do does did "
@@ -27,73 +27,74 @@ _STOP_WORDS = {
 
 def read_lexicon(path: str, source: str, target: str) -> Lexicon:
     """
-    Reads a bilingual word list: FreeDict, PanLex (`source TAB target`) or MUSE (`source target`, `target @ source`).
+    Reads a word list: FreeDict, PanLex joined by meaning (`source TAB target`), MUSE (space, or `target @ source`).
 
-    Function words, single letters, numbers, and entries that are their own translation are left out; of several senses
-    the first is taken.
+    Of several senses the first is taken. Left out are numbers, single letters, entries that are their own translation,
+    and function words: those listed here (English, French), and entries with the same translation as one of those.
 
     Args:
-        path (`str`):
-            UTF-8 text file, one entry a line.
-        source (`str`):
-            Tag of the language of the entries.
-        target (`str`):
-            Tag of the language of the translations.
+        path (`str`): UTF-8 text file, one entry a line.
+        source (`str`): Tag of the language of the entries.
+        target (`str`): Tag of the language of the translations.
 
     Raises:
         `SDRRLError`: if more than 1 % of the lines are broken, naming the first, or if nothing is left.
     """
-    lexicon: Lexicon = {}
+    pairs: Lexicon = {}
     broken, n = [], 0
     try:
         with open(path, encoding="utf-8-sig") as file:
             for n, line in enumerate(file, 1):
-                pair = _parse(line)
-                if pair is None:
-                    broken += [n] if line.strip() else []
-                elif _is_useful(*pair, source):
-                    lexicon.setdefault(_key(pair[0]), pair[1])
+                entries, translations = _parse(line)
+                if entries and translations:
+                    for entry in entries:
+                        pairs.setdefault(to_key(entry), translations[0])
+                elif line.strip():
+                    broken.append(n)
     except (OSError, UnicodeDecodeError) as error:
         raise SDRRLError(f"Cannot read the lexicon {path}: {error}. Give a UTF-8 text file.") from error
-    if len(broken) > max(1, MAX_BROKEN * n):
+    if len(broken) > max(1, 0.01 * n):
         raise SDRRLError(
             f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} lines are not. Wrong words would be put "
             "into the texts. Give one entry a line, source and target separated by a tab."
         )
+    if broken:
+        print(f"warning: {path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out", file=sys.stderr)
+    stop = set(_STOP_WORDS.get(source, "").split())
+    function_words = {to_key(pairs[word]) for word in stop & set(pairs)}
+    least = 2 if LANGUAGES[source].spaces else 1
+    lexicon = {
+        entry: translation
+        for entry, translation in pairs.items()
+        if entry not in stop
+        and to_key(translation) not in function_words | {entry}
+        and sum(map(str.isalpha, entry)) >= least
+        and not any(map(str.isdigit, entry))
+        and any(map(str.isalpha, translation))
+    }
     if not lexicon:
         raise SDRRLError(f"The lexicon {path} has no usable entry from {source} to {target}. Give another file.")
     return lexicon
 
 
-def _parse(line: str) -> tuple[str, str] | None:
-    """Source and target of a line."""
-    line = line.strip()
-    if " @ " in line:
-        target, _, source = line.partition(" @ ")
-    elif "\t" in line:
+def _parse(line: str) -> tuple[list[str], list[str]]:
+    """Entries and translations of a line; one of them is empty if it is broken."""
+    if "\t" in line:
         source, target = line.split("\t")[:2]
+    elif " @ " in line:
+        target, source = line.split(" @ ", 1)
     else:
-        source, _, target = line.partition(" ")
-        if " " in target:  # not MUSE's pair of words
-            return None
-    target = re.split(r"[;,]", target)[0]
-    target = re.sub(r"\s*[(\[].*?[)\]]", "", target).strip()
-    return (source.strip(), target) if source.strip() and target else None
+        source, target = line.split() if len(line.split()) == 2 else ("", "")  # MUSE has pairs of words only
+    return _split(source), _split(target)
 
 
-def _is_useful(entry: str, translation: str, language: str) -> bool:
-    key = _key(entry)
-    if key in _STOP_WORDS.get(language, "").split() or key == _key(translation):
-        return False
-    letters = sum(char.isalpha() for char in key)
-    return letters >= (2 if LANGUAGES[language].spaces else 1) and any(char.isalpha() for char in translation)
+def _split(field: str) -> list[str]:
+    """`fibre, fiber (textile)` -> `fibre`, `fiber`"""
+    parts = re.split("[;,；，、]", re.sub(r"[(\[].*?[)\]]", " ", field))
+    return [" ".join(part.split()) for part in (part.strip(_MARGIN) for part in parts) if part]
 
 
-def _key(entry: str) -> str:
-    return " ".join(entry.lower().split())
-
-
-def vocabulary(texts: Iterable[str], language: str, max_words: int = MAX_WORDS) -> list[str]:
+def vocabulary(texts: Iterable[str], language: str, max_words: int = 5000) -> list[str]:
     """The most frequent words of some texts outside of code, URLs and the like, without function words."""
     if not LANGUAGES[language].spaces:
         raise SDRRLError(
@@ -104,10 +105,9 @@ def vocabulary(texts: Iterable[str], language: str, max_words: int = MAX_WORDS) 
     stop = set(_STOP_WORDS.get(language, "").split())
     for text in texts:
         for part in segment(text, LANGUAGES[language].terminators):
-            if part.translate:
-                pieces = part.split_at_masks() if part.protected else [part]
-                counts.update(word.lower() for p in pieces if p.translate for word in _WORD.findall(p.text))
-    frequent = [word for word in counts if len(word) >= 3 and word not in stop]
+            for piece in part.split_at_masks() if part.translate else []:
+                counts.update(WORD.findall(piece.text.lower()) if piece.translate else [])
+    frequent = [word for word in counts if len(word) >= 3 and word not in stop and not re.search(r"[\d_./\\@]", word)]
     return sorted(frequent, key=lambda word: (-counts[word], word))[:max_words]
 
 
@@ -115,15 +115,16 @@ def lexicon_of(words: list[str], translations: list[str]) -> Lexicon:
     """A word list from the translations of single words; answers that are no translation are left out."""
     lexicon = {}
     for word, translation in zip(words, translations, strict=True):
-        clean = translation.strip(" .!?…¡¿\"'").lower()
-        if clean and clean != word and len(clean.split()) <= 3 and any(char.isalpha() for char in clean):
+        clean = to_key(translation.strip(_MARGIN))
+        is_one = len(clean.split()) <= 3 and not re.search("[.!?。！？]", clean)
+        if is_one and clean != word and any(char.isalpha() for char in clean):
             lexicon[word] = clean
     return lexicon
 
 
 def reverse_lexicon(lexicon: Lexicon) -> Lexicon:
-    """Target to source; the first entry wins."""
+    """Target to source. Of several entries, the first of those with the fewest words is taken."""
     reverse: Lexicon = {}
-    for entry, translation in lexicon.items():
-        reverse.setdefault(_key(translation), entry)
+    for entry, translation in sorted(lexicon.items(), key=lambda pair: len(pair[0].split())):
+        reverse.setdefault(to_key(translation), entry)
     return reverse
