@@ -76,9 +76,14 @@ def test_code_urls_and_placeholders_are_never_switched():
         ("猫が好きです。", {"猫": "cat", "好き": "like"}, "ja", "en", "猫がlikeです。"),  # one character is too short
         ("the cat", {"cat": "猫"}, "en", "ja", "the 猫"),
         ("แม่และแมว", {"แม": "x", "มว": "x", "แมว": "cat"}, "th", "en", "แม่และcat"),  # no half of a syllable
+        ("มานะมานา มาน", {"มาน": "x"}, "th", "en", "มานะมานา x"),
+        ("らーめん", {"めん": "x", "らー": "x", "らら": "y"}, "ja", "en", "xx"),
+        ("かなー", {"かな": "x"}, "ja", "en", "かなー"),
         ("ខ្មែរ", {"ខ្": "x", "មែ": "x", "ខ្មែរ": "khmer"}, "km", "en", "khmer"),
         ("ខ្មែរ", {"មែ": "x", "ខ្មែ": "x", "មែរ": "x"}, "km", "en", "xរ"),  # behind ្ no word begins
         ("データベースとデータ", {"データ": "data"}, "ja", "en", "データベースとdata"),
+        ("大学生", {"大学": "university", "学生": "student"}, "zh", "en", "university生"),  # entries do not overlap
+        ("İ天空", {"天空": "sky"}, "zh", "en", "İsky"),  # `İ` is two characters in lower case
         ("email和AI", {"ai": "人工智能"}, "zh", "en", "email和人工智能"),
         ("大学生在大学", {"大学": "university", "大学生": "student"}, "zh", "en", "student在university"),
     ],
@@ -134,7 +139,7 @@ def test_real_markdown_keeps_its_code_links_and_structure():
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         words = vocabulary([text], "en")
-        result = switch(text, {word: "①" for word in words})
+        result = switch(text, dict.fromkeys(words, "①"))
         assert result.n_switched > 20
         for kept in (
             r"(?ms)^```.*?^```",
@@ -194,7 +199,16 @@ def test_lexicons_of_all_forms_are_read_with_the_first_sense(tmp_path, text):
 
 
 def test_function_words_numbers_and_copies_are_left_out(tmp_path):
-    lines = ["the\to", "a\tum", "x\ty", "10\tdez", "abc\tABC", "dog\tcão (animal); cachorro", "sky\t---"]
+    lines = [
+        "the\to",
+        "a\tum",
+        "x\ty",
+        "10\tdez",
+        "10c piece\tkikumi",
+        "abc\tABC",
+        "dog\tcão (animal); cachorro",
+        "sky\t---",
+    ]
     assert read_lexicon(write(tmp_path, "\n".join(lines)), "en", "pt") == {"dog": "cão"}
 
 
@@ -213,10 +227,14 @@ def test_spellings_of_a_headword_are_entries_of_their_own(tmp_path):
 def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
     with pytest.raises(SDRRLError, match="lexicon.txt, line 2: not an entry; 2 of 3"):
         read_lexicon(write(tmp_path, "dog\tcão\n\t\tx\nno tab here at all\n"), "en", "pt")
+    assert read_lexicon(write(tmp_path, "source target language\ndog\tcão\n"), "en", "pt") == {"dog": "cão"}
     many = "\n".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}\tx{i}" for i in range(300)) + "\n\tx\n"
-    assert capsys.readouterr().err == ""
+    assert "line 1: not an entry; 1 of 2 left out" in capsys.readouterr().err
     assert len(read_lexicon(write(tmp_path, many), "en", "pt")) == 300  # one of 301 is forgiven, not silently
     assert "lexicon.txt, line 301: not an entry; 1 of 301 left out" in capsys.readouterr().err
+    assert len(read_lexicon(write(tmp_path, many + "\tx\n"), "en", "pt")) == 300
+    with pytest.raises(SDRRLError, match="line 301: not an entry; 4 of 304"):
+        read_lexicon(write(tmp_path, many + "\tx\n" * 3), "en", "pt")
     with pytest.raises(SDRRLError, match="no usable entry"):
         read_lexicon(write(tmp_path, "the\to\n"), "en", "pt")
     with pytest.raises(SDRRLError, match="Cannot read"):
@@ -226,7 +244,8 @@ def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
 def test_a_lexicon_is_made_of_the_words_of_the_texts():
     words = vocabulary(["The dog saw the `cat` and the dog.", "A dog saw the bird"], "en")
     assert words == ["dog", "saw", "bird"]
-    assert vocabulary(["dog.txt and/or my_dog 2dog dogs dogs"], "en", max_words=1) == ["dogs"]
+    texts = ["dog.txt and/or my_dog 2dog ox dogs dogs cat\n```\nfish\n```"]
+    assert vocabulary(texts, "en") == ["dogs", "cat"] and vocabulary(texts, "en", max_words=1) == ["dogs"]
     made = lexicon_of(words, ["Cão.", "saw", "um pássaro que voa bem alto"])
     assert made == {"dog": "cão"} == lexicon_of(["dog", "cat", "sky"], ["Cão", "Gato. Gata.", " ."])
     assert reverse_lexicon({"kind of dog": "Cão", "dog": "cão", "hound": "cão"}) == {"cão": "dog"}
@@ -248,7 +267,8 @@ def test_real_lexicons_switch_real_questions():
         switcher = CodeSwitcher(lexicon, "en", target)
         switched = [switcher.switch(question, str(i)) for i, question in enumerate(questions)]
         assert sum(result.n_switched > 0 for result in switched) >= least * len(questions), target
-        n_words, n_switched = (sum(getattr(result, name) for result in switched) for name in ("n_words", "n_switched"))
+        n_words = sum(result.n_words for result in switched)
+        n_switched = sum(result.n_switched for result in switched)
         assert 1900 <= n_words <= 2000 and share - 0.03 <= n_switched / n_words <= share + 0.03, target
         assert all(
             (result.text != q) == (result.n_switched > 0) for result, q in zip(switched, questions, strict=True)
@@ -263,7 +283,6 @@ def test_real_portuguese_is_switched_back_without_its_function_words():
     sentences = (folder / "flores200" / "devtest" / "por_Latn.devtest").read_text(encoding="utf-8").splitlines()[:100]
     switched = [switcher.switch(sentence, "r") for sentence in sentences]
     assert 0.15 < sum(s.n_switched for s in switched) / sum(s.n_words for s in switched) < 0.3
-    for word in ("de", "a", "um", "com", "como", "por", "se"):
-        assert word not in lexicon
-        pattern = rf"(?<![\w-]){word}(?![\w-])"
-        assert re.findall(pattern, " ".join(sentences)), "the word is in the sentences"
+    words = set(" ".join(sentences).split())
+    assert words >= {"de", "a", "um", "com", "como", "por", "se"}
+    assert not {"de", "a", "um", "com", "como", "por", "se"} & set(lexicon)

@@ -1,4 +1,6 @@
+import asyncio
 import json
+import logging
 import threading
 import time
 from email.utils import formatdate
@@ -7,8 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.engines.endpoint import EndpointGenerator
+from sdrrl_trl.engines import Generation
+from sdrrl_trl.engines.endpoint import EndpointGenerator, likeliest
 from sdrrl_trl.engines.prompted import PromptedTranslator
+
+
+KEY = "sk-secret"
 
 
 class Server:
@@ -19,6 +25,8 @@ class Server:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
@@ -40,8 +48,13 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class HTTPServer(ThreadingHTTPServer):
+            request_queue_size = 128
+
+            def handle_error(self, *_):  # the client has given up
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -52,32 +65,74 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
 
+    def bodies(self):
+        return [body for _, _, body, _ in self.requests]
 
-def completion(text, reason="stop", logprob=None):
+    def seconds(self):
+        """Between the first request and the second."""
+        return self.requests[1][3] - self.requests[0][3]
+
+
+def completion(text, reason="stop", logprobs=None):
     choice = {"message": {"content": text}, "finish_reason": reason}
-    if logprob is not None:
-        choice["logprobs"] = {"content": [{"logprob": logprob}, {"logprob": logprob}]}
+    if logprobs is not None:
+        choice["logprobs"] = {"content": [{"logprob": logprob} for logprob in logprobs]}
     return 200, {}, {"choices": [choice], "usage": {"completion_tokens": 2}}
 
 
-def echo(body):
+def echo(number, body):
     return completion("> " + body["messages"][-1]["content"])
 
 
+def questions(n):
+    return [[{"role": "user", "content": f"q{i}"}] for i in range(n)]
+
+
+def engine(url, **options):
+    return EndpointGenerator(url, "m", **{"backoff": 0.01, "max_retries": 3, "timeout": 5.0} | options)
+
+
 def ask(server, n=1, **options):
-    options = {"backoff": 0.01, "max_retries": 3, "timeout": 5.0, **options}
-    generator = EndpointGenerator(server.url, "m", **options)
-    return generator.generate([[{"role": "user", "content": f"q{i}"}] for i in range(n)])
+    return engine(server.url, **options).generate(questions(n))
 
 
 def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
+    finished = []
+
     def reply(number, body):
-        time.sleep(0.05 if body["messages"][-1]["content"].endswith("0") else 0)
-        return echo(body)
+        time.sleep(0.1 if body["messages"][-1]["content"].endswith("0") else 0)
+        finished.append(body["messages"][-1]["content"])
+        return echo(number, body)
 
     with Server(reply) as server:
-        assert [answer.text for answer in ask(server, 30)] == [f"> q{i}" for i in range(30)]
+        assert ask(server, 30) == [Generation(f"> q{i}", "stop", 2) for i in range(30)]
         assert {path for path, *_ in server.requests} == {"/v1/chat/completions"}
+        assert finished[0] != "q0"
+
+
+def test_a_request_carries_the_options_and_a_seed_that_follows_from_question_and_sample():
+    with Server(lambda *_: completion("a", logprobs=[-1.0])) as server:
+        options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "num_samples": 2}
+        ask(server, 2, **options)
+        first, server.requests[:] = server.bodies(), []
+        assert {body["model"] for body in first} == {"m"}
+        expected = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "logprobs": True}
+        assert all(expected.items() <= body.items() for body in first)
+        seeds = {body["seed"] for body in first}
+        assert len(seeds) == 4
+        ask(server, 2, **options)
+        assert {body["seed"] for body in server.bodies()} == seeds
+        server.requests.clear()
+        ask(server, 2, **options, seed=1)
+        assert seeds.isdisjoint(body["seed"] for body in server.bodies())
+
+
+def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook():
+    async def cell(server):
+        return ask(server)
+
+    with Server(echo) as server:
+        assert asyncio.run(cell(server))[0].text == "> q0"
 
 
 @pytest.mark.parametrize(
@@ -85,123 +140,311 @@ def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
     [
         (500, {}, "oops"),
         (503, {}, {"error": {"message": "overloaded"}}),
-        (429, {"Retry-After": "0.01"}, {}),
+        (520, {}, ""),
+        (408, {}, ""),
+        (429, {"Retry-After": "soon"}, {}),
         (200, {"Content-Type": "text/html"}, "<html>Please log in</html>"),
+        (200, {}, '{"choices": [{"mess'),
         (200, {}, {"choices": []}),
+        (200, {}, {"choices": None}),
+        (200, {}, {"choices": [{"message": {"content": ["a", "b"]}}]}),
         (200, {}, "[1]"),
+        (200, {"Content-Encoding": "gzip"}, "no gzip"),
     ],
 )
 def test_a_fault_of_the_server_is_tried_again(fault):
-    with Server(lambda number, body: fault if number <= 2 else echo(body)) as server:
+    with Server(lambda number, body: fault if number <= 2 else echo(number, body)) as server:
         assert ask(server)[0].text == "> q0"
         assert len(server.requests) == 3
 
 
 def test_the_server_may_ask_to_wait_in_seconds_or_until_a_date():
-    for value, least in (("0.3", 0.29), (formatdate(time.time() + 2, usegmt=True), 0.5)):
-        reply = lambda number, body, v=value: (429, {"Retry-After": v}, {}) if number == 1 else echo(body)  # noqa: E731
-        with Server(reply) as server:
+    for value, least in (("0.3", 0.3), (formatdate(time.time() + 2, usegmt=True), 0.8)):
+        with Server(
+            lambda number, body, v=value: (429, {"Retry-After": v}, {}) if number == 1 else echo(number, body)
+        ) as server:
             ask(server)
-            assert server.requests[1][3] - server.requests[0][3] >= least
+            assert least <= server.seconds() < 3
+
+
+def test_a_short_wait_asked_for_does_not_undo_the_growing_of_the_waits():
+    with Server(lambda number, body: (429, {"Retry-After": "0"}, {}) if number == 1 else echo(number, body)) as server:
+        ask(server, backoff=0.4)
+        assert server.seconds() >= 0.2
+
+
+def test_the_waits_grow():
+    with Server(lambda *_: (500, {}, "")) as server:
+        with pytest.raises(SDRRLError):
+            ask(server, backoff=0.1)
+        times = [request[3] for request in server.requests]
+        assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1 and times[3] - times[2] >= 0.2
+
+
+def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
+    with Server(lambda *_: (429, {"Retry-After": "7200"}, {"error": {"message": "daily quota"}})) as server:
+        with pytest.raises(SDRRLError, match="after 1 attempts .*daily quota; it asks to wait 7200 s.*same command"):
+            ask(server)
 
 
 @pytest.mark.parametrize(
     "fault, named",
-    [((500, {}, "<b>Bad</b> gateway"), "500: Bad gateway"), ((200, {}, "<html>Log in</html>"), "Log in")],
+    [
+        ((502, {}, "<style>b {}</style><b>Bad</b> gateway"), r"\(502: Bad gateway\)"),
+        ((200, {}, "<html>Log in</html>"), "no answer in the reply: Log in"),
+        ((200, {}, {"error": {"message": "no credit"}}), "no answer in the reply: no credit"),
+    ],
 )
 def test_a_server_that_stays_broken_is_an_error_that_says_how_to_go_on(fault, named):
     with Server(lambda *_: fault) as server:
-        with pytest.raises(SDRRLError, match=f"failed 4 times .*{named}.*the same command goes on"):
+        with pytest.raises(SDRRLError, match=f"127.0.0.1 after 4 attempts .*{named}.*kept.*the same command goes on"):
             ask(server)
         assert len(server.requests) == 4
 
 
-def test_time_outs_and_refused_connections_are_tried_again_and_then_an_error():
+def test_time_outs_are_tried_again_and_then_an_error():
     def slow(number, body):
-        time.sleep(0.5 if number == 1 else 0)
-        return echo(body)
+        time.sleep(0.4 if number == 1 else 0)
+        return echo(number, body)
 
     with Server(slow) as server:
         assert ask(server, timeout=0.2)[0].text == "> q0"
-    with pytest.raises(SDRRLError, match="ConnectError"):
-        ask(server)  # gone by now
+        assert len(server.requests) == 2
+    with Server(lambda number, body: slow(1, body)) as server:
+        with pytest.raises(SDRRLError, match="after 2 attempts .nothing within 0.1 s"):
+            ask(server, timeout=0.1, max_retries=1)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_mistake_of_ours_stops_at_once_with_the_servers_words(status):
-    with Server(lambda *_: (status, {}, {"error": {"message": "no model 'm' here"}})) as server:
-        with pytest.raises(SDRRLError, match=f"{status}.*no model 'm' here"):
+def test_refused_connections_are_an_error_in_the_end():
+    with Server(echo) as server:
+        pass
+    with pytest.raises(SDRRLError, match="after 4 attempts .ConnectError"):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    "status, content, words",
+    [
+        (400, {"error": {"message": "no model 'm' here"}}, "no model 'm' here"),
+        (401, {"error": "no model"}, "no model"),
+        (403, "<html><h1>No</h1> <p>model</p></html>", "No model"),
+        (404, "x" * 1000, "x{300}\\)"),
+        (409, {"detail": "no model"}, ".*no model"),
+        (422, "", "no message"),
+    ],
+)
+def test_a_mistake_of_ours_stops_at_once_with_the_servers_words(status, content, words):
+    with Server(lambda *_: (status, {}, content)) as server:
+        with pytest.raises(SDRRLError, match=f"refuses the request .{status}: {words}.*Correct"):
             ask(server)
         assert len(server.requests) == 1
 
 
-def test_the_key_is_sent_but_never_shown(monkeypatch, capsys):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    with Server(lambda *_: (401, {}, {"error": "wrong key"})) as server:
-        with pytest.raises(SDRRLError) as error:
+def test_a_redirection_stops_at_once():
+    with Server(lambda *_: (301, {"Location": "/v2"}, "Moved")) as server:
+        with pytest.raises(SDRRLError, match="301: Moved"):
             ask(server)
-        url = server.url.replace("//", "//me:sk-secret@")
-        with pytest.raises(SDRRLError) as error_with_url:
-            EndpointGenerator(url, "m").generate([[{"role": "user", "content": "q"}]])
-        assert server.requests[0][1]["Authorization"] == "Bearer sk-secret"
-        described = EndpointGenerator(url, "m").describe()
-    output = capsys.readouterr()
-    for text in (str(error.value), str(error_with_url.value), repr(described), output.out, output.err):
-        assert "sk-secret" not in text
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with Server(lambda number, body: echo(body)) as server:
-        ask(server)
-        assert "Authorization" not in server.requests[0][1]
+        assert len(server.requests) == 1
 
 
-def test_requests_at_a_time_stay_below_the_limit_and_fall_when_the_server_is_overloaded():
+def test_after_a_refusal_no_further_request_is_sent():
     def reply(number, body):
-        time.sleep(0.02)
-        return echo(body)
+        time.sleep(0.05)
+        return 401, {}, {"error": "wrong key"}
 
     with Server(reply) as server:
-        ask(server, 60, max_concurrency=3)
+        with pytest.raises(SDRRLError, match="wrong key"):
+            ask(server, 50, max_concurrency=1)
+        time.sleep(0.1)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 500, 200])
+def test_the_key_is_sent_but_never_shown(monkeypatch, capsys, caplog, status):
+    """Not even when the server repeats it."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
+    with Server(lambda *_: (status, {}, {"error": {"message": f"Incorrect key Bearer {KEY}."}})) as server:
+        with pytest.raises(SDRRLError, match=r"Incorrect key Bearer \*\*\*") as error:
+            ask(server)
+        assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+        shown = f"{error.value} {engine(server.url).describe()} {engine(server.url)!r}"
+    output = capsys.readouterr()
+    assert "HTTP Request" in caplog.text  # the logs of httpx were on
+    assert KEY not in shown + output.out + output.err + caplog.text
+
+
+def test_the_key_comes_from_the_variable_named_and_without_it_none_is_sent(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "mine")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Server(echo) as server:
+        ask(server)
+        ask(server, api_key_env="MY_KEY")
+        assert [headers.get("Authorization") for _, headers, _, _ in server.requests] == [None, "Bearer mine"]
+
+
+def test_a_key_that_cannot_be_sent_is_an_error_that_does_not_show_it(monkeypatch):
+    for key in ("sk-sé", "sk-s\ne"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(SDRRLError, match="OPENAI_API_KEY has characters") as error:
+            engine("http://localhost/v1")
+        assert "sk-s" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"http://me:{KEY}@host/v1", f"http://host/v1?key={KEY}", f"me:{KEY}@host", "host:80/v1", "http://", "ftp://a"],
+)
+def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
+    with pytest.raises(SDRRLError, match="must look like") as error:
+        engine(url)
+    assert KEY not in str(error.value)
+
+
+def test_the_description_names_what_answers_depend_on():
+    assert engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9, num_samples=2).describe() == {
+        "engine": "endpoint",
+        "host": "example.com",
+        "model": "m",
+        "max_new_tokens": 512,
+        "num_samples": 2,
+        "seed": 42,
+        "temperature": 0.7,
+        "top_p": 0.9,
+    }
+
+
+def test_requests_at_a_time_grow_from_few_up_to_the_most_allowed():
+    def reply(number, body):
+        time.sleep(0.03)
+        return echo(number, body)
+
+    with Server(reply) as server:
+        ask(server, 8, max_concurrency=3)
         assert server.most_active == 3
-    with Server(lambda number, body: (429, {}, {}) if number <= 6 else reply(number, body)) as server:
-        generator = EndpointGenerator(server.url, "m", backoff=0.01)
-        generator.generate([[{"role": "user", "content": str(i)}] for i in range(8)])
-        assert generator._limit.limit < 8
+    with Server(reply) as server:
+        generator = engine(server.url, max_concurrency=12)
+        generator.generate(questions(8))
+        assert server.most_active <= 8
+        generator.generate(questions(60))
+        assert 8 < server.most_active <= 12
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_requests_at_a_time_are_halved_by_a_burst_of_refusals_and_then_grow_slowly(status):
+    def reply(number, body):
+        time.sleep(0.03)
+        return (status, {}, {}) if number <= 8 else echo(number, body)
+
+    with Server(reply) as server:
+        generator = engine(server.url, backoff=0.3)  # the burst is over before anything is sent again
+        generator.generate(questions(8))
+        assert generator._concurrency.limiter.total_tokens == 5  # 8, 4 after the burst, 5 after four successes
+        server.most_active = 0
+        generator.generate(questions(20))
+        assert server.most_active <= 8
+
+
+def test_faults_that_are_no_overload_leave_the_requests_at_a_time_alone():
+    with Server(lambda number, body: (500, {}, "") if number <= 4 else echo(number, body)) as server:
+        generator = engine(server.url)
+        generator.generate(questions(4))
+        assert generator._concurrency.limiter.total_tokens >= 8
 
 
 def test_the_likeliest_of_several_answers_is_kept():
-    def reply(number, body):
-        return completion(f"answer {number}", logprob=-0.1 if number == 2 else -1.0)
-
-    with Server(reply) as server:
-        assert ask(server, num_samples=3, temperature=1.0)[0].text == "answer 2"
-        assert len({request[2]["seed"] for request in server.requests}) == 3
-    with Server(lambda *_: completion("a")) as server, pytest.raises(SDRRLError, match="Set `num_samples` to 1"):
-        ask(server, num_samples=2, temperature=1.0)
-
-
-def test_cut_off_and_empty_answers_are_marked():
-    with Server(lambda *_: completion("half an", "length")) as server:
-        assert ask(server)[0].finish_reason == "length"
-    with Server(lambda *_: completion(None, "content_filter")) as server:
-        answer = ask(server)[0]
-        assert (answer.text, answer.finish_reason) == ("", "content_filter")
-
-
-def test_a_prompted_model_translates():
-    replies = {"Good day.": '"Bom dia."', "See ZX1Q.": "<think>Hm</think>Veja ZX1Q.", '"Yes"': '"Sim"', "Cut.": "Cor"}
+    scores = {"long": [-0.3] * 10, "short": [-0.5] * 2, "empty": []}  # sums would prefer the short one
 
     def reply(number, body):
-        prompt, text = body["messages"][0]["content"].rsplit("\n\n", 1)
-        assert "from English into Portuguese" in prompt
-        return completion(replies[text], "length" if text == "Cut." else "stop")
+        text = ["short", "long", "empty"][(number - 1) % 3]
+        return completion("" if text == "empty" else text, logprobs=scores[text])
 
     with Server(reply) as server:
-        translator = PromptedTranslator(EndpointGenerator(server.url, "m"))
-        assert translator.translate(list(replies), "en", "pt") == ["Bom dia.", "Veja ZX1Q.", '"Sim"', ""]
+        assert [answer.text for answer in ask(server, 2, num_samples=3, max_concurrency=1)] == ["long"] * 2
+        assert len(server.requests) == 6
+    with Server(lambda *_: completion("a")) as server:
+        with pytest.raises(SDRRLError, match="no log-probabilities.*Set `num_samples` to 1"):
+            ask(server, num_samples=2)
+        assert "logprobs" not in (ask(server), server.bodies()[-1])[1]
 
 
-def test_without_vllm_the_extra_is_named():
+def test_of_equally_likely_answers_the_first_is_kept():
+    a, b = Generation("a", "stop", 1), Generation("b", "stop", 2)
+    assert likeliest([(a, -1.0, 1), (b, -2.0, 2)]) is a
+
+
+@pytest.mark.parametrize(
+    "message, reason, expected",
+    [
+        ({"content": "half an"}, "length", Generation("half an", "length", 2)),
+        ({"content": None}, "content_filter", Generation("", "content_filter", 2)),
+        ({"content": " yes\n", "reasoning_content": "hm"}, "stop", Generation("yes", "stop", 2)),
+        ({"reasoning_content": "hm"}, "length", Generation("", "length", 2)),
+        ({"content": "yes"}, None, Generation("yes", "stop", 2)),
+    ],
+)
+def test_finish_reasons_and_contents(message, reason, expected):
+    reply = {"choices": [{"message": message, "finish_reason": reason}], "usage": {"completion_tokens": 2}}
+    with Server(lambda *_: (200, {}, reply)) as server:
+        assert ask(server) == [expected]
+
+
+def translate(original, reply, reason="stop", source="en", target="pt"):
+    with Server(lambda *_: completion(reply, reason)) as server:
+        (translation,) = PromptedTranslator(engine(server.url)).translate([original], source, target)
+        return translation, server.bodies()[0]["messages"]
+
+
+def test_the_prompt_of_a_translation_names_the_languages_and_ends_with_the_text():
+    _, (message,) = translate("See {a} ZX1Q.", "x", source="en", target="th")
+    assert "from English into Thai." in message["content"]
+    assert "ZX1Q unchanged" in message["content"]
+    assert message["content"].endswith("\n\nSee {a} ZX1Q.")
+
+
+@pytest.mark.parametrize(
+    "original, reply, expected",
+    [
+        ("Good day.", "Bom dia.", "Bom dia."),
+        ("Good day.", '"Bom dia."', "Bom dia."),
+        ("Good day.", "“Bom dia.”", "Bom dia."),
+        ("See ZX1Q.", "<think>Hm, ZX1Q</think>\n\nVeja ZX1Q.", "Veja ZX1Q."),
+        ("Good day.", "<think>Hm", ""),
+        ("Good day.", "Translation: Bom dia.", "Bom dia."),
+        ("Good day.", '**Portuguese translation:** "Bom dia."', "Bom dia."),
+        ("Good day.", "Here is the translation in Portuguese:\n\nBom dia.", "Bom dia."),
+        # nothing is taken away that the original has too, or that is no wrapping
+        ('"Yes"', '"Sim"', '"Sim"'),
+        ("“Yes”", '"Sim"', '"Sim"'),
+        ("Yes and no", '"Sim" e "não"', '"Sim" e "não"'),
+        ("Translation: a craft", "Translation: um ofício", "Translation: um ofício"),
+        ("He says yes", "Ele diz: sim", "Ele diz: sim"),
+        ("A word", '"', '"'),
+    ],
+)
+def test_replies_are_freed_of_what_is_not_translation(original, reply, expected):
+    assert translate(original, reply)[0] == expected
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_translation_that_is_cut_off_or_refused_is_empty(reason):
+    assert translate("Good day.", "Bom", reason)[0] == ""
+
+
+def test_a_sentence_with_the_word_translation_is_no_label():
+    reply = "In his translation of the book he says: hello"
+    assert translate("Na tradução do livro ele diz olá", reply, source="pt", target="en")[0] == reply
+
+
+def test_a_prompted_translator_is_described_with_its_prompt():
+    described = PromptedTranslator(engine("http://localhost/v1")).describe()
+    assert (described["model"], described["licence"]) == ("m", "depends on the model")
+    assert "{target}" in described["prompt"]
+
+
+def test_without_vllm_the_extra_is_named(monkeypatch):
     from sdrrl_trl.engines.vllm import VLLMGenerator
 
-    with pytest.raises(SDRRLError, match=r'pip install "sdrrl-trl\[vllm\]"'):
+    monkeypatch.setattr("sdrrl_trl.utils.package_version", lambda name: None)
+    with pytest.raises(SDRRLError, match=r'The generator `vllm` needs.*pip install "sdrrl-trl\[vllm\]"'):
         VLLMGenerator("model")

@@ -60,14 +60,13 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
         )
     if broken:
         print(f"warning: {path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out", file=sys.stderr)
-    stop = set(_STOP_WORDS.get(source, "").split())
-    function_words = {to_key(pairs[word]) for word in stop & set(pairs)}
+    # with the translations of the words listed, those words go, too
+    function_words = {to_key(pairs[word]) for word in _STOP_WORDS.get(source, "").split() if word in pairs}
     least = 2 if LANGUAGES[source].spaces else 1
     lexicon = {
         entry: translation
         for entry, translation in pairs.items()
-        if entry not in stop
-        and to_key(translation) not in function_words | {entry}
+        if to_key(translation) not in function_words | {entry}
         and sum(map(str.isalpha, entry)) >= least
         and not any(map(str.isdigit, entry))
         and any(map(str.isalpha, translation))
