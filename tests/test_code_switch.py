@@ -134,7 +134,7 @@ def test_real_markdown_keeps_its_code_links_and_structure():
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         words = vocabulary([text], "en")
-        result = switch(text, {word: "①" for word in words})
+        result = switch(text, dict.fromkeys(words, "①"))
         assert result.n_switched > 20
         for kept in (
             r"(?ms)^```.*?^```",
