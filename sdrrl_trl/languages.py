@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -140,8 +141,15 @@ def likely_languages(text: str, margin: float = 3.0) -> set[str]:
 
 def script_share(text: str, script: str) -> float:
     """Share of the letters of `text` that belong to an ISO 15924 script; 1.0 for a text without letters."""
-    letters = [unicodedata.name(char, "").split(" ")[0].split("-")[0] for char in text if char.isalpha()]
-    return sum(name in _UNICODE_SCRIPTS[script] for name in letters) / len(letters) if letters else 1.0
+    letters = Counter(char for char in text if char.isalpha())
+    total = letters.total()
+    return sum(n for char, n in letters.items() if _name(char) in _UNICODE_SCRIPTS[script]) / total if total else 1.0
+
+
+@cache
+def _name(char: str) -> str:
+    """First word of a character's Unicode name."""
+    return unicodedata.name(char, "").split(" ")[0].split("-")[0]
 
 
 def in_language(text: str, tag: str, min_letters: int = 20) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 # What a translator must not touch, inside a line. Bounded, so that no input takes more than linear time
 _PROTECTED = re.compile(
     r"""
-      (?<!`)(`+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)       # inline code
+      (?<!`)(`+)(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)      # inline code
     | (?:https?://|www\.)[^\s<>()\[\]"'。，、]*(?:\([^\s()]*\)[^\s<>()\[\]"'。，、]*)*(?<![.,;:!?])  # URL, no end mark
     | \]\([^()\s]*(?:\s"[^"\n]*")?\) | \]\[[^\[\]\n]*\]  # target of a Markdown link or image
     | \[\^[^\]\s]{1,99}\]:?                             # footnote
@@ -39,6 +39,7 @@ _PROTECTED = re.compile(
     re.VERBOSE,
 )
 _MAY_BE_PROTECTED = re.compile(r"[`@$\\<{%&\[_/~]|--|:[a-z0-9_+-]+:|www\.|ZX\d|\w\.\w|\(\)")
+_CODE = re.compile(r"(?<!`)(`+)(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)")
 _MASK = re.compile(r"ZX ?(\d+) ?Q", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*(?:(?:[-*+>]|\d{1,3}[.)])\s+)*(`{3,}|~{3,})")  # also inside lists and quotes
 _LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
@@ -146,7 +147,7 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
     in_list = in_indented = False
     after_blank, place, lower = True, 0, None
     never_closed: set[str] = set()
-    lines = text.splitlines(keepends=True)
+    lines = _joined(text.splitlines(keepends=True))
     front = next((i for i, line in enumerate(lines[1:50], 1) if line.strip() == "---"), 0)
     front = front if lines and lines[0].strip() == "---" and any(":" in line for line in lines[1:front]) else 0
     for number, line in enumerate(lines):
@@ -184,6 +185,20 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
             elif after_blank and not blank and not line[0].isspace():
                 in_list = False
         after_blank = blank
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Lines, of which those that share a piece of inline code (`like\\nthis`) are one."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and "`" in line and "`" in joined[-1] and not _FENCE.match(line) and not _FENCE.match(joined[-1]):
+            rest = _CODE.sub("", joined[-1])
+            runs = set(re.findall("`+", rest)) & set(re.findall("`+", _CODE.sub("", line)))
+            if runs:
+                joined[-1] += line
+                continue
+        joined.append(line)
+    return joined
 
 
 def _closing(line: str) -> str | None:

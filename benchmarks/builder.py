@@ -1,0 +1,226 @@
+"""
+Cost and care of the transfer-set builder, each ratio with both sides in turn in one run.
+
+    python benchmarks/builder.py [--quick]    # needs `pip install -e '.[test]'` and data for the questions
+
+The last line is one JSON object. Questions are those of `instructions/alpaca_1000.jsonl` in `SDRRL_DATA_DIR`
+(default: ../shared/data), or of the demo; Markdown is that of the packages installed beside this one.
+"""
+
+import argparse
+import codecs
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+TERMINATORS = ".!?…"
+
+
+def instructions(n):
+    """Questions and reference answers."""
+    folder = Path(os.environ.get("SDRRL_DATA_DIR", ROOT.parent / "shared" / "data"))
+    path = folder / "instructions" / "alpaca_1000.jsonl"
+    path = path if path.exists() else ROOT / "examples" / "demo" / "seeds.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(f"{row['instruction']}\n\n{row.get('input') or ''}".strip(), row.get("output") or "") for row in rows[:n]]
+
+
+def generation_speeds(n_rows, rounds):
+    """Rows/s of a loop over rows, of batches in the order of the file, and of ours; the same model and limit."""
+    import torch
+
+    from sdrrl_trl.engines.offline import smollm2
+    from sdrrl_trl.engines.transformers import TransformersGenerator
+
+    ours = TransformersGenerator(smollm2()[0], dtype="bfloat16", max_new_tokens=256)
+    conversations = [[{"role": "user", "content": question}] for question, _ in instructions(n_rows)]
+
+    @torch.inference_mode()
+    def plain(batch):
+        inputs = ours.tokenizer.apply_chat_template(
+            batch, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        ours.model.generate(**inputs, max_new_tokens=256)
+
+    def naive():
+        for conversation in conversations[: n_rows // 4]:
+            plain([conversation])
+        return n_rows // 4
+
+    def fixed():
+        for start in range(0, n_rows, 32):
+            plain(conversations[start : start + 32])
+        return n_rows
+
+    def sorted_and_compacted():
+        ours.generate(conversations)
+        return n_rows
+
+    speeds = {"naive": [], "fixed": [], "ours": []}
+    for _ in range(rounds):
+        for name, run in zip(speeds, (naive, fixed, sorted_and_compacted), strict=True):
+            start = time.perf_counter()
+            n = run()
+            speeds[name].append(n / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def segments_sent():
+    """Sentences of a loop without cache, and segments that the builder sends."""
+    from sdrrl_trl.transfer.segment import segment
+
+    sent, loop = set(), 0
+    for texts in instructions(1000):
+        for text in texts:
+            parts = [part.masked for part in segment(text, TERMINATORS) if part.translate]
+            loop += len(parts)
+            sent.update(parts)
+    return loop, len(sent)
+
+
+def markdown():
+    """Sections of the Markdown files and package descriptions that are installed here."""
+    root = Path(json.__file__).parents[1] / "site-packages"
+    root = root if root.exists() else Path(sys.prefix)
+    import trl
+
+    root = Path(trl.__spec__.submodule_search_locations[0]).parent
+    for path in [*sorted(root.rglob("*.md")), *sorted(root.glob("*.dist-info/METADATA"))]:
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        text = text.partition("\n\n")[2] if path.name == "METADATA" else text
+        for section in re.split(r"(?m)^(?=#{1,3} )", text):
+            if 30 < len(section) < 4000 and section.count("```") % 2 == 0:
+                yield section
+
+
+def spans_of(text):
+    """Code, HTML, link targets and URLs, as a CommonMark parser that is not ours finds them."""
+    from markdown_it import MarkdownIt
+
+    found = re.findall(r"https?://[^\s<>()\[\]\"'`|]+[\w/]", text)
+
+    def walk(tokens):
+        for token in tokens:
+            if token.type in ("fence", "code_block"):
+                found.extend(token.content.splitlines())
+            elif token.type in ("code_inline", "html_inline"):
+                found.append(token.content)
+            elif token.type == "link_open":
+                found.append(token.attrs["href"])
+            walk(token.children or [])
+
+    walk(MarkdownIt("commonmark").enable("table").parse(text))
+    return [span for span in found if span.strip() and span in text]  # as written: some links are percent-encoded
+
+
+def twist(text):
+    """A translator that changes every letter but those of masks."""
+    pieces = re.split(r"(ZX\d+Q)", text)
+    return "".join(p if i % 2 else codecs.encode(p.swapcase(), "rot13") for i, p in enumerate(pieces))
+
+
+def mask_fidelity(n_rows=None):
+    """Share of rows of which all spans came through, with our masks and with those of code fences only."""
+    from sdrrl_trl.transfer.segment import segment
+
+    counts = Counter()
+    for text in list(markdown())[:n_rows]:
+        spans = spans_of(text)
+        if not spans:
+            continue
+        counts["rows"] += 1
+        counts["spans"] += len(spans)
+        pieces = [p.restore(twist(p.masked)) if p.translate else p.text for p in segment(text, TERMINATORS)]
+        if None in pieces:
+            counts["rejected"] += 1
+        else:
+            output = "".join(pieces)
+            counts["intact"] += all(span in output for span in spans)
+        fences = re.split(r"(```.*?```)", text, flags=re.DOTALL)
+        output = "".join(p if i % 2 else twist(p) for i, p in enumerate(fences))
+        counts["fence_only"] += all(span in output for span in spans)
+    return counts
+
+
+def build_once(n_rows):
+    """A build with engines that take no time. Prints seconds and the peak of memory."""
+    import datasets  # noqa: F401  before the clock starts
+    from accelerate import PartialState
+    from conftest import write_json_lines
+    from stub_engines import StubGenerator, StubTranslator, sentence
+
+    from sdrrl_trl import TransferConfig, build_transfer_set
+
+    PartialState(cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = ({"id": str(i), "instruction": f"{sentence(str(i))} Number {i}?"} for i in range(n_rows))
+        seeds = str(write_json_lines(Path(folder) / "seeds.jsonl", list(rows)))
+        rows = None
+        config = TransferConfig(seeds, f"{folder}/set", "stub", ["pt"], batch_size=512, translation_batch_size=1024)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
+        start = time.perf_counter()
+        build_transfer_set(config, StubGenerator(), StubTranslator())
+        seconds = time.perf_counter() - start
+        manifest = json.loads((Path(folder) / "set" / "manifest.json").read_text())
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    n = sum(manifest["counts"]["train"].values()) + sum(manifest["counts"]["test"].values())
+    print(json.dumps({"seconds": seconds, "peak": int(peak.split()[1]) / 1024, "rows": n}))
+
+
+def scale(sizes):
+    """Rows/s and peak memory in MB of builds of several sizes, each in a process of its own."""
+    results = {}
+    for size in sizes:
+        command = [sys.executable, __file__, "--build", str(size)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        results[size] = json.loads(output.splitlines()[-1])
+        print(f"{size} questions: {results[size]}")
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
+    parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build:
+        build_once(options.build)
+        return
+    loop, sent = segments_sent()
+    print(f"segments: {loop} in a loop over sentences, {sent} sent")
+    masks = mask_fidelity(200 if options.quick else None)
+    print(f"masks: {dict(masks)}")
+    sizes = (1_000, 5_000) if options.quick else (1_000, 10_000, 100_000)
+    builds = scale(sizes)
+    speeds = generation_speeds(32 if options.quick else 96, 1 if options.quick else 3)
+    print("generate: " + ", ".join(f"{name} {speed:.2f} rows/s" for name, speed in speeds.items()))
+    ratios = {
+        "generate_speedup_vs_naive": speeds["ours"] / speeds["naive"],
+        "generate_speedup_vs_fixed_batches": speeds["ours"] / speeds["fixed"],
+        "translate_segments_saved": 1 - sent / loop,
+        "mask_fidelity": masks["intact"] / (masks["rows"] - masks["rejected"]),
+        "mask_fidelity_fence_only": masks["fence_only"] / masks["rows"],
+        "mask_rejected": masks["rejected"] / masks["rows"],
+        "rss_100k_vs_1k": builds[sizes[-1]]["peak"] / builds[sizes[0]]["peak"],
+        "overhead_rows_per_s": builds[sizes[-1]]["rows"] / builds[sizes[-1]]["seconds"],
+    }
+    versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
+    ratios = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    print(json.dumps({"benchmark": "builder", "ratios": ratios, "sizes": sizes, "versions": versions}))
+
+
+if __name__ == "__main__":
+    main()
