@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     from sdrrl_trl.utils import SDRRLError
 
     parser = TrlParser(dataclasses, prog=prog)
-    # declared as `dict | str` or `list | str`, which the parser reads as text on the command line
-    collections = {
-        f.name for c in dataclasses for f in fields(c) if re.search("dict|list", str(f.type), re.IGNORECASE)
-    }
+    # Declared as `dict | str` or `list | str`, which the parser reads as text; it changes `field.type` meanwhile
+    declared = [vars(base).get("__annotations__", {}) for cls in dataclasses for base in cls.__mro__]
+    collections = {name for types in declared for name in types if re.search("(?i)dict|list", str(types[name]))}
     actions = {action.dest: action for action in parser._actions if action.dest != "help" and action.nargs != 0}
     for name, value in section.items():
         if name not in actions:

@@ -174,14 +174,16 @@ class TransformersGenerator:
     def _answer(self, rows: list["_Row"]) -> None:
         try:
             self._decode_batch(rows)
+            return
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-            torch.accelerator.empty_cache()
-            for row in rows:
-                row.answer, row.log_likelihood = [], 0.0
-            self._answer(rows[: len(rows) // 2])
-            self._answer(rows[len(rows) // 2 :])
+        # Behind the handler, which keeps the failed attempt's tensors alive
+        torch.accelerator.empty_cache()
+        for row in rows:
+            row.answer, row.finish_reason, row.log_likelihood = [], None, 0.0
+        self._answer(rows[: len(rows) // 2])
+        self._answer(rows[len(rows) // 2 :])
 
     @torch.inference_mode()
     def _decode_batch(self, rows: list["_Row"]) -> None:

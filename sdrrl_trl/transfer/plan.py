@@ -91,6 +91,8 @@ class Plan:
                 options |= {"model": fingerprint(self.config.model_name_or_path)}
         if stage == "translate":
             options |= {"translator_version": package_version(self.config.translator)}
+            if self.config.translator_model and self.config.translator != "endpoint":
+                options |= {"translator_weights": fingerprint(self.config.translator_model)}
         if stage == "mix":
             lexicons = {
                 target: hashlib.sha256(json.dumps(x).encode()).hexdigest() for target, x in self.lexicons.items()
@@ -108,7 +110,7 @@ class Plan:
             found.pop("lexicon")
         if translator is not None:
             found["translator"] = translator.get("licence", "not stated")
-        elif self.config.translator == "seq2seq":
+        elif self.config.translator in ("seq2seq", "ctranslate2"):
             from sdrrl_trl.engines.seq2seq import licence_of
 
             found["translator"] = licence_of(self.config.translator_model or DEFAULT_TRANSLATOR_MODEL)
@@ -155,7 +157,7 @@ class Plan:
             lines.append(f"  at {config.price_per_million_tokens} per million tokens: at most {price:,.2f}")
         lines.append(
             f"translate: {len(segments):,} distinct segments of the questions, and those of the answers, into "
-            f"{len(config.target_languages)} languages"
+            f"{', '.join(config.target_languages)}"
         )
         for name, licence in self.licences().items():
             lines.append(f"licence of {name}: {licence}{' (non-commercial)' if is_non_commercial(licence) else ''}")

@@ -166,9 +166,10 @@ def summary(manifest: dict[str, Any]) -> str:
     lines.append(f"{counts['seeds']:,} questions; rejected: {sum(counts['rejected'].values()):,}")
     lines += [f"  {reason}: {n:,}" for reason, n in counts["rejected"].items()]
     for target, masks in counts["masks"].items():
+        again = " (those were translated in pieces)" if masks["lost"] else ""
         lines.append(
             f"masks, {target}: in {masks['with_masks']:,} of {masks['texts']:,} texts; lost by the translator in "
-            f"{masks['lost']:,}, all of them translated again in pieces"
+            f"{masks['lost']:,}{again}"
         )
     for target, switched in counts["code_switch"].items():
         share = switched["switched"] / max(switched["words"], 1)
