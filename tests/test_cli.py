@@ -23,7 +23,9 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["evaluate"], ["report"], ["run"], ["demo"], ["tasks"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["inspect"], ["evaluate"], ["report"], ["run"], ["demo"], ["tasks"]]
+)
 def test_help_loads_no_torch(command):
     code = (
         "import sys\nfrom sdrrl_trl.cli import main\n"

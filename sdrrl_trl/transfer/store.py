@@ -4,11 +4,13 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Any
 
 from sdrrl_trl.utils import SDRRLError, read_json, sha256, write_json
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 class Store:
@@ -104,9 +106,8 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise self._damaged(self.folder, error) from error
 
-    def gather(self) -> None:
+    def gather(self, state: "PartialState") -> None:
         """When all processes have finished: what they have put is in the file of process 0. For all processes."""
-        state = PartialState()
         state.wait_for_everyone()
         if state.is_main_process:
             self.merge()

@@ -149,7 +149,7 @@ class Translations:
                 }
             )
         database.close()
-        self.store.gather()
+        self.store.gather(state)
 
 
 def _clean(original: str, translation: str) -> str:
