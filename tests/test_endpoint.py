@@ -1,6 +1,8 @@
 import asyncio
+import functools
 import json
 import logging
+import ssl
 import threading
 import time
 from email.utils import formatdate
@@ -15,6 +17,13 @@ from sdrrl_trl.engines.prompted import PromptedTranslator
 
 
 KEY = "sk-secret"
+CONTEXT = functools.cache(ssl.create_default_context)
+
+
+@pytest.fixture(autouse=True)
+def certificates_read_once(monkeypatch):
+    """Each httpx client reads all of them, for a good part of the time that these tests take."""
+    monkeypatch.setattr(ssl, "create_default_context", CONTEXT)
 
 
 class Server:
@@ -181,6 +190,7 @@ def test_the_waits_grow():
         assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1 and times[3] - times[2] >= 0.2
 
 
+@pytest.mark.timeout(20)
 def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
     with Server(lambda *_: (429, {"Retry-After": "7200"}, {"error": {"message": "daily quota"}})) as server:
         with pytest.raises(SDRRLError, match="after 1 attempts .*daily quota; it asks to wait 7200 s.*same command"):
@@ -448,3 +458,15 @@ def test_without_vllm_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("sdrrl_trl.utils.package_version", lambda name: None)
     with pytest.raises(SDRRLError, match=r'The generator `vllm` needs.*pip install "sdrrl-trl\[vllm\]"'):
         VLLMGenerator("model")
+
+
+def test_a_question_longer_than_the_servers_context_is_marked_and_the_others_are_answered():
+    message = "This model's maximum context length is 8192 tokens. However, you requested 9000."
+
+    def reply(number, body):
+        if body["messages"][-1]["content"] == "q1":
+            return 400, {}, {"error": {"message": message}}
+        return completion("x")
+
+    with Server(reply) as server:
+        assert [answer.finish_reason for answer in ask(server, 3)] == ["stop", "prompt_too_long", "stop"]

@@ -155,6 +155,8 @@ class EndpointGenerator:
             wait = _retry_after(response)
             asked = f"; it asks to wait {wait:.0f} s" if wait else ""
             raise _Fault(f"{status}: {message}{asked}", status in (408, 429, 503), wait)
+        if status in (400, 413, 422) and _TOO_LONG.search(message):  # one such row must not stop the others
+            return Generation("", "prompt_too_long", 0), 0.0, 1
         raise SDRRLError(
             f"{self._url.host} refuses the request ({status}: {message}). Correct the address, the model's name, the "
             "key or the options. What was finished before is kept."
@@ -189,6 +191,9 @@ class EndpointGenerator:
         if self._key:
             message = message.replace(self._key, "***")
         return " ".join(message.split())[:300] or "no message"
+
+
+_TOO_LONG = re.compile("context (length|window|size)|maximum context|prompt is too long", re.IGNORECASE)
 
 
 class _Fault(Exception):
