@@ -124,8 +124,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         `SDRRLError`: if another process holds it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
             yield
     except Timeout as error:

@@ -191,8 +191,9 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
         def generate(self, conversations):
             return [type(answer)("", "stop", 0) for answer in super().generate(conversations)]
 
-    seeds = write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": "Hello there, how are you?"}])
-    with pytest.raises(SDRRLError, match="would have no record of the kinds source.*generate/empty en 1"):
+    rows = [{"instruction": f"Hello there, how are you, number {i}?"} for i in range(9)]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    with pytest.raises(SDRRLError, match="would have no record of the kinds source.*generate/empty en 9"):
         build_transfer_set(config(seeds, tmp_path / "set"), Silent())
     assert (tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite").exists()
     assert not (tmp_path / "set" / "manifest.json").exists()

@@ -103,7 +103,10 @@ def test_a_run_may_go_on_with_another_number_of_processes(seeds, whole, tmp_path
     from sdrrl_trl.transfer.store import Store
 
     options = config(seeds, tmp_path / "set")
-    folder, recorded = tmp_path / "set" / "stages" / "generate", Plan(options).options("generate")
+    folder, recorded = (
+        tmp_path / "set" / "stages" / "generate",
+        Plan(options, StubGenerator(), StubTranslator()).options("generate"),
+    )
     Store(folder, recorded).close()
     batch = list(Seeds(seeds).batches(3, 20_000))[1]
     with Store(folder, recorded, rank=1) as store:
@@ -227,3 +230,111 @@ def test_the_share_of_rows_under_a_non_commercial_licence_is_told(seeds, tmp_pat
         )
         shares.append(json.loads((folder / "manifest.json").read_text())["counts"]["non_commercial"])
     assert shares == [0.0, 1.0]
+
+
+def rows_of(folder):
+    return {name: list(data) for name, data in load_dataset(str(folder)).items()}
+
+
+def test_files_that_are_not_ours_are_not_replaced(seeds, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text("mine")
+    with pytest.raises(SDRRLError, match="holds README.md, which `sdrrl build` has not written"):
+        build_transfer_set(config(seeds, tmp_path / "set"), StubGenerator(), StubTranslator())
+    assert (tmp_path / "set" / "README.md").read_text() == "mine"
+
+
+def test_a_run_does_not_go_on_with_another_engine(seeds, whole):
+    class Other(StubGenerator):
+        def describe(self):
+            return {"engine": "other"}
+
+    with pytest.raises(SDRRLError, match="engine: was {'engine': 'stub'}, is {'engine': 'other'}"):
+        build_transfer_set(config(seeds, whole), Other(), StubTranslator())
+
+
+def test_a_mix_that_fails_leaves_the_finished_set_as_it_was(seeds, whole):
+    before = content(whole)
+    with pytest.raises(SDRRLError, match="no record of"):
+        options = config(seeds, whole, size=1, overwrite_stage="mix")
+        build_transfer_set(options, StubGenerator(), StubTranslator())
+    build_transfer_set(config(seeds, whole), StubGenerator(), StubTranslator())
+    assert content(whole) == before
+
+
+def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other_conversations(tmp_path):
+    texts = [f"{sentence(str(i), 8)}" for i in range(30)]
+    rows = [{"id": f"q{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts)]
+    answer = {"role": "assistant", "content": "The light."}
+    rows += [
+        {"id": f"m{i}", "messages": [*row["messages"], answer, {"role": "user", "content": sentence(f"m{i}")}]}
+        for i, row in enumerate(rows)
+    ]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    pairs = [{"en": text, "pt": StubTranslator._words(text, StubTranslator.VOCABULARY)} for text in texts]
+    parallel = str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
+    options = {"parallel": parallel, "test_size": 0.3, "proportions": None}
+    data = rows_of(build_transfer_set(config(seeds, tmp_path / "set", **options), StubGenerator(), StubTranslator()))
+    asked = {row["prompt"][-1]["content"] for row in data["test"] if row["kind"] in ("source", "target")}
+    assert len(asked) >= 20
+    for row in data["train"]:
+        text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
+        assert not [question for question in asked if question in text]
+    reasons = Counter(
+        (row["stage"], row["reason"]) for row in Dataset.from_parquet(str(tmp_path / "set" / "rejected.parquet"))
+    )
+    assert reasons["mix", "held_out"] and reasons["parallel", "held_out"]
+
+
+def test_a_language_without_any_record_is_an_error_and_not_silence(seeds, tmp_path):
+    class OnlyPortuguese(StubTranslator):
+        def translate(self, texts, source, target):
+            return super().translate(texts, source, target) if "sw" not in (source, target) else [""] * len(texts)
+
+    options = config(seeds, tmp_path / "set", target_languages=["pt", "sw"], lexicon=None, back_translation_chrf=0.0)
+    with pytest.raises(SDRRLError, match="no record of: target sw, .*translate/question_empty sw 40"):
+        build_transfer_set(options, StubGenerator(), OnlyPortuguese())
+
+
+def test_sentences_without_a_pair_are_rejected_with_a_reason(seeds, tmp_path):
+    pairs = [
+        {"en": sentence(str(i)), "pt": StubTranslator._words(sentence(str(i)), StubTranslator.VOCABULARY)}
+        for i in range(9)
+    ]
+    pairs += [{"pt": "Curto."}, {"en": "Only source here."}]
+    parallel = str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
+    folder = build_transfer_set(
+        config(seeds, tmp_path / "set", parallel=parallel, test_size=0), StubGenerator(), StubTranslator()
+    )
+    reasons = Counter(row["reason"] for row in Dataset.from_parquet(str(folder / "rejected.parquet")))
+    assert reasons["no_pair"] == 2
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"size": 1}, "no record of.*There are 42 questions"),
+        ({"test_size": 0.99}, "no record of"),
+        ({"code_switch_rate": 0.0}, "does nothing with `code_switch_rate=0`"),
+        ({"lexicon": ["a.tsv"]}, "must map languages to files"),
+        ({"licences": {"seed": "MIT"}}, "`licences` must map seeds, parallel"),
+        ({"licences": "MIT"}, "`licences` must map"),
+        ({"columns": {"question": 3}}, "`columns` must map"),
+        ({"source_language": "th", "target_languages": ["en"]}, "needs spaces between words"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_anything_is_done(seeds, tmp_path, options, named):
+    log = tmp_path / "asked"
+    with pytest.raises(SDRRLError, match=named):
+        build_transfer_set(config(seeds, tmp_path / "set", **options), StubGenerator(log), StubTranslator())
+    assert not log.exists() and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("broken", [lambda a: a[:-1], lambda a: ["text"] * len(a)])
+def test_answers_that_do_not_fit_the_questions_stop_the_stage(seeds, tmp_path, broken):
+    class Broken(StubGenerator):
+        def generate(self, conversations):
+            return broken(super().generate(conversations))
+
+    with pytest.raises(SDRRLError, match="cannot be matched with their questions"):
+        build_transfer_set(config(seeds, tmp_path / "set"), Broken(), StubTranslator())

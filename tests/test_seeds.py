@@ -5,8 +5,8 @@ from conftest import write_json_lines
 from datasets import Dataset
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.transfer.parallel import read_parallel, reject_sentence
-from sdrrl_trl.transfer.seeds import Seeds
+from sdrrl_trl.transfer.parallel import bad_languages, read_parallel
+from sdrrl_trl.transfer.seeds import Seeds, key_of
 
 
 ROWS = [
@@ -126,7 +126,7 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
     with pytest.raises(SDRRLError, match="line 2: one file is shorter"):
         sentences([{"en": str(tmp_path / "en"), "pt": str(tmp_path / "pt")}])
     path = str(write_json_lines(tmp_path / "p.jsonl", [{"de": "Ja."}]))
-    with pytest.raises(SDRRLError, match="has no column en or pt"):
+    with pytest.raises(SDRRLError, match="has no column pt, but de"):
         sentences([path])
     path = str(write_json_lines(tmp_path / "q.jsonl", [{"en": 1, "pt": "x"}]))
     with pytest.raises(SDRRLError, match="line 1: the sentences must be text"):
@@ -134,16 +134,38 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pair, reason",
+    "pair, reasons",
     [
-        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, None),
-        ({"en": "The cat sleeps here " * 10, "pt": "O gato."}, "length_ratio"),
-        ({"en": "The cat sleeps here.", "pt": "The cat sleeps here."}, "untranslated"),
-        ({"en": "x" * 3000, "pt": "y" * 3000}, "too_long"),
-        ({"en": "", "pt": " "}, "empty"),
+        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, {}),
+        ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, {"pt": "length_ratio"}),
+        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, {"pt": "wrong_language"}),
+        ({"en": "Tom, Mary, Rio, Ana, Berlin", "pt": "Tom, Mary, Rio, Ana, Berlin"}, None),
+        ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, {"en": "too_long", "pt": "too_long"}),
+        ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, {"en": "wrong_language"}),
+        ({"en": "", "pt": " "}, {}),
     ],
 )
-def test_bad_pairs_are_rejected_with_a_reason(tmp_path, pair, reason):
-    path = str(write_json_lines(tmp_path / "p.jsonl", [pair]))
-    (item,) = read_parallel([path], ["en", "pt"])
-    assert reject_sentence(item, "en") == reason
+def test_bad_sentences_are_found_by_language_with_a_reason(tmp_path, pair, reasons):
+    (item,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [pair]))], ["en", "pt"])
+    found = bad_languages(item, "en")
+    assert found == reasons if reasons is not None else found.get("pt") in ("untranslated", "wrong_language")
+
+
+def test_tables_keep_ids_and_words_as_they_are_written(tmp_path):
+    (tmp_path / "s.csv").write_text("id,question,answer\n001,Is it NA?,4\n01,None,5\n")
+    assert read(tmp_path / "s.csv") == [("001", ("Is it NA?",), "4"), ("01", ("None",), "5")]
+    (tmp_path / "s.csv").write_text("question,answer\na,b,c\n")
+    with pytest.raises(SDRRLError, match="line 2: not as many cells as there are columns"):
+        read(tmp_path / "s.csv")
+
+
+def test_questions_that_differ_in_signs_or_marks_are_different_ones():
+    texts = ["What is 7 + 3?", "What is 7 * 3?", "What is 7.3?", "What is 73?", "C++", "C#", "C", "की", "का"]
+    assert len({key_of(text) for text in texts}) == len(texts)
+    assert len({key_of(text) for text in ("Hi, there.", "hi  there", "Hi there!", "“Hi there”")}) == 1
+
+
+def test_ids_of_parallel_sentences_are_not_given_to_questions(tmp_path):
+    path = write_json_lines(tmp_path / "s.jsonl", [{"id": "parallel-3", "instruction": "Hi"}])
+    with pytest.raises(SDRRLError, match="kept for parallel sentences"):
+        read(path)

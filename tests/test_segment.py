@@ -1,123 +1,366 @@
 import string
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.segment import Segment, segment
 
 
-LATIN, JAPANESE = ".!?…", "。．！？!?…"
-markdown = st.lists(
-    st.sampled_from(
-        [
-            "# Title\n",
-            "- item. ",
-            "```py\n",
-            "```\n",
-            "~~~~\n",
-            "~~~\n",
-            "`a. b`",
-            "{name}",
-            "%s",
-            "https://a.b/c?d=e.",
-            "\n",
-        ]
-        + [
-            "\r\n",
-            "| a | b |\n",
-            "|---|---|\n",
-            "$x^2$",
-            "Dr. Who said: hi! ",
-            "**bold** ",
-            "<b>",
-            "ZX1Q",
-            "　",
-            "…",
-            "\x0b",
-        ]
-    )
-    | st.text(max_size=20)
-).map("".join)
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from masks import damaged, fidelity, installed_markdown, with_masks  # noqa: E402
+
+
+LATIN, JAPANESE, HINDI = ".!?…", "。．！？!?…", ".!?।…"
+SPANS = [  # what a translator must not touch in a sentence
+    *("`ls -l`", "``a `b` c``", "$x+1$", "$n$", "$$a. b$$", r"\(a+b\)", r"\[a. b\]", r"\frac{a}{\sqrt{b}}", r"\alpha"),
+    *(
+        r"\begin{x}a. b\end{x}",
+        "<b>",
+        "</b>",
+        "<user name>",
+        "<br/>",
+        '<a href="x. y">',
+        "<!-- a. b -->",
+        "<?php x ?>",
+    ),
+    *("<code>a. b</code>", "&nbsp;", "&#39;", "{name}", "{{ date }}", "{0:.2f}", "{% if a %}", "${HOME}", "$HOME/bin"),
+    *('{"a": {"b": 1}}', "%s", "%(user)s", "%1$s", "%5.2f", "%USER%", "[[Page. Two]]", "[^1]", "![a. b](c.png)"),
+    *(
+        "[![a](b)](c)",
+        "https://example.com/a?b=c",
+        "https://x.org/a_(b)",
+        "http://x.org/{id}/c",
+        "www.x.org",
+        "a.b@c.org",
+    ),
+    *("snake_case", "sdrrl_trl.utils", "os.path.join()", "main()", "__init__.py", "docs/setup.md", "/usr/local/bin"),
+    *(
+        "./run",
+        "../a/b",
+        "~/x",
+        "--flag",
+        "--no-cache=a.b",
+        "-v",
+        ":smile:",
+        ":+1:",
+        "@user",
+        "#12",
+        "🎉",
+        "→",
+        "ZX1Q",
+    ),
+]
+BLOCKS = {  # what a translator must not see at all
+    "fence": "```py\nx = a\n\ny = b\n```",
+    "tildes": "~~~\n```\na b\n~~~",
+    "fence in a longer fence": "````\n```\na b\n```\n````",
+    "fence in a list": "1. ```sh\n   echo a b\n   ```",
+    "fence in an item": "-\n    ```sh\n    echo a b\n\n    ```",
+    "fence in a quote": "> ```\n> a b\n> ```",
+    "unclosed fence": "```\na b\n\nc d",
+    "indented code": "    a = b\n\n\tc = d",
+    "mathematics with a list mark": "$$\na\n- b\n$$",
+    "brackets": "\\[\na\n+ b\n\\]",
+    "environment with a blank line": "\\begin{align}\na\n\nb\n\\end{align}",
+    "comment with a blank line": "<!-- a\n\nb -->",
+    "pre": "<pre>\na b\n\nc d\n</pre>",
+    "script": "<script>\nlet a;\n\nlet b;\n</script>",
+    "style": '<style type="x">\na { b: c }\n\n</style>',
+    "code": "<code>\na b\n\nc d\n</code>",
+    "definition": "[a]: http://b.c/d 'Title'",
+    "braces over lines": '{\n  "a": "b c"\n}',
+    "code over lines": "`a\nb`",
+    "tag over lines": '<img src="a"\n  alt="b c">',
+    "rules": "***\n\n---\n\n- - -",
+    "table rule": "|---|:-:|",
+}
+pieces = st.sampled_from(
+    [
+        "# Title\n",
+        "- item. ",
+        "- [ ] ",
+        "1. ",
+        "    ",
+        "\t",
+        "> ",
+        "```py\n",
+        "```\n",
+        "````\n",
+        "~~~~\n",
+        "~~~\n",
+        "`",
+    ]
+    + [
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\r",
+        "| a | b |\n",
+        "|---|---|\n",
+        "|",
+        "$",
+        "$$",
+        "\\[",
+        "\\]",
+        "<!--",
+        "-->",
+        "<pre>\n",
+    ]
+    + [
+        "Dr. Who said: hi! ",
+        "**bold** ",
+        "**Note:** ",
+        "word ",
+        "[a](b) ",
+        "[a]: /b\n",
+        "---\n",
+        "　",
+        "…",
+        "\x0b",
+        "\0",
+    ]
+    + SPANS
+)
+markdown = st.lists(pieces | st.text(max_size=20)).map("".join)
 
 
 def translatable(text, terminators=LATIN):
     return [part.text for part in segment(text, terminators) if part.translate]
 
 
-@given(st.text() | markdown, st.sampled_from([LATIN, JAPANESE, "!?…"]), st.integers(1, 50))
+@given(
+    st.text() | markdown,
+    st.sampled_from(sorted({language.terminators for language in LANGUAGES.values()})),
+    st.integers(1, 50),
+)
 def test_joining_the_segments_gives_the_text_back(text, terminators, max_chars):
-    assert "".join(part.text for part in segment(text, terminators, max_chars)) == text
+    parts = segment(text, terminators, max_chars)
+    assert "".join(part.text for part in parts) == text
+    assert not any(set("\n\r\t\v\u2028") & set(part.masked) for part in parts if part.translate)
 
 
-@given(markdown)
+@given(st.text() | markdown)
 def test_restoring_an_untouched_masked_segment_gives_it_back(text):
     for part in segment(text, LATIN):
         assert part.restore(part.masked) == part.text
         assert "".join(piece.text for piece in part.split_at_masks()) == part.text
 
 
-def test_sentences_are_split_but_abbreviations_are_not():
-    text = 'Dr. Smith came. "Really?" she asked! E.g. this... Version 2.0 is out.'
-    assert translatable(text) == ["Dr. Smith came.", '"Really?"', "she asked!", "E.g. this...", "Version 2.0 is out."]
+@given(st.lists(st.sampled_from(SPANS) | st.text(max_size=9) | st.just(". "), max_size=9), st.integers(1, 60))
+def test_no_cut_goes_through_a_span(pieces, max_chars):
+    text = "x " + "".join("".join(pieces).split("\n"))
+    parts = segment(text, LATIN, max_chars)
+    kept = [part.text for part in parts if not part.translate]
+    kept += [span for part in parts if part.translate for span in part.protected]
+    assert all(any(span in piece for piece in kept) for span in Segment(text, translate=True).protected)
 
 
-def test_languages_without_spaces_are_split_at_their_own_terminators():
-    assert translatable("今日は晴れです。明日は？「はい。」", JAPANESE) == [
-        "今日は晴れです。",
-        "明日は？",
-        "「はい。」",
-    ]
-
-
-def test_structure_and_code_stay():
-    text = "## Title\n1. First *step*\n> quote\n```python\nprint('Hello you')\n```\n" + (
-        "| Name | Age |\n|:--|--:|\n~~~\n```\nx y\n~~~"
-    )
-    assert translatable(text) == ["Title", "First *step*", "quote", "Name", "Age"]
-
-
-@pytest.mark.parametrize(
-    "span",
-    [
-        "`ls -l`",
-        "https://example.com/a?b=c",
-        "me@example.org",
-        "{name}",
-        "{{date}}",
-        "%s",
-        "%(user)s",
-        "<user>",
-        "$x+1$",
-    ]
-    + [r"\(a+b\)", "</b>", "ZX1Q"],
-)
+@pytest.mark.parametrize("span", SPANS)
 def test_protected_spans_are_masked_and_restored(span):
     (part,) = [part for part in segment(f"Please send {span} to us.", LATIN) if part.translate]
-    assert span not in part.masked.replace("ZX1Q", "")
-    assert part.restore("Envie ZX1Q para nós.") == f"Envie {span} para nós."
+    assert part.masked == "Please send ZX1Q to us."
+    assert part.restore("Envie zx 1Q para nós.") == f"Envie {span} para nós."
+    assert [piece.text for piece in part.split_at_masks()] == ["Please send", f" {span} ", "to us."]
+
+
+@pytest.mark.parametrize("span", ["`ls`", "{name}", "%s", "https://x.org/a", "a.b@c.org", "utils.py", "--flag", "$n$"])
+def test_spans_between_characters_without_spaces_are_masked(span):
+    (part,) = segment(f"请看{span}。", JAPANESE)
+    assert part.masked == "请看ZX1Q。"
 
 
 @pytest.mark.parametrize(
-    "translation", ["Envie para nós.", "Envie ZX1Q e ZX1Q.", "Envie ZX2Q.", "Envie ZX1Q ou ZX2Q."]
+    "text",
+    [
+        "It costs $5 or $6 a day.",
+        "From 5$ to 6$ and $7.",
+        "100% sure, 50 % off",
+        "and/or 24/7 km/h",
+        "e.g. this, i.e. that",
+    ]
+    + ["pi is 3.14, version 2.0.1", "well-known - yes -- no", "AT&T and R&D", "x < y and y > z", "Note: this: that"]
+    + ["Is 5<6 at 12:30?", "C# at 5 p.m.", "the U.S.A. or a Ph.D.", "the End.The Next", "go [here] or (there)"]
+    + ["préféré/aimé", "sort {red, blue, green}", "about ~50", "f(x) = y", "say `stop"],
 )
+def test_plain_text_and_numbers_are_not_masked(text):
+    assert translatable(text) == [text]
+    assert Segment(text, translate=True).masked == text
+
+
+def test_spans_next_to_each_other_share_a_mask():
+    text = "Use `a`, `b` and {x}{y}."
+    assert Segment(text, translate=True).masked == "Use ZX1Q and ZX2Q."
+
+
+@pytest.mark.parametrize("translation", ["Envie.", "Envie ZX1Q e ZX1Q.", "Envie ZX2Q.", "Envie ZX1Q ou ZX2Q."])
 def test_a_lost_doubled_or_invented_mask_is_noticed(translation):
     (part,) = segment("Send {name} to us.", LATIN)
     assert part.restore(translation) is None
 
 
-def test_money_is_not_latex():
-    (part,) = segment("It costs $5 or $6 a day.", LATIN)
-    assert part.masked == part.text
+def test_a_text_with_masks_of_its_own_survives():
+    (part,) = segment("Use zx 7 q or {x} now.", LATIN)
+    assert part.masked == "Use ZX1Q or ZX2Q now."
+    assert part.restore("Agora ZX2Q ou ZX1Q.") == "Agora {x} ou zx 7 q."
 
 
-def test_long_sentences_are_cut_at_commas_and_never_inside_a_protected_span():
-    text = "word " * 30 + ", " + "`" + "x, " * 60 + "`" + ", " + "end " * 20
-    parts = segment(text, LATIN, max_chars=100)
-    assert any(part.text == "`" + "x, " * 60 + "`," or part.text.startswith("`x, ") for part in parts)
-    assert all(part.text.count("`") in (0, 2) for part in parts)
-    assert max(len(part.text) for part in parts if "`" not in part.text) <= 100
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_blocks_are_not_translated(block):
+    assert translatable(f"Before.\n\n{block}") == ["Before."]
+    assert translatable(block) == []
+
+
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - {"unclosed fence"}))
+def test_the_text_after_a_block_is_translated(name):
+    assert translatable(f"{BLOCKS[name]}\n\nAfter that.") == ["After that."]
+    assert translatable(f"{BLOCKS[name]}\r\n\r\nAfter that.".replace("\n", "\r\n")) == ["After that."]
+
+
+def test_front_matter_is_code_only_at_the_start():
+    assert translatable("---\ntitle: A b\n---\nText\n---\ntitle: A b\n---") == ["Text", "title: A b"]
+
+
+def test_indented_text_of_a_list_item_is_no_code():
+    text = "- one\n\n    more of it\n\n          code = 1\n\n  - two\n\n    its text\n\nend\n\n    code = 2"
+    assert translatable(text) == ["one", "more of it", "two", "its text", "end"]
+
+
+def test_the_end_of_a_quote_ends_its_fence():
+    assert translatable("> ```\n> code\n\ntext") == ["text"]
+
+
+def test_structure_stays():
+    text = "Title\n=====\n## Sub\n1. First *step*\n> quote\n- [x] done\n> [!NOTE]\n> box\n[^1]: note\n* * *\nA. Rome\n"
+    text += "b) Oslo"
+    found = ["Title", "Sub", "First *step*", "quote", "done", "box", "note", "Rome", "Oslo"]
+    assert translatable(text) == found
+    assert translatable(text.replace("\n", "\r\n")) == found
+
+
+def test_tables_are_translated_by_the_cell():
+    assert translatable("| Name | `a|b` c |\n|:--|--:|\n| d \\| e | 5 |") == ["Name", "`a|b` c", "d \\| e"]
+    assert translatable("one | two\n--- | ---\nthree | four") == ["one", "two", "three", "four"]
+    assert translatable("P(A|B) is not a table") == ["P(A|B) is not a table"]
+
+
+def test_bold_labels_and_lone_links_go_without_their_signs():
+    text = "**Note:** Do it.\n- **Term** – its meaning\n- **Step one**: go\n- [Docs](http://x.y)\n**All of it**"
+    assert translatable(text) == ["Note", "Do it.", "Term", "– its meaning", "Step one", ": go", "Docs", "All of it"]
+    assert translatable("**Rome** is [big](x).") == ["**Rome** is [big](x)."]
+
+
+@pytest.mark.parametrize(
+    ("terminators", "sentences"),
+    [
+        (LATIN, ["Dr. Smith and J. R. Doe came.", '"Really?" she asked!', "E.g. this...", "Version 2.0 is out."]),
+        (
+            LATIN,
+            ["See No. 5, Fig. 3 and p. 7 of it.", "Well… no.", "(It is so.)", '"Go!"', "[Yes.]", "**Good.**", "End"],
+        ),
+        (LATIN, ["No.", "We won't.", "Apple Inc. Head Tim Cook met Sen. Smith in St. Louis.", "It is 5 p.m. now."]),
+        (
+            LATIN,
+            ["Er kam am 3. Oktober mit Hr. Maier bzw. Fr. Maier.", "Vgl. Abb. 3, z. B. S. 5 unten.", "„Gut.“", "Ja!"],
+        ),
+        (LATIN, ["« Bonjour ! » dit M. Dupont.", "« Non. »", "Il partit à 3,5 km.", "Oui ?", "Non !"]),
+        (LATIN, ["O Sr. Silva mora na Av. Paulista.", "A Dra. Ana leu a pág. 3 toda.", "Fim."]),
+        (LATIN, ["El Sr. García vive en EE. UU. desde 1990.", "¿Y Ud. Pedro?", "¡Sí!"]),
+        (HINDI, ["यह है।", "वह है।", "ठीक?", "हाँ."]),
+        (".!؟۔…", ["کیسے ہیں؟", "ٹھیک ہوں۔", "شکریہ."]),
+        (JAPANESE, ["今日は晴れです。", "明日は？", "「はい。」", "3.5度！", "“好。”"]),
+        ("។៕!?…", ["សួស្តី។", "អ្នកសុខសប្បាយទេ?"]),
+    ],
+)
+def test_sentences_are_split_but_abbreviations_are_not(terminators, sentences):
+    assert translatable(" ".join(sentences), terminators) == sentences
+    if "." not in terminators:
+        assert translatable("".join(sentences), terminators) == sentences
+
+
+def test_thai_is_translated_by_the_line():
+    assert translatable("สวัสดี ครับ\nสบายดี ไหม", "!?…") == ["สวัสดี ครับ", "สบายดี ไหม"]
+
+
+def test_all_kinds_of_line_breaks_and_tabs_separate():
+    assert translatable("a\vb\x1cc\x85d\u2028e\tf\rg") == list("abcdefg")
+
+
+def test_long_sentences_are_cut_at_the_best_place_and_never_inside_a_span():
+    code = "`" + "x, " * 60 + "`"
+    text = "word " * 15 + "end. and " + "word " * 15 + ", " + code + ", " + "z" * 150
+    parts = [part.text for part in segment(text, LATIN, max_chars=100) if part.translate]
+    assert parts[0].endswith("end.") and parts[1].endswith(",")
+    assert all("`" not in part and len(part) <= 100 for part in parts)
 
 
 def test_text_without_letters_is_not_sent_to_the_translator():
     assert translatable("1 + 2 = 3\n" + string.punctuation + "\n{name} %s") == []
+
+
+def test_nothing_of_real_markdown_is_lost_to_a_translator_that_changes_every_character():
+    texts = installed_markdown()
+    assert len(texts) >= 150
+    for text in texts:
+        assert damaged(text, with_masks(text, lambda text: segment(text, LATIN))) == []
+
+
+def test_the_measure_of_fidelity_can_fail():
+    texts = ["Run `ls`.", "```\nls\n```\n", "Nothing here."]
+    assert fidelity(texts, lambda text: segment(text, LATIN)) == {"texts": 2, "masks": 1.0, "fences_only": 0.5}
+    assert fidelity(texts, lambda text: [Segment(letter, translate=True) for letter in text])["masks"] == 0
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *'`[]<>${}\\(!*_#-:/.@&~| \n\0a"',
+        "`a ",
+        "[a",
+        "[a](",
+        "![",
+        "<a ",
+        "<!--",
+        "{a ",
+        "{{a",
+        "\\[",
+        "\\a{",
+        "$a ",
+        "$1 ",
+    ]
+    + [
+        "<code>",
+        "<pre>\n",
+        "\\begin{a}",
+        "http://(",
+        "a.",
+        "a_",
+        "a/",
+        "a@",
+        "a-",
+        "--a",
+        "e.g. ",
+        "- a\n  ",
+        "\n\n    a\n",
+    ]
+    + ["[x]: <", "]( ", "\n**a", "|a\n", "> - ", "`a` ", "<a>{b}"],
+)
+def test_no_input_takes_more_than_linear_time(unit):
+    # Quadratic time would be minutes, for a text that takes this long
+    text = unit * (100_000 // len(unit))
+    start = time.perf_counter()
+    for part in segment(text, LATIN):
+        if part.translate:
+            part.restore(part.masked)
+    assert time.perf_counter() - start < 4
+
+
+def test_distinct_unclosed_openings_take_linear_time():
+    start = time.perf_counter()
+    segment("".join("`" * n + " " for n in range(1, 450)), LATIN)
+    segment("".join(f"x \\begin{{a{n}}}" for n in range(10_000)), LATIN)
+    assert time.perf_counter() - start < 4

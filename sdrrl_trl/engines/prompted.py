@@ -43,7 +43,7 @@ class PromptedTranslator:
 
 def _clean(original: str, reply: str, target: str) -> str:
     """The reply without thoughts, and without a label (`Translation:`) or quotes around it that the original lacks."""
-    reply = re.sub(r"^\s*<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL).strip()
+    reply = re.sub(r"^.*?</think>|^\s*<think>.*", "", reply, count=1, flags=re.DOTALL).strip()
     if not re.search("[:：]", original):
         reply = re.sub(rf"^[^\n:：]{{0,40}}\b(translation|{target})\W*[:：]\**\s*", "", reply, flags=re.IGNORECASE)
     marks = {*_QUOTES, *_QUOTES.values()}

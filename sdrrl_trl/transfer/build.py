@@ -18,8 +18,8 @@ from sdrrl_trl.transfer.filters import back_translation_chrf, reject_answer, rej
 from sdrrl_trl.transfer.generate import MAX_CHARACTERS, generate_answers
 from sdrrl_trl.transfer.items import Item, Items, item_of
 from sdrrl_trl.transfer.lexicon import Lexicon, lexicon_of, reverse_lexicon, vocabulary
-from sdrrl_trl.transfer.mix import forms_of, make_record, quotas
-from sdrrl_trl.transfer.parallel import reject_sentence
+from sdrrl_trl.transfer.mix import cells, check_quotas, forms_of, make_record, quotas
+from sdrrl_trl.transfer.parallel import bad_languages
 from sdrrl_trl.transfer.plan import Plan
 from sdrrl_trl.transfer.publish import load_manifest, publish, summary
 from sdrrl_trl.transfer.store import Store, record_options
@@ -49,7 +49,7 @@ def build_transfer_set(
     Raises:
         `SDRRLError`: for bad input, before any model is loaded.
     """
-    plan = Plan(config)
+    plan = Plan(config, generator, translator)
     if config.dry_run:
         print(plan.preview())
         return plan.folder
@@ -162,7 +162,6 @@ def _build(plan: Plan, generator: Generator | None, translator: Translator) -> N
         for target, lexicon in lexicons.items():
             counts["code_switch"][target] = _add_switched(items, target, lexicon, config)
     with timed(plan.folder / "timings.json", "mix"):
-        record_options(plan.stages / "mix", plan.options("mix"), "mix")
         _mix_and_publish(plan, items, generator, translator, counts)
     print(summary(load_manifest(plan.folder)), file=sys.stderr)
 
@@ -269,33 +268,30 @@ def _mix_and_publish(
 ) -> None:
     config, source = plan.config, plan.config.source_language
     items.hold_out(config.test_size)
-    for sentence in plan.sentences():  # only now, for they are never held out
-        sentence.system = config.system_prompt
-        key = "parallel " + sha256(repr(sorted(sentence.texts.items())))
-        reason = reject_sentence(sentence, source)
-        if reason is None and not items.add(sentence, key):
-            reason = "duplicate"
-        if reason is not None:
-            texts = [texts[0] for texts in sentence.texts.values()] + ["", ""]
-            items.reject(sentence.source_id, "parallel", reason, "", texts[0], texts[1])
+    items.note_test_questions()
+    for n, item in items:
+        if not items.is_held_out(n):
+            _drop_test_questions(items, n, item, source)
     kinds = {*config.proportions, "source", "target"}  # the two that the evaluation on held-out questions needs
+    for sentence in plan.sentences():  # only now, for they are never held out
+        _add_sentence(items, sentence, config)
     for n, item in items:
         forms = forms_of(item, source, config.code_switch_side)
         items.propose(n, item, [form for form in forms if form[0] in kinds])
     available, rejected = items.available(), items.count_rejected()
     try:
         chosen = quotas(available, config.proportions, config.language_temperature, config.size)
-        if not all(chosen.values()):
-            raise SDRRLError("Some kind or language would have no record: " + _cells(chosen))
+        check_quotas(chosen, config)
     except SDRRLError as error:
         reasons = ", ".join(f"{reason} {n}" for reason, n in rejected.items()) or "nothing was rejected"
         raise SDRRLError(
-            f"{error} Available: {_cells(available) or 'nothing'}. Rejected: {reasons}. Use more seeds, a larger "
-            "`max_new_tokens` if many are truncated, or drop the kinds from `proportions`."
+            f"{error} Available: {cells(available) or 'nothing'}. Rejected: {reasons}. Use more seeds, a larger "
+            "`max_new_tokens` if many are truncated, a smaller `test_size`, or drop the kinds from `proportions`."
         ) from error
+    record_options(plan.stages / "mix", plan.options("mix"), "mix")
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
-        print(f"warning: {missing}{_cells(available)}", file=sys.stderr)
+        print(f"warning: {missing}{cells(available)}", file=sys.stderr)
     items.choose(chosen)
 
     def rows(found: Iterable[tuple[Item, str, str, str]]) -> Iterator[dict[str, Any]]:
@@ -318,8 +314,34 @@ def _mix_and_publish(
     items.close()
 
 
-def _cells(counts: dict[tuple[str, str], int]) -> str:
-    return ", ".join(f"{kind} {language} {n}" for (kind, language), n in sorted(counts.items()))
+def _drop_test_questions(items: Items, n: int, item: Item, source: str) -> None:
+    """Keeps what is a test question, too, in some turn or in some language, out of the training data."""
+    if any(items.is_test_question(turn) for turn in item.turns[::2]):
+        items.reject(item.source_id, "mix", "held_out", source, item.turns[-1], item.answer)
+        items.remove(n)
+        return
+    for target in list(item.texts):
+        if any(items.is_test_question(turn) for turn in item.texts[target][:-1:2]):
+            *_, question, answer = item.texts.pop(target)
+            item.switched.pop(target, None)
+            items.reject(item.source_id, "mix", "held_out", target, question, answer)
+            items.replace(n, item)
+
+
+def _add_sentence(items: Items, sentence: Item, config: TransferConfig) -> None:
+    """Adds a parallel sentence in the languages in which it is good."""
+    source, sentence.system = config.source_language, config.system_prompt
+    original = sentence.texts.get(source, [""])[0]
+    bad = bad_languages(sentence, source)
+    bad |= {tag: "held_out" for tag, texts in sentence.texts.items() if items.is_test_question(texts[0])}
+    for tag, reason in bad.items():
+        items.reject(sentence.source_id, "parallel", reason, tag, original, sentence.texts.pop(tag)[0])
+    if not forms_of(sentence, source, ""):
+        if not bad:
+            texts = [*(text for (text,) in sentence.texts.values()), ""]
+            items.reject(sentence.source_id, "parallel", "no_pair", "", texts[0], "")
+    elif not items.add(sentence, "parallel " + sha256(repr(sorted(sentence.texts.items())))):
+        items.reject(sentence.source_id, "parallel", "duplicate", "", original, "")
 
 
 def _token_counter(config: TransferConfig):

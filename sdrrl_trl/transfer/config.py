@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.languages import get_language
+from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.transfer.record import KINDS
 from sdrrl_trl.utils import SDRRLError, require
 
@@ -47,7 +47,8 @@ class TransferConfig:
             Parallel sentences for `translation` and `completion` records: a file or data set with one column per
             language tag, or a mapping of tags to line-aligned text files, or a list of such.
         licences (`dict[str, str]` or `str`, *optional*):
-            Licences of `seeds`, `parallel`, `lexicon`, `model` for the card, such as `{"seeds": "CC-BY-NC-4.0"}`.
+            Licences of `seeds`, `parallel`, `lexicon`, `model`, `translator` for the card, such as
+            `{"seeds": "CC-BY-NC-4.0"}`.
 
         > Parameters that control the generation of answers
 
@@ -219,6 +220,9 @@ class TransferConfig:
     price_per_million_tokens: float | None = field(default=None, metadata={"help": "Price assumed by `--dry_run`."})
 
     def __post_init__(self):
+        self.seeds, self.output_dir = str(self.seeds), str(self.output_dir)
+        if isinstance(self.target_languages, str):
+            self.target_languages = [self.target_languages]
         self.source_language = get_language(self.source_language).tag
         self.target_languages = [get_language(tag).tag for tag in self.target_languages]
         if not self.target_languages or self.source_language in self.target_languages:
@@ -237,7 +241,7 @@ class TransferConfig:
             ("top_p", 0, 1),
             ("back_translation_chrf", 0, 100),
             ("code_switch_rate", 0, 1),
-            ("language_temperature", 1, math.inf),
+            ("language_temperature", 1, 1e9),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -250,6 +254,11 @@ class TransferConfig:
             )
         for name in ("columns", "licences", "lexicon", "proportions", "parallel"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
+        known = ("seeds", "parallel", "lexicon", "model", "translator")
+        if not isinstance(self.licences or {}, dict) or not all(
+            name in known and isinstance(licence, str) for name, licence in (self.licences or {}).items()
+        ):
+            raise SDRRLError(f"`licences` must map {', '.join(known)} to names of licences, got {self.licences!r}.")
         self.parallel = _check_parallel(self.parallel)
         self._check_lexicon()
         self.proportions = _check_proportions(self.proportions, self.parallel is not None, self.lexicon is not None)
@@ -268,6 +277,18 @@ class TransferConfig:
                     'as {"pt": "en-pt.tsv"}, or "translator".'
                 )
             self.lexicon = {self.target_languages[0]: self.lexicon}
+        if self.lexicon is not None and self.code_switch_rate == 0:
+            raise SDRRLError("`lexicon` does nothing with `code_switch_rate=0`. Raise it, or leave the lexicon out.")
+        if self.lexicon == "translator" and not LANGUAGES[self.source_language].spaces:
+            raise SDRRLError(
+                f"A lexicon made by the translator needs spaces between words, which "
+                f"{LANGUAGES[self.source_language].name} has not. Give files as `lexicon`."
+            )
+        is_mapping = isinstance(self.lexicon, dict) and all(isinstance(path, str) for path in self.lexicon.values())
+        if self.lexicon not in (None, "translator") and not is_mapping:
+            raise SDRRLError(
+                f'`lexicon` must map languages to files, such as {{"pt": "en-pt.tsv"}}, got {self.lexicon!r}.'
+            )
         if isinstance(self.lexicon, dict):
             self.lexicon = {get_language(tag).tag: path for tag, path in self.lexicon.items()}
             unknown = sorted(set(self.lexicon) - set(self.target_languages))
@@ -352,7 +373,7 @@ def _check_proportions(value: Any, with_parallel: bool, with_lexicon: bool) -> d
     for kind, share in value.items():
         if kind not in KINDS:
             raise SDRRLError(f"`proportions` names the unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1e6:
             raise SDRRLError(f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.")
         if share > 0 and not needs.get(kind, True):
             option = "lexicon" if kind == "code_switch" else "parallel"

@@ -26,7 +26,7 @@ def reject_answer(answer: Generation, language: str) -> str | None:
     if answer.finish_reason == "length":
         return "truncated"
     if answer.finish_reason != "stop":  # such as "content_filter"
-        return answer.finish_reason
+        return answer.finish_reason or "unfinished"
     if not answer.text:
         return "empty"
     if language == "en" and len(answer.text) < 300 and _REFUSAL.match(answer.text.replace("’", "'")):

@@ -10,7 +10,7 @@ from sdrrl_trl.transfer.prompts import rewrite_prompt
 from sdrrl_trl.transfer.record import chat
 from sdrrl_trl.transfer.seeds import Seed, Seeds
 from sdrrl_trl.transfer.store import Store
-from sdrrl_trl.utils import progress
+from sdrrl_trl.utils import SDRRLError, progress
 
 
 # Longer questions are rejected: no model answers a book
@@ -32,7 +32,12 @@ def generate_answers(seeds: Seeds, generator: Generator, store: Store, config: T
     done = len(store)
     total = done + (seeds.count(MAX_CHARACTERS) - done) // state.num_processes
     for batch in progress(pending, total, "generate", "answers", done=done):
-        answers = generator.generate([_conversation(seed, config) for seed in batch])
+        answers = list(generator.generate([_conversation(seed, config) for seed in batch]))
+        if len(answers) != len(batch) or not all(isinstance(answer, Generation) for answer in answers):
+            raise SDRRLError(
+                f"The generator returned {len(answers)} results for {len(batch)} questions, or results that are not "
+                "`Generation`s: they cannot be matched with their questions. Check the engine."
+            )
         store.put({seed.id: vars(_finish(answer)) for seed, answer in zip(batch, answers, strict=True)})
     store.gather(state)
 
@@ -46,5 +51,7 @@ def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
 
 def _finish(answer: Generation) -> Generation:
     """Without what a reasoning model thinks before it answers. Thoughts that do not end leave no answer."""
-    text = re.sub(r"^\s*<think>.*?(</think>\s*|\Z)", "", answer.text, flags=re.DOTALL)
+    # Some templates put the opening tag into the prompt
+    text = re.sub(r"^.*?</think>|^\s*<think>.*", "", answer.text, count=1, flags=re.DOTALL)
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates could not be written
     return Generation(text.strip(), answer.finish_reason, answer.n_tokens)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.transfer.seeds import Seed
+from sdrrl_trl.transfer.seeds import Seed, key_of
 from sdrrl_trl.utils import sha256
 
 
@@ -19,6 +19,7 @@ REJECTED = ("source_id", "stage", "reason", "language", "question", "answer")
 _SCHEMA = f"""
 CREATE TABLE items (n INTEGER PRIMARY KEY, key TEXT UNIQUE, rank TEXT, item TEXT, test INT DEFAULT 0);
 CREATE TABLE rejected ({", ".join(REJECTED)});
+CREATE TABLE test_questions (key TEXT PRIMARY KEY);
 CREATE TABLE candidates (kind TEXT, language TEXT, form TEXT, n INT, test INT, position TEXT, place TEXT);
 """
 
@@ -89,6 +90,9 @@ class Items:
     def replace(self, n: int, item: Item) -> None:
         self._db.execute("UPDATE items SET item = ? WHERE n = ?", (_dump(item), n))
 
+    def remove(self, n: int) -> None:
+        self._db.execute("DELETE FROM items WHERE n = ?", (n,))
+
     def reject(self, source_id: str, stage: str, reason: str, language: str, question: str, answer: str) -> None:
         row = (source_id, stage, reason, language, question, answer)
         self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -112,6 +116,23 @@ class Items:
         n = max(1, round(len(self) * share)) if share > 0 else 0
         query = "UPDATE items SET test = 1 WHERE n IN (SELECT n FROM items ORDER BY rank LIMIT ?)"
         return self._db.execute(query, (n,)).rowcount
+
+    def note_test_questions(self) -> None:
+        """Collects the questions that are held out, in all languages, for [`is_test_question`]."""
+        for (item,) in self._db.execute("SELECT item FROM items WHERE test").fetchall():
+            item = _load(item)
+            questions = [*item.turns[::2], *(turn for texts in item.texts.values() for turn in texts[:-1:2])]
+            self._db.executemany(
+                "INSERT OR IGNORE INTO test_questions VALUES (?)", [(key_of(question),) for question in questions]
+            )
+
+    def is_test_question(self, text: str) -> bool:
+        """Whether a text is one of the held-out questions, in any language."""
+        query = "SELECT 1 FROM test_questions WHERE key = ?"
+        return self._db.execute(query, (key_of(text),)).fetchone() is not None
+
+    def is_held_out(self, n: int) -> bool:
+        return bool(self._db.execute("SELECT test FROM items WHERE n = ?", (n,)).fetchone()[0])
 
     def propose(self, n: int, item: Item, forms: list[tuple[str, str, str]]) -> None:
         """Notes the records that can be made of an item, as (kind, language, form)."""

@@ -1,7 +1,9 @@
 """Stage 3: which records an item gives, how they are worded, and how many of each kind and language are taken."""
 
+import sys
 from collections import Counter, defaultdict
 
+from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.items import Item
 from sdrrl_trl.transfer.prompts import completion_prompt, pivot_labels, translation_prompt
 from sdrrl_trl.transfer.record import Record
@@ -152,4 +154,33 @@ def quotas(
     if size is None:
         unit = min(available[cell] / share for cell, share in shares.items())
         return {cell: int(unit * share + 1e-9) for cell, share in shares.items()}
-    return {cell: min(available[cell], round(size * share)) for cell, share in shares.items()}
+    # Largest remainders, so that they add up to the size
+    chosen = {cell: int(size * share) for cell, share in shares.items()}
+    rest = sorted(chosen, key=lambda cell: (chosen[cell] - size * shares[cell], cell))
+    for cell in rest[: size - sum(chosen.values())]:
+        chosen[cell] += 1
+    return {cell: min(available[cell], n) for cell, n in chosen.items()}
+
+
+def check_quotas(chosen: dict[tuple[str, str], int], config: TransferConfig) -> None:
+    """
+    Refuses a training set that lacks a kind or a language that was asked for.
+
+    Raises:
+        `SDRRLError`: naming what is missing.
+    """
+    empty = [f"{kind} {language}" for (kind, language), n in sorted(chosen.items()) if not n]
+    for target in config.target_languages:
+        kinds = [kind for kind in config.proportions if kind in ("target", "target_to_source", "source_to_target")]
+        empty += [f"{kind} {target}" for kind in kinds if (kind, target) not in chosen]
+    if empty:
+        raise SDRRLError(f"The training set would have no record of: {', '.join(empty)}.")
+    for target in config.target_languages:
+        for kind in ("translation", "completion", "code_switch"):
+            if kind in config.proportions and (kind, target) not in chosen:
+                print(f"warning: no {kind!r} records for {target!r}", file=sys.stderr)
+
+
+def cells(counts: dict[tuple[str, str], int]) -> str:
+    """Counts by kind and language for messages."""
+    return ", ".join(f"{kind} {language} {n}" for (kind, language), n in sorted(counts.items()))

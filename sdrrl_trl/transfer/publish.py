@@ -49,6 +49,7 @@ def publish(
     message = List({"role": text, "content": text})
     schema = Features({"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}).arrow_schema
     hashes, tokens = {}, 0
+    (folder / "manifest.json").unlink(missing_ok=True)
     for name, rows in splits.items():
         tally = _Tally(count_tokens)
         if _write(folder / f"{name}.parquet", tally.watch(rows), schema):
@@ -61,7 +62,8 @@ def publish(
             counts["non_commercial"] = _non_commercial(tally.rows, facts["licences"])
     _write(folder / "rejected.parquet", rejected, Features(dict.fromkeys(REJECTED, text)).arrow_schema)
     hashes["rejected.parquet"] = _sha256_of(folder / "rejected.parquet")
-    options = {name: _without_folder(value) for name, value in asdict(config).items()}
+    options = _without_folders(asdict(config))
+    facts["inputs"] = _without_folders(facts["inputs"])
     for name in ("output_dir", "overwrite_stage", "dry_run", "tokens_per_second", "price_per_million_tokens"):
         options.pop(name)
     manifest = {
@@ -131,13 +133,18 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_folder(value: Any) -> Any:
-    """Options as they go into the manifest: files by name alone, so that it is the same wherever they are."""
-    if isinstance(value, dict):
-        return {name: _without_folder(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_without_folder(v) for v in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+    """Files and models by name alone, so that the manifest is the same wherever they are."""
+
+    def name_of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: name_of(v) for key, v in value.items()}
+        if isinstance(value, list):
+            return [name_of(v) for v in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    paths = ("seeds", "parallel", "lexicon", "model_name_or_path", "translator_model")
+    return {name: name_of(value) if name in paths else value for name, value in options.items()}
 
 
 def is_non_commercial(licence: str) -> bool:

@@ -1,8 +1,10 @@
 """Reading the questions, with errors that name file and line. They are kept on disk, not in memory."""
 
+import csv
 import hashlib
 import json
 import random
+import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterator
@@ -42,10 +44,15 @@ class Seed:
 
     @property
     def key(self) -> str:
-        """Hash of letters and digits alone: the same for questions that differ in case, spaces or punctuation only."""
-        text = "\n".join(self.turns)
-        letters = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
-        return sha256(letters or text)
+        """What makes the question this question, see [`key_of`]."""
+        return key_of("\n".join((self.system or "", *self.turns)))
+
+
+def key_of(text: str) -> str:
+    """Hash of a text that is the same for texts that differ in case, spaces or sentence punctuation only."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = re.sub(r"[\"'“”‘’«»,;:!?¿¡…()]|\.(?!\w)", " ", plain)
+    return sha256(" ".join(plain.split()) or text)
 
 
 class Seeds:
@@ -156,18 +163,20 @@ def read_rows(path: str, split: str = "train") -> Iterator[tuple[str, dict[str, 
     if suffix == ".jsonl":
         yield from _read_json_lines(path)
         return
+    if suffix in (".csv", ".tsv"):
+        yield from _read_csv(path, "\t" if suffix == ".tsv" else ",")
+        return
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    file_formats = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+    file_formats = {".json": "json", ".parquet": "parquet"}
     try:
         if suffix in file_formats:
-            options = {"sep": "\t"} if suffix == ".tsv" else {}
-            data = load_dataset(file_formats[suffix], data_files=path, split="train", **options)
+            data = load_dataset(file_formats[suffix], data_files=path, split="train")
         else:
             data = load_dataset(path, split=split)
     except Exception as error:  # many kinds, from the readers of pandas and pyarrow to the hub's
-        raise SDRRLError(f"Cannot read {path} (split {split!r}): {error}") from error
+        raise SDRRLError(f"Cannot read {path} (split {split!r}): {error.__cause__ or error}") from error
     for number, row in enumerate(data, 1):
         yield f"{path}, row {number}", row
 
@@ -185,15 +194,30 @@ def _read_json_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                         raise ValueError("not an object")
                     if "\\ud" in line or "\\uD" in line:
                         json.dumps(row, ensure_ascii=False).encode()  # lone surrogates cannot be written again
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise SDRRLError(f"{where}: not a valid JSON object ({error}).") from error
                 yield where, row
     except (OSError, UnicodeDecodeError) as error:
         raise SDRRLError(f"Cannot read {path}: {error}. Give a UTF-8 file with one JSON object a line.") from error
 
 
+def _read_csv(path: str, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a table, all cells as text: a reader that guesses types changes ids such as 001."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for row in (reader := csv.DictReader(file, delimiter=separator)):
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise SDRRLError(f"{where}: not as many cells as there are columns. Correct the line.")
+                yield where, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SDRRLError(f"Cannot read {path}: {error}. Give a UTF-8 file with a line of column names.") from error
+
+
 def _find_columns(row: dict[str, Any], given: dict[str, str], where: str) -> dict[str, str]:
     """Which column holds what."""
+    if not isinstance(given, dict) or not all(isinstance(column, str) for column in given.values()):
+        raise SDRRLError(f'`columns` must map names to columns, such as {{"question": "text"}}, got {given!r}.')
     unknown = sorted(set(given) - set(COLUMNS))
     if unknown:
         raise SDRRLError(f"`columns` names {', '.join(unknown)}. Known: {', '.join(COLUMNS)}.")
@@ -211,7 +235,9 @@ def _find_columns(row: dict[str, Any], given: dict[str, str], where: str) -> dic
 
 def _seed(row: dict[str, Any], columns: dict[str, str], where: str, default_id: str) -> Seed:
     given = {name: row.get(column) for name, column in columns.items()}
-    seed_id = default_id if given["id"] is None else str(given["id"])
+    seed_id = default_id if given["id"] in (None, "") else str(given["id"])
+    if re.fullmatch(r"parallel-\d+", seed_id):
+        raise SDRRLError(f"{where}: the id {seed_id!r} is kept for parallel sentences. Give it another prefix.")
     for name in ("input", "reference"):
         if given[name] is not None and not isinstance(given[name], str):
             raise SDRRLError(
@@ -241,7 +267,7 @@ def _from_messages(seed_id: str, messages: Any, reference: str | None, where: st
         roles, texts, reference = roles[:-1], texts[:-1], texts[-1] or None
     if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)] or not all(texts):
         raise SDRRLError(
-            f"{where}: the roles of `messages` are {', '.join(roles) or 'none'}; they must be user and "
+            f"{where}: the roles of `messages` are {', '.join(map(str, roles)) or 'none'}; they must be user and "
             "assistant in turn, each with text. Correct or remove the row."
         )
     return Seed(seed_id, tuple(texts), reference, system)

@@ -1,66 +1,94 @@
 """
 Splitting a text into what is translated and what stays: sentences on one side; code, URLs, placeholders, Markdown
 structure and white space on the other. Joining the untranslated segments gives the text back, byte for byte.
+
+Whatever stays is first blanked out in a copy of the text: by line breaks where it stands between sentences, by `\\0`
+inside of them. Then the sentences are looked for in the copy, where they have the same places as in the text.
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
+from itertools import count
 
 
-# What a translator must not touch, inside a line. Bounded, so that no input takes more than linear time
-_PROTECTED = re.compile(
-    r"""
-      (?<!`)(`+)(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)      # inline code
-    | (?:https?://|www\.)[^\s<>()\[\]"'。，、]*(?:\([^\s()]*\)[^\s<>()\[\]"'。，、]*)*(?<![.,;:!?])  # URL, no end mark
-    | \]\([^()\s]*(?:\s"[^"\n]*")?\) | \]\[[^\[\]\n]*\]  # target of a Markdown link or image
-    | \[\^[^\]\s]{1,99}\]:?                             # footnote
-    | (?<![\w.+-])[\w.+-]{1,64}@[\w-]+\.[\w.-]*\w      # e-mail
-    | \$\$[^$\n]+\$\$ | \$[^\s$](?:[^$\n]*[^\s$])?\$(?!\d)  # LaTeX
-    | \\\([^\n]{1,2000}?\\\) | \\\[[^\n]{1,2000}?\\\]
-    | \\(?:begin|end)\{\w+\*?\}
-    | <!--[^\n]{0,2000}?-->
-    | </?[A-Za-z][^<>\n]*>                            # HTML tag, <placeholder>
-    | &(?:[A-Za-z]+|\#\d+);                           # HTML entity
-    | \$?\{\{[^{}\n]*\}\} | \$?\{[^{}\n]*\} | \[\[[^\[\]\n]*\]\]  # {placeholder}, ${variable}
-    | %\(\w+\)[sdf] | %(?:\d+\$)?[-+0]*\d*(?:\.\d+)?[sdifgxu](?!\w)  # printf placeholder
-    | \$[A-Z_][A-Z0-9_]+                              # shell variable
-    | (?<![\w-])--[A-Za-z][\w-]*                      # --option
-    | (?<![\w/.-])(?:~|\.{1,2})?/[\w.-]+(?:/[\w.-]+)*(?<!\.)  # /path
-    | (?<![\w/.-])[\w-]+(?:/[\w-]+)*\.(?:py|md|txt|json|ya?ml|toml|cfg|ini|csv|tsv|xml|html?|css|js|ts|sh|sql|rs|go|
-        java|cpp|hpp|ipynb|parquet|pdf|png|jpe?g|svg|zip|gz|log)\b  # file.py
-    | (?<![\w*])[A-Za-z][^\W_]*+(?:_++[^\W_]++)+(?!\w)  # snake_case
-    | (?<![\w.])[A-Za-z_][\w.]*+\(\)                  # function()
-    | (?<!\w):[a-z0-9_+-]+:(?!\w)                     # :emoji:
-    | ZX\d+Q                                          # our own mask, should a text contain it
-    """,
-    re.VERBOSE,
-)
-_MAY_BE_PROTECTED = re.compile(r"[`@$\\<{%&\[_/~]|--|:[a-z0-9_+-]+:|www\.|ZX\d|\w\.\w|\(\)")
-_CODE = re.compile(r"(?<!`)(`+)(?!`)[\s\S]{1,2000}?(?<!`)\1(?!`)")
-_MASK = re.compile(r"ZX ?(\d+) ?Q", re.IGNORECASE)
-_FENCE = re.compile(r"^\s*(?:(?:[-*+>]|\d{1,3}[.)])\s+)*(`{3,}|~{3,})")  # also inside lists and quotes
-_LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
-# List markers, boxes, headings, quotes and emphasis at the start of a line
-_LINE_START = re.compile(r"^(?:\s+|[-*+•]\s+|\d{1,3}[.)]\s+|\[[ xX]\]\s+|#{1,6}\s+|>\s*|\*{2,3}(?=\S))*")
-_TABLE_RULE = re.compile(r"^[\s:|-]+$")
-_REFERENCE = re.compile(r"^\s{0,3}\[[^\]\n]+\]:\s*\S+")  # target of a reference link
-# Blocks of several lines: how they begin and how they end
-_BLOCKS = [
-    (re.compile(r"^\s*\$\$(?![^\n]*\$\$)"), "$$"),
-    (re.compile(r"^\s*\\\[(?![^\n]*\\\])"), "\\]"),
-    (re.compile(r"^\s*\\begin\{(\w+\*?)\}"), "\\end{{{}}}"),
-    (re.compile(r"^[^\n]*<(pre|code|script|style)\b(?![^\n]*</\1>)", re.IGNORECASE), "</{}>"),
-    (re.compile(r"^[^\n]*<!--(?![^\n]*-->)"), "-->"),
+# A text may be a megabyte of `<` or `$`: no pattern may look for its end in vain again and again. Each is bounded, or
+# stops where another of its kind begins, or takes all the rest. And code may stand between Chinese characters without
+# a space: `\w` is ASCII in the spans.
+_URL_CHARACTER = r"""[^\0- <>()\[\]{}"'`|\\^\x7f-\xa0\u0500-\U0010ffff]"""
+_WORDS = [  # Protected, unless they begin inside a word
+    r"(?:[a-z][a-z\d+.-]{1,15}+://|www\.|mailto:)"
+    r"(?:C*(?![.,;:!?*~])C|\(C*\)|\{{1,2}[^{}\n]*\}{1,2})+".replace("C", _URL_CHARACTER),
+    r"(?<![.+-])[\w.+-]{1,64}+@[\w-]+(?:\.[\w-]+)+",
+    r"(?<![./-])(?=_*+[A-Za-z\d]++[._/(-])(?=[\w./-]*?(?:[^\W_]_[^\W_]|\w\w\.[a-z_]\w|\w\(\)))"  # with a_, .b or f()
+    r"\w+(?:[./-]+\w+)*(?:\(\))?",
+    r"(?<![./~:])(?=[~.]{0,2}/[\w.@+-]*[A-Za-z])(?:~|\.\.?)?(?:/[\w.@+-]*[A-Za-z\d])++(?!://)/?",  # /path
+    r"--[A-Za-z][\w-]*(?:=[\w./:-]*\w)?|-[A-Za-z](?![\w-])",  # --flag, -f
+    r":(?:[+-]1|[a-z][\w+-]{0,50}):(?!\w)|[@#][A-Za-z\d][\w/-]*",  # :emoji:, @name, #1
 ]
-_MAY_BEGIN_BLOCK = re.compile(r"\$\$|\\\[|\\begin|<!--|<(?:pre|code|script|style)\b", re.IGNORECASE)
-_ABBREVIATIONS = (
-    "[A-Za-z]|Dr|Dra|Mr|Mrs|Ms|Mme|Mlle|Prof|Sr|Sra|Srta|St|Jr|vs|etc|Fig|Nr|approx|Inc|Ltd|Co|cf|al|bzw|ca|usw|Abs|"
-    r"pág|págs|ex|[Ee]\.g|[Ii]\.e|a\.m|p\.m|z\.B|d\.h|u\.a|p\.ex|U\.S"
+_ELEMENT = r"<(?P<tag>code|kbd|math|samp|svg|var)\b[^<>]*>(?:[^<]|<(?!/?(?P=tag)\b))*+</(?P=tag)>"
+_DISPLAY = r"\$\$(?:[^$\n]|\$(?!\$)|\n(?!\s*\n))++\$\$|\\\[(?:[^\\\n]|\\[^\[\]]|\n(?!\s*\n))*+\\\]"
+_SPANS = [  # Protected inside of a paragraph
+    r"`(?<![`\\]`)(?P<ticks>`*+)[\s\S]{1,2000}?(?<!`)`(?P=ticks)(?!`)",
+    _DISPLAY + r"|\\\((?:[^\\]|\\[^()])*+\\\)",
+    r"\$(?=[^\s$])(?!\d[^$\n=+^_{}\\]*\$|\{\w+\})[^$\n]{1,500}(?<![\s\\])\$(?![\dA-Z_{])",  # $x$, but not $5 and 6$
+    r"\\begin\{(?P<env>\w+\*?)\}(?:[^\\]|\\(?!begin\{|end\{))*+\\end\{(?P=env)\}",
+    r"\\[A-Za-z]+\*?(?:\[[^\[\]]{0,300}\]|\{(?:[^{}]|\{[^{}]*\})*+\})*+",
+    r"\[?!\[[^\[\]]{0,300}\](?:\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]{0,300}\])",  # image
+    r"\]\((?:<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*+)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)",  # end of a link
+    r"\]\[[^\[\]]{0,300}\]|\[\^[^\[\]\s]{1,50}\]|\[\[[^\[\]]{1,300}\]\]",  # end of a link, footnote, [[x]]
+    _ELEMENT + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<[/!?]?[A-Za-z][^<>]*>",  # the last also for <placeholder>
+    r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});",
+    r"\{\{[^{}]*\}\}|\$?\{(?!\w+(?:, \w+)+\})(?:[^{}]|\{[^{}]*\})*+\}",  # {{x}}, {x}, ${x}, but not {red, blue}
+    r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
+    r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
+    r"(?<![\w\u00c0-\u052f])(?![A-Za-z\d]*+[\s,;!?)])(?:" + "|".join(_WORDS) + ")",
+    r"[\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff][\u200d\ufe0f\U0001f000-\U0001ffff]*",  # emoji, arrow
+    r"(?u:[Zz][Xx][\s-]?\d+[\s-]?[Qq])",  # what our own masks look like
+]
+_SPAN = re.compile("|".join(_SPANS), re.ASCII)
+# Most sentences have no span: two quick looks tell
+_SIGN = re.compile(r"[`$\\<{%&\[\]_/~@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
+_SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|Z[Xx]|z[Xx]", re.ASCII)
+
+_ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
+_BLOCKS = [  # Protected from the start of a line on, with blank lines inside; without an end, all the rest of the text
+    r"\A(?P<front>---|\+\+\+)[ \t]*\n(?=[\w.-]+ ?[:=]).*?\n(?P=front)[ \t\r]*$",
+    r"(?P<fence>`{3,}(?![^\n]*`)|~{3,}).*?(?:\n[ \t>]*(?P=fence)[`~]*[ \t\r]*$|\Z"
+    r"|(?(quote)(?=\n[ \t]*(?:[^\s>]|\n))|(?!)))",  # the end of a quote ends its fence
+    r"<(?P<raw>pre|script|style|textarea)\b.*?(?:</(?P=raw)>|\Z)|<!--.*?(?:-->|\Z)",
+    r"\\begin\{(?P<env>\w+\*?)\}.*?(?:\\end\{(?P=env)\}|\Z)",
+    _ELEMENT + "|" + _DISPLAY,
+    r"\[(?!\^)[^\[\]\n]+\]:[ \t]*\n?[ \t]*(?:<[^<>\n]*>|(?=\S*(?:[/#@]|\w\.\w))\S+)"  # target of reference links
+    r"(?:[ \t]*\n?[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t\r]*$",
+]
+_BLOCK = re.compile(
+    rf"(?:[ \t]+|(?P<quote>>)|{_ITEM})*+(?:" + "|".join(f"(?:{block})" for block in _BLOCKS) + ")",
+    re.MULTILINE | re.DOTALL,
 )
-_ABBREVIATION = re.compile(rf"(?:^|[\s(\[\"'])(?:{_ABBREVIATIONS})\.$")
+_LINE = re.compile(
+    rf"(?P<quote>(?: {{0,3}}> ?)*+)(?P<indent>[ \t]*+)(?P<item>(?:{_ITEM}[ \t]*)*+)"
+    r"(?P<mark>(?:(?:#{1,6}|\[[ xX]\]|\[\^[^\[\]\s]+\]:|\[!\w+\])(?=\s)[ \t]*)*+)(?P<rest>[^\n]*\n?)"
+)
+_TABLE = re.compile(r"\A\||^[ \t]*:?-+:?[ \t]*\|[\s:|-]*$", re.MULTILINE)
+# **Note:** at the start of a line, and a link that is all of it: translators are at their best without the signs
+_LEAD = re.compile(
+    r"(?<!.)([ \t]*(?:\*\*|\[))([^*\[\]\n]+?)(:\*\*|(?:\*\*|\0+)(?=:|\.?\s*$|\s+[–—-]\s))", re.MULTILINE
+)
+_LETTER = re.compile(r"[^\W\d_]")
+_MASK = re.compile(r"ZX[\s-]?(\d+)[\s-]?Q", re.IGNORECASE)  # as translators may change it
+
+_ABBREVIATIONS = (
+    "Mr Mrs Ms Dr Prof St Mt Ft Rev Hon Gov Sen Rep Gen Col Sgt Lt Capt Inc Ltd Corp Co Bros vs cf al ca approx ed "
+    "eds Jan Feb Apr Jun Jul Aug Sep Sept Oct Nov Dec Sr Sra Srta Dra Profa Ud Uds EE Av ex aprox Ste Mgr Hr Fr Ing "
+    "bzw Vgl vgl"
+).replace(" ", "|")
+_ABBREVIATION = re.compile(
+    rf"""(?:^|[\s("“„«\[])(?:(?:(?:[^\W\d_]\.-?)*[^\W\d_]|\d\d?|{_ABBREVIATIONS})\.\w?"""
+    r"|(?i:nos?|nr|núm|pp|págs?|figs?|abb|abs|art|vol|ch|cap|kap|sec|eq|bd)\.\d)$"
+)
+_CUTS = [re.compile(r"(?s).{60,}[.!?…]\s"), re.compile(r"(?s).{60,}(?:[,;:]\s|[，；、])"), re.compile(r"(?s).+\s")]
 
 
 @dataclass(frozen=True)
@@ -76,45 +104,32 @@ class Segment:
     text: str
     translate: bool
 
-    @cached_property
-    def spans(self) -> list[tuple[int, int]]:
-        """Start and end of what the translator must not touch."""
-        return _spans(self.text)
-
     @property
     def protected(self) -> list[str]:
-        """What the translator must not touch."""
-        return [self.text[start:end] for start, end in self.spans]
+        """The spans that the translator must not touch."""
+        return [piece for piece, is_span in self._pieces() if is_span]
 
-    @cached_property
+    @property
     def masked(self) -> str:
         """Text for the translator: each protected span replaced by a word that translators copy (`ZX1Q`)."""
-        pieces, end = [], 0
-        for number, (start, stop) in enumerate(self.spans, 1):
-            pieces += [self.text[end:start], f"ZX{number}Q"]
-            end = stop
-        return "".join(pieces) + self.text[end:]
+        number = count(1)
+        return "".join(f"ZX{next(number)}Q" if is_span else piece for piece, is_span in self._pieces())
 
     def restore(self, translation: str) -> str | None:
         """Puts the protected spans back; `None` unless every mask is in the translation exactly once."""
         protected = self.protected
         if sorted(map(int, _MASK.findall(translation))) != list(range(1, len(protected) + 1)):
             return None
-        return _MASK.sub(lambda match: protected[int(match[1]) - 1], translation) if protected else translation
+        return _MASK.sub(lambda match: protected[int(match[1]) - 1], translation)
 
     def split_at_masks(self) -> list["Segment"]:
         """The text between the masks as segments of their own, for translators that lose masks."""
-        pieces, end = [], 0
-        for start, stop in self.spans:
-            pieces += [*_trimmed(self.text[end:start]), Segment(self.text[start:stop], translate=False)]
-            end = stop
-        return [*pieces, *_trimmed(self.text[end:])]
+        copy = _without_spans(self.text)
+        return _segments(self.text, copy, (match.span() for match in re.finditer(r"[^\0]+", copy)))
 
-
-def _spans(text: str) -> list[tuple[int, int]]:
-    if not _MAY_BE_PROTECTED.search(text):
-        return []
-    return [match.span() for match in _PROTECTED.finditer(text)]
+    def _pieces(self) -> Iterator[tuple[str, bool]]:
+        for match in re.finditer(r"\0+|[^\0]+", _without_spans(self.text)):
+            yield self.text[match.start() : match.end()], match[0][0] == "\0"
 
 
 def segment(text: str, terminators: str, max_chars: int = 400) -> list[Segment]:
@@ -129,147 +144,103 @@ def segment(text: str, terminators: str, max_chars: int = 400) -> list[Segment]:
         max_chars (`int`, *optional*, defaults to `400`):
             Longer sentences are split at a comma or a space.
     """
-    segments: list[Segment] = []
-    for line, is_code in _lines(text):
-        if is_code or _TABLE_RULE.match(line) or _REFERENCE.match(line):
-            segments.append(Segment(line, translate=False))
-        elif line.lstrip().startswith("|"):
-            for cell in _cells(line):
-                segments += _split_line(cell, terminators, max_chars)
+    copy = _without_blocks(text)
+    return _segments(text, copy, _sentences(copy, terminators, max_chars))
+
+
+def _without_blocks(text: str) -> str:
+    """A copy of the text in which everything that is not translated is blanked out."""
+    copy, start, end = [], 0, 0  # text[start:end] is the paragraph so far
+    columns, is_fresh = [0], True  # where the texts of the list items begin; whether an indented line would be code
+    while end < len(text):
+        if block := _BLOCK.match(text, end):
+            kept = following = block.end()
+            is_fresh = True
         else:
-            segments += _split_line(line, terminators, max_chars)
-    return segments
+            line = _LINE.match(text, end)
+            following, indent = line.end(), len(line["indent"].expandtabs(4))
+            is_blank = not line["rest"].strip()
+            while not is_blank and (is_fresh or line["item"]) and columns[-1] > indent:
+                columns.pop()
+            is_code = is_fresh and not is_blank and indent >= columns[-1] + 4
+            if line["item"] and not is_code:
+                columns.append(indent + len(line["item"]))
+            kept = following if is_blank or is_code else line.start("rest")
+            if kept == line.end("indent") and not line["quote"]:
+                kept = end  # a line with nothing before its text goes on with the paragraph
+            is_fresh = is_blank or is_code or "#" in line["mark"]
+        if kept > end:
+            copy += [_without_structure(text[start:end]), "\n" * (kept - end)]
+            start = kept
+        end = following
+    return "".join([*copy, _without_structure(text[start:])])
 
 
-def _lines(text: str) -> Iterator[tuple[str, bool]]:
-    """Lines, each with whether it belongs to a block of code, mathematics or a comment."""
-    fence = closing = None
-    in_list = in_indented = False
-    after_blank, place, lower = True, 0, None
-    never_closed: set[str] = set()
-    lines = _joined(text.splitlines(keepends=True))
-    front = next((i for i, line in enumerate(lines[1:50], 1) if line.strip() == "---"), 0)
-    front = front if lines and lines[0].strip() == "---" and any(":" in line for line in lines[1:front]) else 0
-    for number, line in enumerate(lines):
-        place += len(line)
-        mark, blank = _FENCE.match(line), not line.strip()
-        if front and number <= front:  # YAML front matter
-            yield line, True
-        elif fence is not None:
-            yield line, True
-            if mark and mark[1].startswith(fence) and not line.strip("> \t\r\n").strip(fence[0]):
-                fence = None
-        elif closing is not None:
-            yield line, True
-            if closing in line.lower():
-                closing = None
-        elif mark:
-            fence = mark[1]
-            yield line, True
-        elif not blank and not in_list and (after_blank or in_indented) and line.startswith(("    ", "\t")):
-            in_indented = True
-            yield line, True
-        else:
-            in_indented = in_indented and blank
-            if _MAY_BEGIN_BLOCK.search(line):
-                closing = _closing(line)
-            if closing is not None and closing not in never_closed:
-                lower = lower or text.lower()
-                if lower.find(closing, place) < 0:
-                    never_closed.add(closing)
-            if closing in never_closed:
-                closing = None
-            yield line, closing is not None
-            if _LIST_ITEM.match(line):
-                in_list = True
-            elif after_blank and not blank and not line[0].isspace():
-                in_list = False
-        after_blank = blank
+def _without_structure(paragraph: str) -> str:
+    copy = _without_spans(paragraph)
+    if "\n" in paragraph:  # a span over several lines is no part of a sentence
+        copy = re.sub(r"\0+", lambda m: ("\n" if "\n" in paragraph[m.start() : m.end()] else "\0") * len(m[0]), copy)
+    if "|" in copy and _TABLE.search(copy):
+        copy = re.sub(r"(?<!\\)\|", "\n", copy)
+    if "**" in copy or "[" in copy:
+        copy = _LEAD.sub(lambda match: "\n" * len(match[1]) + match[2] + "\n" * len(match[3]), copy)
+    return copy
 
 
-def _joined(lines: list[str]) -> list[str]:
-    """Lines, of which those that share a piece of inline code (`like\\nthis`) are one."""
-    joined: list[str] = []
-    for line in lines:
-        if joined and "`" in line and "`" in joined[-1] and not _FENCE.match(line) and not _FENCE.match(joined[-1]):
-            rest = _CODE.sub("", joined[-1])
-            runs = set(re.findall("`+", rest)) & set(re.findall("`+", _CODE.sub("", line)))
-            if runs:
-                joined[-1] += line
+def _without_spans(text: str) -> str:
+    if not (_SIGN.search(text) or _SIGNS.search(text)):
+        return text
+    copy = _SPAN.sub(lambda match: "\0" * len(match[0]), text)
+    return re.sub(r"(?<=\0),? ?(?=\0)", lambda match: "\0" * len(match[0]), copy)  # one mask for `a`, `b`
+
+
+def _sentences(copy: str, terminators: str, max_chars: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each sentence, with white space around it."""
+    for line in re.finditer(r"[^\n\r\t\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+", copy):
+        start = line.start()
+        for match in _ends(terminators).finditer(copy, start, line.end()):
+            mark, following = match[1], match[2] or ""
+            word = copy[max(start, match.start() - 12) : match.start()]
+            if following.islower() or mark == "." and _ABBREVIATION.search(f"{word}.{following}"):
                 continue
-        joined.append(line)
-    return joined
+            yield from _short(copy, start, match.end(), max_chars)
+            start = match.end()
+        yield from _short(copy, start, line.end(), max_chars)
 
 
-def _closing(line: str) -> str | None:
-    """What ends the block of several lines that begins in a line, if one does."""
-    for begin, end in _BLOCKS:
-        match = begin.match(line)
-        if match:
-            closing = end.format(*match.groups()).lower() if match.groups() else end
-            return closing if closing not in line.lower() or not match.groups() else None
-    return None
+@cache
+def _ends(terminators: str) -> re.Pattern[str]:
+    """What ends a sentence, and the letter behind it: in scripts with spaces, `.!?…` do so before white space only."""
+    anywhere = "".join(set(terminators) - set(".!?…" if "." in terminators else ""))
+    mark = f"[{re.escape(terminators)}]"
+    behind = [r"""["'”’“‘»«)\]*_]*+(?:[ \u00a0\u202f]»)?(?=\s+[^\w\s\0]*(\w?))"""] if "." in terminators else []
+    behind += [rf"""(?<=[{re.escape(anywhere)}])["'”’」』）)\]*_]*+"""] if anywhere else []
+    return re.compile(f"({mark}(?<!{mark}{{2}}){mark}*+)(?:{'|'.join(behind)}){'' if '.' in terminators else '()'}")
 
 
-def _cells(line: str) -> list[str]:
-    """Cells of a table row and the bars between them; a bar inside of code is none."""
-    spans, pieces, end = _spans(line), [], 0
-    for match in re.finditer(r"(?<!\\)\|", line):
-        if not _is_inside(match.start(), spans):
-            pieces += [line[end : match.start()], "|"]
-            end = match.end()
-    return [piece for piece in (*pieces, line[end:]) if piece]
+def _short(copy: str, start: int, end: int, max_chars: int) -> Iterator[tuple[int, int]]:
+    """A sentence, cut where it is too long for the engine, but not inside of a span."""
+    while end - start > max_chars:
+        found = next(filter(None, (cut.match(copy, start, start + max_chars) for cut in _CUTS)), None)
+        cut = found.end() if found else start + max_chars
+        if copy[cut - 1 : cut + 1] == "\0\0":
+            before = start + len(copy[start:cut].rstrip("\0"))
+            cut = before if before > start else re.compile(r"\0+").match(copy, start).end()
+        yield start, cut
+        start = cut
+    yield start, end
 
 
-def _is_inside(place: int, spans: list[tuple[int, int]]) -> bool:
-    """Whether a cut there would go through a span."""
-    i = bisect_right(spans, (place, -1)) - 1
-    return i >= 0 and spans[i][0] < place < spans[i][1]
-
-
-def _split_line(line: str, terminators: str, max_chars: int) -> list[Segment]:
-    start = _LINE_START.match(line).end()
-    segments = [Segment(line[:start], translate=False)] if start else []
-    spans = _spans(line)
-    # Scripts with spaces end a sentence at a terminator before white space, the others at the terminator
-    behind = r"""["'”’」』）)\]*]*""" + ("(?=\\s)" if "." in terminators else "")
-    marks = f"[{re.escape(terminators)}]"
-    for match in re.finditer(f"(?<!{marks}){marks}++{behind}", line):
-        end = match.end()
-        is_end = not _is_inside(end, spans) and not _ABBREVIATION.search(line[max(start, end - 12) : end])
-        if end > start and is_end:
-            segments += _split_long(line[start:end], max_chars)
-            start = end
-    return segments + _split_long(line[start:], max_chars)
-
-
-def _split_long(sentence: str, max_chars: int) -> list[Segment]:
-    """Cuts a sentence that is too long for the engine, never inside a protected span."""
-    if len(sentence) <= max_chars:
-        return _trimmed(sentence)
-    segments, spans, start = [], _spans(sentence), 0
-    while len(sentence) - start > max_chars:
-        window = sentence[start : start + max_chars]
-        for pattern in (r"[,;:，；、]\s*", r"\s+", r"(?s)."):
-            cuts = [start + match.end() for match in re.finditer(pattern, window)]
-            cuts = [cut for cut in cuts if not _is_inside(cut, spans)]
-            if cuts:
-                break
-        else:  # it is inside a span that is longer: behind that
-            cuts = [spans[bisect_right(spans, (start + max_chars, -1)) - 1][1]]
-        segments += _trimmed(sentence[start : cuts[-1]])
-        start = cuts[-1]
-    return segments + _trimmed(sentence[start:])
-
-
-def _trimmed(text: str) -> list[Segment]:
-    """The text as one segment, the white space around it as others. Without a letter nothing is translated."""
-    core = text.strip()
-    if not core:
-        return [Segment(text, translate=False)] if text else []
-    head = len(text) - len(text.lstrip())
-    part = Segment(core, translate=True)
-    if not any(char.isalpha() for char in re.sub(r"ZX\d+Q", "", part.masked)):
-        part = Segment(core, translate=False)
-    around = [Segment(text[:head], translate=False), part, Segment(text[head + len(core) :], translate=False)]
-    return [piece for piece in around if piece.text]
+def _segments(text: str, copy: str, places: Iterable[tuple[int, int]]) -> list[Segment]:
+    """What stands at the places, if it has letters, as segments to translate; all else as others."""
+    segments, end = [], 0
+    for start, stop in places:
+        piece = copy[start:stop]
+        if _LETTER.search(piece):
+            start += len(piece) - len(piece.lstrip())
+            stop = start + len(piece.strip())
+            if end < start:
+                segments.append(Segment(text[end:start], translate=False))
+            segments.append(Segment(text[start:stop], translate=True))
+            end = stop
+    return [*segments, Segment(text[end:], translate=False)] if end < len(text) else segments

@@ -136,7 +136,7 @@ class Translations:
         left = sum(size for size, _ in pending)
         for start in progress(pending, total, what, "segments", done=total - left):
             batch = missing(start)
-            new = translator.translate(batch, self.source, target)
+            new = list(translator.translate(batch, self.source, target) or [])
             if len(new) != len(batch) or not all(isinstance(text, str | None) for text in new):
                 raise SDRRLError(
                     f"The translator returned {len(new)} results for {len(batch)} segments, or results that are not "
@@ -157,7 +157,7 @@ def _clean(original: str, translation: str) -> str:
     One line in, one line out, for line structure is ours to keep. And translators put spaces inside Markdown emphasis
     (`**Nota: ** isto`), which then shows as asterisks.
     """
-    translation = " ".join(translation.split())
+    translation = " ".join(translation.encode("utf-8", "replace").decode().split())
     if re.search(r"\*\*[^\s*][^*]*\*\*", original):
         translation = re.sub(r"\*\*([^*]+)\*\*", lambda match: f"**{match[1].strip()}**", translation)
     return translation
