@@ -49,7 +49,7 @@ _SPANS = [  # Protected inside of a paragraph
 ]
 _SPAN = re.compile("|".join(_SPANS), re.ASCII)
 # Most sentences have no span: two quick looks tell
-_SIGN = re.compile(r"[`$\\<{%&\[\]_/~@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
+_SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
 _SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|Z[Xx]|z[Xx]", re.ASCII)
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
@@ -155,7 +155,6 @@ def _without_blocks(text: str) -> str:
     while end < len(text):
         if block := _BLOCK.match(text, end):
             kept = following = block.end()
-            is_fresh = True
         else:
             line = _LINE.match(text, end)
             following, indent = line.end(), len(line["indent"].expandtabs(4))
