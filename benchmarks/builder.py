@@ -38,14 +38,14 @@ def instructions(n):
     return [(f"{row['instruction']}\n\n{row.get('input') or ''}".strip(), row.get("output") or "") for row in rows[:n]]
 
 
-def generation_speeds(n_rows, rounds):
+def generation_speeds(n_rows, rounds, max_new_tokens=256):
     """Rows/s of a loop over rows, of batches in the order of the file, and of ours; the same model and limit."""
     import torch
 
     from sdrrl_trl.engines.offline import smollm2
     from sdrrl_trl.engines.transformers import TransformersGenerator
 
-    ours = TransformersGenerator(smollm2()[0], dtype="bfloat16", max_new_tokens=256)
+    ours = TransformersGenerator(smollm2()[0], dtype="bfloat16", max_new_tokens=max_new_tokens)
     conversations = [[{"role": "user", "content": question}] for question, _ in instructions(n_rows)]
 
     @torch.inference_mode()
@@ -53,12 +53,12 @@ def generation_speeds(n_rows, rounds):
         inputs = ours.tokenizer.apply_chat_template(
             batch, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
-        ours.model.generate(**inputs, max_new_tokens=256)
+        ours.model.generate(**inputs, max_new_tokens=max_new_tokens)
 
     def naive():
-        for conversation in conversations[: n_rows // 4]:
+        for conversation in conversations[: n_rows // 8]:
             plain([conversation])
-        return n_rows // 4
+        return n_rows // 8
 
     def fixed():
         for start in range(0, n_rows, 32):
@@ -205,7 +205,7 @@ def main():
     print(f"masks: {dict(masks)}")
     sizes = (1_000, 5_000) if options.quick else (1_000, 10_000, 100_000)
     builds = scale(sizes)
-    speeds = generation_speeds(32 if options.quick else 96, 1 if options.quick else 3)
+    speeds = generation_speeds(32, 1, 64) if options.quick else generation_speeds(96, 2)
     print("generate: " + ", ".join(f"{name} {speed:.2f} rows/s" for name, speed in speeds.items()))
     ratios = {
         "generate_speedup_vs_naive": speeds["ours"] / speeds["naive"],

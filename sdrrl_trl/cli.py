@@ -222,13 +222,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("TQDM_MININTERVAL", "60")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script
+
     from sdrrl_trl.utils import SDRRLError
 
     try:
         COMMANDS[arguments.command][0](rest)
+        sys.stdout.flush()
     except SDRRLError as error:
         print(f"sdrrl {arguments.command}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # as in `sdrrl inspect DIR | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

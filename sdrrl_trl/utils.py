@@ -125,12 +125,18 @@ def locked(folder: Path) -> Iterator[None]:
         `SDRRLError`: if another process holds it.
     """
     folder = folder.resolve()
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise SDRRLError(f"{folder} is in use. Is the same command running twice? Wait for it or stop it.") from error
+    except PermissionError as error:
+        raise SDRRLError(f"Cannot write a lock beside {folder}: {error}. Choose another `output_dir`.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

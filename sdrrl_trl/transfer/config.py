@@ -237,7 +237,7 @@ class TransferConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         for name, least, most in (
-            ("temperature", 0, math.inf),
+            ("temperature", 0, 1e9),
             ("top_p", 0, 1),
             ("back_translation_chrf", 0, 100),
             ("code_switch_rate", 0, 1),

@@ -21,7 +21,7 @@ COLUMNS = {
     "question": ("instruction", "question", "prompt"),
     "input": ("input",),
     "messages": ("messages", "conversation"),
-    "reference": ("output", "response", "answer"),
+    "reference": ("output", "response", "answer", "completion"),
 }
 
 
@@ -92,7 +92,7 @@ class Seeds:
                 break
             if number == 0:
                 columns = _find_columns(row, columns or {}, where)
-            seed = _seed(row, columns, where, f"line-{number + 1}")
+            seed = _seed(row, columns, where, f"row-{number + 1}")
             try:
                 self._database.execute(
                     "INSERT INTO seeds VALUES (?, ?, ?, ?)",
@@ -238,14 +238,19 @@ def _seed(row: dict[str, Any], columns: dict[str, str], where: str, default_id: 
     seed_id = default_id if given["id"] in (None, "") else str(given["id"])
     if re.fullmatch(r"parallel-\d+", seed_id):
         raise SDRRLError(f"{where}: the id {seed_id!r} is kept for parallel sentences. Give it another prefix.")
+    messages = given["messages"]
+    if messages is None and isinstance(given["question"], list):  # prompt and completion as messages, as in TRL
+        messages = given["question"]
+        if isinstance(given["reference"], list):
+            messages, given["reference"] = messages + given["reference"], None
     for name in ("input", "reference"):
         if given[name] is not None and not isinstance(given[name], str):
             raise SDRRLError(
                 f"{where}: `{columns[name]}` must be text, got {given[name]!r:.100}. Convert or remove it."
             )
     reference = (given["reference"] or "").strip() or None
-    if given["messages"] is not None:
-        return _from_messages(seed_id, given["messages"], reference, where)
+    if messages is not None:
+        return _from_messages(seed_id, messages, reference, where)
     question = given["question"]
     if not isinstance(question, str) or not question.strip():
         raise SDRRLError(
