@@ -1,7 +1,6 @@
 """Options of the transfer-set builder."""
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
