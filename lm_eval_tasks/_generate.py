@@ -1,7 +1,7 @@
 """
 Writes the tasks of all languages and the groups, from languages.json and prompts.json.
 
-    python lm_eval_tasks/_generate.py                                   # in place; changes nothing if all is up to date
+    python lm_eval_tasks/_generate.py                                      # in place
     python lm_eval_tasks/_generate.py --output lm_eval/tasks --prefix ""   # folders to contribute upstream
 
 Every generated file says so in its first line. What was generated before and no longer belongs is removed.
