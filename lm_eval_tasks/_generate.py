@@ -28,7 +28,12 @@ class Function(str):
     """`!function module.name`"""
 
 
+def _represent_text(dumper, text):
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
 yaml.SafeDumper.add_representer(Function, lambda dumper, text: dumper.represent_scalar("!function", text))
+yaml.SafeDumper.add_representer(str, _represent_text)
 
 
 def having(benchmark):

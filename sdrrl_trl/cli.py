@@ -177,10 +177,28 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _tasks(arguments: list[str]) -> None:
-    argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1])
+    parser.add_argument("action", nargs="?", choices=["check"], help="look for mistakes in the task files")
+    options = parser.parse_args(arguments)
     from sdrrl_trl.evaluation.tasks import tasks_dir
 
-    print(tasks_dir())
+    if options.action is None:
+        print(tasks_dir())
+        return
+    from sdrrl_trl.evaluation.check import check
+    from sdrrl_trl.utils import SDRRLError
+
+    mistakes = check()
+    if mistakes:
+        raise SDRRLError("\n".join([f"{len(mistakes)} mistakes:", *mistakes]))
+
+
+def _doctor(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="sdrrl doctor", description=COMMANDS["doctor"][1])
+    parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
+    from sdrrl_trl.evaluation.check import show_doctor
+
+    show_doctor(parser.parse_args(arguments).tasks)
 
 
 COMMANDS = {
@@ -191,7 +209,8 @@ COMMANDS = {
     "report": (_report, "compare base and tuned: table, JSON, plot"),
     "run": (_run, "all four from one YAML file"),
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
-    "tasks": (_tasks, "print the folder of the lm-eval tasks"),
+    "tasks": (_tasks, "print the folder of the lm-eval tasks; `sdrrl tasks check` looks for mistakes in them"),
+    "doctor": (_doctor, "load the data of every benchmark, without a model, and say what is missing"),
 }
 
 

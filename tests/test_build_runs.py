@@ -55,7 +55,7 @@ def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     counts = manifest["counts"]["code_switch"]["pt"]
     assert 0.1 < counts["switched"] / counts["words"] < 0.5
-    assert manifest["counts"]["masks"]["pt"] == {"texts": 80, "with_masks": 40, "lost": 0}
+    assert manifest["counts"]["masks"]["pt"] == {"texts": 80, "with_masks": 40, "lost": 0, "rescued": 0}
 
 
 def build_and_die(seeds, folder, logs):

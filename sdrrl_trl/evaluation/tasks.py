@@ -14,6 +14,17 @@ def tasks_dir() -> Path:
     return checkout if checkout.exists() else root / "lm_eval" / "tasks" / "sdrrl"
 
 
+def include_paths() -> list[str]:
+    """
+    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that our
+    groups take.
+    """
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return [str(tasks_dir()), *(str(root / name) for name in ("belebele", "xnli", "xstorycloze"))]
+
+
 def held_out_tasks(transfer_set: Path, max_gen_toks: int) -> dict[str, dict[str, Any]]:
     """
     Two lm-eval tasks for each language of a transfer set, on its held-out questions.

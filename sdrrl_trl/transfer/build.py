@@ -214,12 +214,15 @@ def _add_translations(
     items: Items, target: str, translations: Translations, back: Translations | None, config: TransferConfig
 ) -> dict[str, int]:
     """Adds the good translations into one language to the items. Returns how often masks were lost."""
-    masks = Counter(texts=0, with_masks=0, lost=0)
+    masks = Counter(texts=0, with_masks=0, lost=0, rescued=0)
     for n, item in items:
         originals = (*item.turns, item.answer)
         parts = [translations.assemble(text, target) for text in originals]
         masks.update(
-            texts=len(parts), with_masks=sum(p.has_masks for p in parts), lost=sum(p.lost_masks for p in parts)
+            texts=len(parts),
+            with_masks=sum(p.has_masks for p in parts),
+            lost=sum(p.lost_masks for p in parts),
+            rescued=sum(p.lost_masks and p.text is not None for p in parts),
         )
         sides = ["question"] * len(item.turns) + ["answer"]
         reason = None

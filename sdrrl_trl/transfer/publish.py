@@ -173,7 +173,7 @@ def summary(manifest: dict[str, Any]) -> str:
     lines.append(f"{counts['seeds']:,} questions; rejected: {sum(counts['rejected'].values()):,}")
     lines += [f"  {reason}: {n:,}" for reason, n in counts["rejected"].items()]
     for target, masks in counts["masks"].items():
-        again = " (those were translated in pieces)" if masks["lost"] else ""
+        again = f", {masks['rescued']:,} of them rescued by translating around the masks" if masks["lost"] else ""
         lines.append(
             f"masks, {target}: in {masks['with_masks']:,} of {masks['texts']:,} texts; lost by the translator in "
             f"{masks['lost']:,}{again}"
