@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def task_manager() -> Any:
-    """lm-eval's task manager with our tasks and those that our groups take from lm-eval: its full index takes seconds."""
+    """lm-eval's task manager with our tasks and those of its own that our groups take: its full index takes seconds."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
@@ -56,6 +56,7 @@ def leaves(folder: Path) -> dict[str, Any]:
 
     Each can be loaded alone: a group fails as a whole if the data of one language are missing.
     """
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
     from lm_eval.tasks._yaml_loader import load_yaml
 
     files = read_tasks(folder)
@@ -63,8 +64,9 @@ def leaves(folder: Path) -> dict[str, Any]:
     for path, content in files.items():
         if "group" in content and any(isinstance(member, dict) for member in content["task"]):
             group = load_yaml(path, resolve_func=True)
+            shared = {key: value for key, value in group.items() if key not in GROUP_FIELD_NAMES}
             for member in group["task"]:
-                found[member["task"]] = group | {"group": f"only_{member['task']}", "task": [member]}
+                found[member["task"]] = {"group": f"only_{member['task']}", "task": [shared | member]}
     return found
 
 
@@ -200,10 +202,13 @@ def check() -> list[str]:
 
 
 def show_doctor(names: list[str]) -> None:
-    """Prints which tasks can be loaded here, and why the others cannot, one line for each reason."""
+    """Prints which tasks can be loaded here, and why the others cannot, those of a benchmark together."""
     problems = doctor(names)
     ready = [name for name, problem in problems.items() if problem is None]
-    print(f"ready ({len(ready)}): {','.join(ready)}")
-    for name, problem in problems.items():
-        if problem is not None:
-            print(f"not here: {name}: {problem}")
+    print(f"{len(ready)} tasks are ready: {','.join(ready)}")
+    missing: dict[str, list[str]] = {}
+    for name in problems:
+        if problems[name] is not None:
+            missing.setdefault(re.sub("_[a-z]{2,3}(_[A-Z][a-z]{3})?$", "", name), []).append(name)
+    for same in missing.values():
+        print(f"\n{len(same)} not here: {','.join(same)}\n  {problems[same[0]]}")

@@ -16,8 +16,8 @@ def tasks_dir() -> Path:
 
 def include_paths() -> list[str]:
     """
-    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that our
-    groups take.
+    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that
+    our groups take.
     """
     import lm_eval.tasks
 
