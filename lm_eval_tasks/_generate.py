@@ -162,7 +162,10 @@ def flores200():
             kwargs |= {"src_name": source["name"], "tgt_name": target["name"]}
             kwargs["language"] = tag if direction == "en_xx" else "en"
             name = f"flores_{source['flores']}-{target['flores']}"
-            leaves.append(leaf("flores200", name, tag, "_flores_yaml", dataset_kwargs=kwargs))
+            generation = {"until": ["\n"], "do_sample": False, "max_gen_toks": 512}
+            # Many tokenizers need several tokens for a character that is not Latin
+            more = {} if script_of(target) == "Latn" else {"generation_kwargs": generation}
+            leaves.append(leaf("flores200", name, tag, "_flores_yaml", dataset_kwargs=kwargs, **more))
         yield from leaves
         yield group("flores200", f"flores_{direction}", names(leaves), FLORES_METRICS)
     yield group("flores200", "flores", ["sdrrl_flores_en_xx", "sdrrl_flores_xx_en"])

@@ -1,22 +1,144 @@
 import os
+import re
+import unicodedata
+from functools import cache
 from pathlib import Path
 
 import datasets
+import sacrebleu
 
 
-def load_pair(src, tgt, src_name, tgt_name, **kwargs):
-    """Joins the devtest sentences of two languages line by line, from `SDRRL_DATA_DIR` or from the hub."""
-    columns = {"src": _sentences(src), "tgt": _sentences(tgt)}
-    if len(columns["src"]) != len(columns["tgt"]):
-        raise ValueError(f"FLORES-200: {len(columns['src'])} sentences in {src}, but {len(columns['tgt'])} in {tgt}.")
-    n = len(columns["src"])
-    return {"devtest": datasets.Dataset.from_dict({**columns, "src_name": [src_name] * n, "tgt_name": [tgt_name] * n})}
+# >>> in_language
+# By the first word of a character's Unicode name
+SCRIPTS = {
+    "Latn": ("LATIN",),
+    "Cyrl": ("CYRILLIC",),
+    "Grek": ("GREEK",),
+    "Arab": ("ARABIC",),
+    "Beng": ("BENGALI",),
+    "Deva": ("DEVANAGARI",),
+    "Telu": ("TELUGU",),
+    "Thai": ("THAI",),
+    "Khmr": ("KHMER",),
+    "Mymr": ("MYANMAR",),
+    "Hang": ("HANGUL",),
+    "Jpan": ("HIRAGANA", "KATAKANA", "CJK"),
+    "Hans": ("CJK",),
+}
 
 
-def _sentences(language):
+@cache
+def _identifier():
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise ImportError("The rate of answers in a wrong language needs `pip install py3langid`.") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+def wrong_language(text, language, script, min_letters=20):
+    """
+    1.0 if a text is not in a language (ISO 639-1 code and ISO 15924 script), else 0.0.
+
+    At least half of its letters must be of the script. From `min_letters` letters on, py3langid must also find the
+    language most likely, or less likely by at most 3 nats; it is unreliable on less. Single letters, as in "(B)", are
+    not counted. The empty text is in no language.
+    """
+    if not text.strip():
+        return 1.0
+    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<!\w)\w(?!\w)", " ", text, flags=re.DOTALL)
+    letters = [unicodedata.name(char, "").split(" ")[0].split("-")[0] for char in text if char.isalpha()]
+    if letters and sum(name in SCRIPTS[script] for name in letters) < len(letters) / 2:
+        return 1.0
+    ranked = dict(_identifier().rank(text)) if len(letters) >= min_letters else {}
+    code = {"nb": "no"}.get(language, language)
+    if code not in ranked:  # too short, or a language that py3langid does not know
+        return 0.0
+    return float(ranked[code] < max(ranked.values()) - 3)
+
+
+# <<< in_language
+
+
+REPOSITORY, REVISION = "facebook/flores", "main"
+# Scripts without spaces between words. sacrebleu's default tokenizer 13a takes a sentence in them for one word.
+UNSPACED = ("Jpan", "Thai", "Khmr", "Laoo", "Mymr", "Hans", "Hant")
+
+
+def load_pair(src, tgt, src_name, tgt_name, language, **metadata):
+    """Devtest sentences of two languages, `src` and `tgt` being FLORES codes; `language` is that of `tgt`."""
+    if os.environ.get("SDRRL_SPBLEU") == "1":
+        check_spbleu()
+    sources, targets = sentences(src), sentences(tgt)
+    if len(sources) != len(targets):
+        raise ValueError(
+            f"FLORES-200: {len(sources)} sentences in {src}, but {len(targets)} in {tgt}. They belong together line "
+            "by line, so translations would be compared with other sentences. Take both from the same release."
+        )
+    same = {"src_name": src_name, "tgt_name": tgt_name, "language": language, "script": tgt.partition("_")[2]}
+    rows = [{"src": source, "tgt": target, **same} for source, target in zip(sources, targets, strict=True)]
+    return {"devtest": datasets.Dataset.from_list(rows)}
+
+
+def sentences(code):
+    """Of a language, from the folder `SDRRL_DATA_DIR`, or from the hub if that is not set."""
     folder = os.environ.get("SDRRL_DATA_DIR")
     if folder:
-        return (
-            (Path(folder) / "flores200" / "devtest" / f"{language}.devtest").read_text(encoding="utf-8").splitlines()
+        file = Path(folder) / "flores200" / "devtest" / f"{code}.devtest"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"There is no {file}. Put the sentences there, or unset SDRRL_DATA_DIR to load them from the hub."
+            )
+        # Not splitlines(), which also splits at characters that stand inside sentences, as U+2028
+        return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    repository = os.environ.get("SDRRL_FLORES_REPO", REPOSITORY)
+    try:
+        data = datasets.load_dataset(repository, code, split="devtest", revision=REVISION)
+    except Exception as error:
+        raise RuntimeError(
+            f"FLORES-200: {code} cannot be loaded from {repository}: {error}\nEither accept the terms of "
+            "https://huggingface.co/datasets/openlanguagedata/flores_plus, run `hf auth login` and set "
+            "SDRRL_FLORES_REPO=openlanguagedata/flores_plus, or set SDRRL_DATA_DIR to a folder with "
+            f"flores200/devtest/{code}.devtest."
+        ) from error
+    columns = [name for name in ("sentence", "text") if name in data.column_names]
+    if not columns or "id" not in data.column_names:
+        raise ValueError(
+            f"FLORES-200: {repository} has the columns {', '.join(data.column_names)}, but `id` and `sentence` or "
+            "`text` are needed: its schema has changed. Set SDRRL_FLORES_REPO to another repository."
         )
-    return datasets.load_dataset("facebook/flores", language, split="devtest")["sentence"]
+    return list(data.sort("id")[columns[0]])
+
+
+def process_results(doc, results):
+    """Pairs for the corpus metrics, and whether the answer is in a wrong language."""
+    answer = results[0].strip()
+    pair = (doc["tgt"], answer)
+    scores = {"chrf++": pair, "wrong_language": wrong_language(answer, doc["language"], doc["script"])}
+    if doc["script"] in UNSPACED:
+        # lm-eval's BLEU splits at spaces: the same as sacrebleu's tokenize="char", and lm-eval has a stderr for it
+        scores["bleu_char"] = tuple(" ".join(text) for text in pair)
+    else:
+        scores["bleu_13a"] = pair
+    if os.environ.get("SDRRL_SPBLEU") == "1":
+        scores["spbleu"] = pair
+    return scores
+
+
+def spbleu(items):
+    references, answers = zip(*items, strict=True)
+    return sacrebleu.corpus_bleu(answers, [references], tokenize="flores200").score
+
+
+def check_spbleu():
+    """Fails now, rather than after all has been generated."""
+    try:
+        from sacrebleu.tokenizers.tokenizer_spm import Flores200Tokenizer
+
+        Flores200Tokenizer()
+    except Exception as error:
+        raise RuntimeError(
+            f"SDRRL_SPBLEU=1, but the tokenizer of spBLEU cannot be loaded: {error}\nIt needs `pip install "
+            "sentencepiece` and a model that sacrebleu downloads once, to models/flores200sacrebleuspm in the folder "
+            "$SACREBLEU (default ~/.sacrebleu). Put it there by hand, or unset SDRRL_SPBLEU: chrF++ needs neither."
+        ) from error
