@@ -279,8 +279,9 @@ def main():
         folder = options.output / benchmark.__name__
         if options.output != HERE:
             shutil.copytree(HERE / folder.name, folder, ignore=shutil.ignore_patterns("*.yaml", "__pycache__"))
-        for code in folder.glob("utils.py"):
+        for code in [*folder.glob("utils.py"), *folder.glob("judge.py")]:
             code.write_text(with_shared_blocks(code.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copy(options.output / "multijail/judge.py", options.output / "pku_saferlhf/judge.py")
     files = [file for benchmark in BENCHMARKS for file in benchmark()]
     for name, content in files + (list(groups()) if options.output == HERE else []):
         path = options.output / name.replace("sdrrl_", options.prefix)
