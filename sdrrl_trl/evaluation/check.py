@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def task_manager() -> Any:
-    """lm-eval's task manager with our tasks and those of its own that our groups take: its full index takes seconds."""
+    """Task manager with our tasks and those of lm-eval that our groups take: its full index takes seconds."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
