@@ -1,8 +1,8 @@
 """
 Writes the tasks of all languages and the groups, from languages.json and prompts.json.
 
-    python lm_eval_tasks/_generate.py                                      # in place
-    python lm_eval_tasks/_generate.py --output lm_eval/tasks --prefix ""   # folders to contribute upstream
+    python lm_eval_tasks/_generate.py                             # in place
+    python lm_eval_tasks/_generate.py --upstream lm_eval/tasks    # folders to contribute, without our prefix
 
 Every generated file says so in its first line. What was generated before and no longer belongs is removed.
 """
@@ -250,11 +250,12 @@ def groups():
 
 
 BENCHMARKS = (multijail, pku_saferlhf, xnli, xstorycloze, mmmlu, flores200, belebele, xlsum, mkqa)
+UPSTREAM_HAS = (xnli, xstorycloze, mmmlu, belebele)  # there, only the generated variants are new
 
 
-def render(content, prefix):
+def write(path, content, prefix="sdrrl_"):
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
-    return MARK + text.replace("sdrrl_", prefix)
+    path.write_text(MARK + text.replace("sdrrl_", prefix), encoding="utf-8")
 
 
 def with_shared_blocks(code):
@@ -267,25 +268,41 @@ def with_shared_blocks(code):
     return code
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE, help="folder to write to (default: this one)")
-    parser.add_argument("--prefix", default="sdrrl_", help="of all task names (default: %(default)s)")
-    options = parser.parse_args()
-    for old in options.output.glob("*/*.yaml"):
+def write_here():
+    for old in HERE.glob("*/*.yaml"):
         if old.read_text(encoding="utf-8").startswith(MARK):
             old.unlink()
+    for code in HERE.glob("*/*.py"):
+        code.write_text(with_shared_blocks(code.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copy(HERE / "multijail/judge.py", HERE / "pku_saferlhf/judge.py")
+    for name, content in [*(file for benchmark in BENCHMARKS for file in benchmark()), *groups()]:
+        write(HERE / name, content)
+
+
+def write_upstream(output):
+    """Folders for lm_eval/tasks/ of lm-evaluation-harness: no prefix, no tags, and nothing that it already has."""
     for benchmark in BENCHMARKS:
-        folder = options.output / benchmark.__name__
-        if options.output != HERE:
-            shutil.copytree(HERE / folder.name, folder, ignore=shutil.ignore_patterns("*.yaml", "__pycache__"))
-        for code in [*folder.glob("utils.py"), *folder.glob("judge.py")]:
-            code.write_text(with_shared_blocks(code.read_text(encoding="utf-8")), encoding="utf-8")
-    shutil.copy(options.output / "multijail/judge.py", options.output / "pku_saferlhf/judge.py")
-    files = [file for benchmark in BENCHMARKS for file in benchmark()]
-    for name, content in files + (list(groups()) if options.output == HERE else []):
-        path = options.output / name.replace("sdrrl_", options.prefix)
-        path.write_text(render(content, options.prefix), encoding="utf-8")
+        source = HERE / benchmark.__name__
+        variant = "_gen" if benchmark in UPSTREAM_HAS else ""
+        folder = output / f"{source.name}{variant}"
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.yaml", "__pycache__"))
+        readme = folder / "README.md"
+        readme.write_text(readme.read_text(encoding="utf-8").replace("sdrrl_", ""), encoding="utf-8")
+        for name, content in benchmark():
+            file = Path(name).name
+            if variant in file:
+                content.pop("tag", None)
+                write(folder / file.replace("sdrrl_", ""), content, prefix="")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", type=Path, help="write folders to contribute into this one")
+    options = parser.parse_args()
+    if options.upstream:
+        write_upstream(options.upstream)
+    else:
+        write_here()
 
 
 if __name__ == "__main__":
