@@ -14,7 +14,7 @@ class UnicodeTokenizer:
     rouge_score's own tokenizer keeps a-z and 0-9 only, so that identical texts in Thai score 0.
     """
 
-    UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}"
+    UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}"
     TOKEN = rf"[[\p{{L}}\p{{N}}]&&[{UNSPACED}]]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+"
 
     def tokenize(self, text):
