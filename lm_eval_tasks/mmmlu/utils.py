@@ -123,7 +123,8 @@ def choose(text, choices):
 # <<< choose
 
 
-REVISION = "main"
+REVISION = "325a01dc3e173cac1578df94120499aaca2e2504"
+ENGLISH_REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
 COLUMNS = ["Question", "A", "B", "C", "D", "Answer"]
 
 
@@ -133,7 +134,7 @@ def load(locale, language, script, **metadata):
     def from_hub():
         if locale != "EN_US":
             return datasets.load_dataset("openai/MMMLU", locale, split="test", revision=REVISION)
-        rows = datasets.load_dataset("cais/mmlu", "all", split="test", revision=REVISION)
+        rows = datasets.load_dataset("cais/mmlu", "all", split="test", revision=ENGLISH_REVISION)
         return [
             dict(zip(COLUMNS, [row["question"], *row["choices"], "ABCD"[row["answer"]]], strict=True))
             | {"Subject": row["subject"]}

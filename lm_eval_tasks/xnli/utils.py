@@ -123,7 +123,7 @@ def choose(text, choices):
 # <<< choose
 
 
-REVISION = "main"
+REVISION = "b8dd5d7af51114dbda02c0e3f6133f332186418e"
 COLUMNS = ["premise", "hypothesis", "label"]
 
 
