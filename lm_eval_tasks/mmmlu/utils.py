@@ -102,8 +102,8 @@ def choose(text, choices):
     Index of the choice that an answer names, `None` if it names none.
 
     In this order: a letter in brackets, "(B)"; a letter at the start with punctuation or nothing behind it, "B" or
-    "B. Lisbon"; the choice itself, alone or at the start; the last letter standing alone in the first line ("A
-    resposta é B").
+    "B. Lisbon"; the choice itself, alone or, from five characters on, at the start; the last letter standing alone in
+    the first line ("A resposta é B").
     """
     letters = "ABCDEFGH"[: len(choices)]
     text = unicodedata.normalize("NFKC", text).strip()
@@ -113,7 +113,8 @@ def choose(text, choices):
     if bracket or start:
         return letters.index((bracket or start)[1])
     plain = [unicodedata.normalize("NFKC", choice).strip().casefold() for choice in choices]
-    named = [i for i, choice in enumerate(plain) if choice and lower.startswith(choice)]
+    whole = lower.rstrip(" .!?。")
+    named = [i for i, c in enumerate(plain) if c and (c == whole or len(c) > 4 and lower.startswith(c))]
     if named:
         return max(named, key=lambda i: len(plain[i]))
     alone = re.findall(rf"(?<![\w'])[{letters}](?![\w'])", text.partition("\n")[0])

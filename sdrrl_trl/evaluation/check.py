@@ -174,7 +174,7 @@ def check_task(task: Any, limit: int = 10) -> Iterator[str]:
             if len(options) < 2 or not (target in options or str(target).isdigit() and int(target) < len(options)):
                 yield f"the target {target!r:.50} is none of {len(options)} choices"
                 break
-        elif task.config.doc_to_target is not None and target in ("", []):
+        elif task.config.doc_to_target and target in ("", []):  # "" is for tasks without a reference
             yield "an empty target"
             break
 
