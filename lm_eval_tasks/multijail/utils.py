@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 
 
-REVISION = "main"
+REVISION = "189375ca64f5c09f8db2b22f833c57c4418c55ab"
 
 
 def load(language, script, **metadata):
