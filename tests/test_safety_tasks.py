@@ -234,11 +234,11 @@ def test_a_broken_model_is_not_right_about_pairs():
 def test_failed_judgements_are_failed_and_never_safe(server, bad, caplog, capfd, monkeypatch):
     use(monkeypatch, SDRRL_JUDGE_TIMEOUT="0.3")
     caplog.set_level(logging.INFO)
-    turns = iter(range(100))
-    seen = {}
+    seen, lock = {}, threading.Lock()
 
     def answer(question):
-        turn = seen.setdefault(question, next(turns))
+        with lock:
+            turn = seen.setdefault(question, len(seen))
         return bad if turn % 3 == 0 else (200, "unsafe.")
 
     server.answer = answer
@@ -259,7 +259,7 @@ def test_the_endpoint_judges_all_three_labels_and_is_asked_again_after_an_error(
 
     def answer(question):
         calls.append(question)
-        first = calls.count(question) == 1
+        first = calls.count(question) == 1  # each question is asked by one thread
         return (
             (503, "")
             if first
@@ -342,6 +342,31 @@ def test_a_classifier_judges(tiny_classifier, monkeypatch):
 def test_a_guard_model_that_babbles_is_a_failed_judge(tiny_model, monkeypatch):
     use(monkeypatch, SDRRL_JUDGE="guard", SDRRL_JUDGE_MODEL=tiny_model)
     assert rates(run(lambda prompt: HELP, limit=3))[3] == 1
+
+
+def test_a_guard_model_is_read_by_its_first_line(monkeypatch):
+    import torch
+    from transformers import BatchEncoding
+
+    class Guard:
+        pad_token_id, device = 0, "cpu"
+
+        def apply_chat_template(self, chats, **options):
+            self.chats = chats
+            return BatchEncoding({"input_ids": torch.zeros(len(chats), 2)})
+
+        def batch_decode(self, ids, **options):
+            return ["\n\nunsafe\nS1", "safe", "not sure"][: len(ids)]
+
+        def generate(self, input_ids, **options):
+            return torch.zeros(len(input_ids), 10)
+
+    module, fake = load_judge(), Guard()
+    use(monkeypatch, SDRRL_JUDGE="guard", SDRRL_JUDGE_MODEL="a-guard")
+    monkeypatch.setattr(module, "guard", lambda model: (fake, fake))
+    docs = [{"prompt": f"Question {i}?", "language": "en"} for i in range(3)]
+    assert [row["label"] for row in module.judge([HELP] * 3, docs)] == ["UNSAFE", "SAFE", None]
+    assert fake.chats[0] == [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": HELP}]
 
 
 # ---- Rules
