@@ -18,7 +18,6 @@ import evaluate  # noqa: E402
 import sacrebleu  # noqa: E402
 import yaml  # noqa: E402
 from lm_eval import simple_evaluate  # noqa: E402
-from lm_eval.api.metrics import bleu  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from rouge_score.rouge_scorer import RougeScorer  # noqa: E402
@@ -175,27 +174,30 @@ def test_bleu_of_good_japanese_is_the_one_by_characters():
     scores = flores.process_results({"tgt": right, "language": "ja", "script": "Jpan"}, [f" {said}\n"])
     assert scores["chrf++"] == (right, said) and scores["wrong_language"] == 0 and "bleu_13a" not in scores
     expected = sacrebleu.corpus_bleu([said], [[right]], tokenize="char").score
-    assert bleu([scores["bleu_char"]]) == pytest.approx(expected) and expected > 50
+    assert flores.bleu_char([scores["bleu_char"]]) == pytest.approx(expected) and expected > 50
     assert sacrebleu.corpus_bleu([said], [[right]]).score < 1
+
+
+def test_zero_width_spaces_do_not_count():
+    scores = flores.process_results({"tgt": "ទឹក\u200bភ្លៀង", "language": "km", "script": "Khmr"}, ["ទឹកភ្លៀង"])
+    assert scores["chrf++"] == ("ទឹកភ្លៀង", "ទឹកភ្លៀង")
 
 
 def test_bleu_of_portuguese_is_that_of_sacrebleu():
     said, right = "A casa é muito grande, disse ele.", "A casa era muito grande, disse ela."
     pair = flores.process_results({"tgt": right, "language": "pt", "script": "Latn"}, [said])["bleu_13a"]
-    assert bleu([pair]) == pytest.approx(sacrebleu.corpus_bleu([said], [[right]]).score)
+    assert flores.bleu_13a([pair]) == pytest.approx(sacrebleu.corpus_bleu([said], [[right]]).score)
 
 
 @needs_data
-@pytest.mark.parametrize("code", ["jpn_Jpan", "tha_Thai", "khm_Khmr"])
-def test_bleu_by_characters_is_that_of_sacrebleu_on_real_sentences(code, monkeypatch):
+def test_standard_errors_take_seconds_and_reach_the_group(monkeypatch):
+    # 100 bootstrap samples for lm-eval's own chrF++, and none for a BLEU that is not called "bleu"
     monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
-    right = flores.sentences(code)[:100]
-    said = [text[: len(text) // 2] + text[len(text) // 2 + 3 :] for text in right]
-    pairs = [
-        flores.process_results({"tgt": a, "language": "ja", "script": code[4:]}, [b])["bleu_char"]
-        for a, b in zip(right, said, strict=True)
-    ]
-    assert bleu(pairs) == pytest.approx(sacrebleu.corpus_bleu(said, [right], tokenize="char").score)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    results = simple_evaluate(Canned(echo), tasks=["sdrrl_flores_en_xx"], task_manager=manager, limit=3)
+    scores = results["groups"]["sdrrl_flores_en_xx"]
+    assert scores["chrf++_stderr,none"] > 0 and scores["wrong_language_stderr,none"] >= 0
 
 
 def test_flores_files_are_read_by_line_feeds_only_and_must_fit(tmp_path, monkeypatch):
