@@ -3,10 +3,11 @@ import random
 
 import numpy as np
 import pytest
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.significance import PairedTest
 from scipy import stats
 
-from sdrrl_trl.evaluation.significance import compare
+from sdrrl_trl.evaluation.significance import compare, holm, mcnemar
 
 
 RNG = random.Random(0)
@@ -59,3 +60,55 @@ def test_the_same_seed_gives_the_same_interval_and_equal_models_give_zero():
 def test_items_that_cannot_be_paired_or_averaged_are_refused(base, tuned):
     with pytest.raises(ValueError):
         compare("x", base, tuned)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("bleu_13a", BLEU()), ("bleu_char", BLEU(tokenize="char")), ("ter", TER()), ("chrf", CHRF())]
+)
+def test_other_corpus_metrics_are_those_of_sacrebleu(name, metric):
+    references = [sentence() for _ in range(30)]
+    base = [(reference, noisy(reference)) for reference in references]
+    expected = metric.corpus_score([answer for _, answer in base], [references]).score
+    assert compare(name, base, base, n_resamples=10).base == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.4, 0.5])
+def test_the_paired_bootstrap_agrees_with_that_of_sacrebleu(noise):
+    references = [sentence() for _ in range(120)]
+    rng = random.Random(3)
+
+    def spoil(text, share):
+        return " ".join(rng.choice(WORDS) if rng.random() < share else word for word in text.split())
+
+    base, tuned = [spoil(r, 0.5) for r in references], [spoil(r, noise) for r in references]
+    signature, theirs = PairedTest(
+        [("base", base), ("tuned", tuned)], {"chrf": CHRF(word_order=2)}, [references], test_type="bs", n_samples=2000
+    )()
+    (chrf,) = [value for key, value in theirs.items() if key != "System"]
+    ours = compare("chrf++", list(zip(references, base, strict=True)), list(zip(references, tuned, strict=True)), 2000)
+    assert ours.tuned == pytest.approx(chrf[1].score)
+    assert ours.p == pytest.approx(chrf[1].p_value, abs=0.05)
+    assert (ours.p < 0.05) == (noise == 0.4)
+
+
+def test_accuracies_are_compared_by_mcnemars_exact_test():
+    rng = np.random.default_rng(1)
+    base, tuned = rng.random(300) < 0.5, rng.random(300) < 0.6
+    result = compare("acc", [float(x) for x in base], [float(x) for x in tuned])
+    gained, lost = int((tuned & ~base).sum()), int((base & ~tuned).sum())
+    assert result.test == "McNemar"
+    assert result.p == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+    assert mcnemar(np.ones(5), np.ones(5)) == 1.0
+
+
+def test_equal_models_are_never_found_different():
+    items = [RNG.random() for _ in range(50)]
+    assert compare("f1", items, items).p == 1.0
+    pairs = [(text, noisy(text)) for text in (sentence() for _ in range(20))]
+    assert compare("chrf++", pairs, pairs).p == 1.0
+
+
+def test_p_values_are_adjusted_for_their_number():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5]) == [0.5] and holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]

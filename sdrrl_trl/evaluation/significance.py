@@ -1,12 +1,13 @@
-"""Scores with confidence intervals: paired bootstrap over items, corpus metrics scored anew for every resample."""
+"""Scores with confidence intervals and p-values, paired by item; corpus metrics are scored anew for every resample."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Comparison:
         low (`float`): Lower end of the 95 % confidence interval of `delta`.
         high (`float`): Upper end.
         n (`int`): Number of items.
+        p (`float`): Two-sided p-value of no difference.
+        test (`str`): Where `p` is from: `"McNemar"` or `"bootstrap"`.
     """
 
     base: float
@@ -29,16 +32,22 @@ class Comparison:
     low: float
     high: float
     n: int
+    p: float
+    test: str
 
 
 def compare(metric: str, base: list[Any], tuned: list[Any], n_resamples: int = 1000, seed: int = 1234) -> Comparison:
     """
     Compares two models by paired bootstrap (Koehn 2004, https://aclanthology.org/W04-3250).
 
+    The p-value of scores that are all 0 or 1, such as accuracies, is that of McNemar's exact test; of others, the
+    share of resamples whose difference lies as far from the observed one as that from zero (as sacrebleu has it).
+
     Args:
         metric (`str`):
-            `"chrf++"`, with `(reference, answer)` items; `"bits_per_byte"`, with `(log-likelihood in nats, bytes)`
-            items; any other name for numbers, which are averaged.
+            `"chrf++"`, `"chrf"`, `"bleu"`, `"bleu_13a"`, `"bleu_char"`, `"spbleu"` and `"ter"`, with `(reference,
+            answer)` items; `"bits_per_byte"`, with `(log-likelihood in nats, bytes)` items; any other name for
+            numbers, which are averaged.
         base (`list`):
             Items of the first model.
         tuned (`list`):
@@ -49,26 +58,50 @@ def compare(metric: str, base: list[Any], tuned: list[Any], n_resamples: int = 1
             Seed of the resampling.
 
     Raises:
-        `ValueError`: if the models have different numbers of items, or none.
+        `ValueError`: if the models have different numbers of items, or none, or if an item has no score.
     """
     if len(base) != len(tuned) or not base:
         raise ValueError(f"{metric}: {len(base)} and {len(tuned)} items cannot be compared in pairs.")
-    statistics, score = _METRICS.get(metric, (_values, _mean))
+    statistics, score = _scoring(metric)
     base_statistics, tuned_statistics = statistics(base), statistics(tuned)
     n = len(base)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
     resampled = zip(counts @ base_statistics, counts @ tuned_statistics, strict=True)
-    deltas = [score(b) - score(a) for a, b in resampled]
+    deltas = np.array([score(b) - score(a) for a, b in resampled])
     low, high = np.percentile(deltas, [2.5, 97.5])
     a, b = score(base_statistics.sum(0)), score(tuned_statistics.sum(0))
-    return Comparison(a, b, b - a, float(low), float(high), n)
+    if score is _mean and np.isin([base_statistics[:, 0], tuned_statistics[:, 0]], (0, 1)).all():
+        p, test = mcnemar(base_statistics[:, 0], tuned_statistics[:, 0]), "McNemar"
+    else:
+        as_far = np.abs(deltas - deltas.mean()) >= abs(b - a)
+        p, test = float((as_far.sum() + 1) / (n_resamples + 1)), "bootstrap"
+    return Comparison(a, b, b - a, float(low), float(high), n, p, test)
 
 
-_CHRF = CHRF(word_order=2)
+def mcnemar(base: np.ndarray, tuned: np.ndarray) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): of the items that differ, half should have gained."""
+    gained, lost = int((tuned > base).sum()), int((base > tuned).sum())
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
-def _chrf_statistics(items: list[tuple[str, str]]) -> np.ndarray:
-    return np.array([_CHRF._extract_corpus_statistics([answer], [[reference]])[0] for reference, answer in items])
+def holm(p_values: list[float]) -> list[float]:
+    """P-values adjusted for their number by Holm's step-down method (1979), in the same order."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _corpus_metric(metric: Any) -> tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], float]]:
+    """Statistics of single items, and the score of their sum, of a metric of sacrebleu."""
+
+    def statistics(items: list[tuple[str, str]]) -> np.ndarray:
+        return np.array([metric._extract_corpus_statistics([answer], [[reference]])[0] for reference, answer in items])
+
+    return statistics, lambda sums: metric._compute_score_from_stats([int(x) for x in sums]).score
 
 
 def _values(items: list[Any]) -> np.ndarray:
@@ -83,8 +116,15 @@ def _mean(sums: np.ndarray) -> float:
     return float(sums[0] / sums[1])
 
 
-# For each metric: statistics of the items, which add up over items, and the score of their sum
-_METRICS: dict[str, tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], float]]] = {
-    "chrf++": (_chrf_statistics, lambda sums: _CHRF._compute_f_score([int(x) for x in sums])),
-    "bits_per_byte": (_values, lambda sums: -_mean(sums) / math.log(2)),
-}
+@cache
+def _scoring(metric: str) -> tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], float]]:
+    """Of a metric: statistics of the items, which add up over items, and the score of their sum."""
+    if metric == "bits_per_byte":
+        return _values, lambda sums: -_mean(sums) / math.log(2)
+    if metric in ("chrf", "chrf++"):
+        return _corpus_metric(CHRF(word_order=2 if metric == "chrf++" else 0))
+    if metric in ("bleu", "bleu_13a", "bleu_char", "spbleu"):
+        return _corpus_metric(BLEU(tokenize={"bleu_char": "char", "spbleu": "flores200"}.get(metric, "13a")))
+    if metric == "ter":
+        return _corpus_metric(TER())
+    return _values, _mean
