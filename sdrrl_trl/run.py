@@ -37,7 +37,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from trl import ModelConfig
 
     from sdrrl_trl.cli import parse
-    from sdrrl_trl.evaluation.evaluate import HELD_OUT, EvaluationConfig, evaluate, load_benchmarks, task_manager
+    from sdrrl_trl.evaluation.evaluate import HELD_OUT, EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.suite import select
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
     from sdrrl_trl.transfer.build import Plan, build_transfer_set
@@ -55,7 +56,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
     Plan(build_config)
-    load_benchmarks([name for name in evaluation_config.tasks if name != HELD_OUT], task_manager())
+    select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
     if not {report_config.base, report_config.tuned} == set(evaluation_config.model_paths):
         raise SDRRLError("`report`: the models of a run are called `base` and `tuned`. Leave the two options out.")

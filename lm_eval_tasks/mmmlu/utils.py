@@ -22,7 +22,7 @@ def read_rows(file, columns, from_hub):
             raise FileNotFoundError(
                 f"There is no {where}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
             )
-        lines = where.read_text(encoding="utf-8-sig").splitlines()
+        lines = where.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
         rows = [json.loads(line) for line in lines if line.strip()]
     else:
         where, rows = "the data set on the hub", list(from_hub())

@@ -1,6 +1,5 @@
 """`sdrrl doctor` and `sdrrl tasks check`: whether the tasks can be loaded here, and whether they are sound."""
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,66 +7,11 @@ from typing import Any
 
 import yaml
 
-from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
+from sdrrl_trl.evaluation.suite import leaves, read_tasks, task_manager
+from sdrrl_trl.evaluation.tasks import tasks_dir
 
 
 PREFIX = "sdrrl_"
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads task files without running the functions that they name."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
-
-
-def read_tasks(folder: Path) -> dict[Path, dict[str, Any]]:
-    """
-    Content of all task files in a folder, with what they include, functions as text.
-
-    Raises:
-        `yaml.YAMLError`: for a file that is not YAML, which lm-eval itself would skip without a word.
-        `OSError`: if an included file is missing.
-    """
-    return {path: _read(path) for path in sorted(folder.glob("*/*.yaml"))}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    if not isinstance(content, dict) or (path.suffix == ".yaml" and not {"task", "group"} & set(content)):
-        raise yaml.YAMLError(f"{path} is not a mapping with `task` or `group`.")
-    includes = content.pop("include", [])
-    for name in [includes] if isinstance(includes, str) else includes:
-        content = _read(path.parent / name) | content
-    return content
-
-
-def task_manager() -> Any:
-    """Task manager with our tasks and those of lm-eval that our groups take: its full index takes seconds."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=include_paths(), include_defaults=False)
-
-
-def leaves(folder: Path) -> dict[str, Any]:
-    """
-    Every task of a folder, and every task of lm-eval that its groups take, by name, as `TaskManager.load` takes them.
-
-    Each can be loaded alone: a group fails as a whole if the data of one language are missing.
-    """
-    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    files = read_tasks(folder)
-    found: dict[str, Any] = {content["task"]: content["task"] for content in files.values() if "group" not in content}
-    for path, content in files.items():
-        if "group" in content and any(isinstance(member, dict) for member in content["task"]):
-            group = load_yaml(path, resolve_func=True)
-            shared = {key: value for key, value in group.items() if key not in GROUP_FIELD_NAMES}
-            for member in group["task"]:
-                found[member["task"]] = {"group": f"only_{member['task']}", "task": [shared | member]}
-    return found
 
 
 def doctor(names: list[str] | None = None) -> dict[str, str | None]:

@@ -1,13 +1,16 @@
 """`sdrrl evaluate`: several models on the same lm-eval tasks, in one process, each model and task kept when done."""
 
 import copy
-import logging
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.tasks import held_out_tasks, tasks_dir
+from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
+from sdrrl_trl.evaluation.tasks import held_out_tasks
+from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
 from sdrrl_trl.utils import (
@@ -37,13 +40,21 @@ class EvaluationConfig:
         models (`list[str]`):
             Models as `name=path or hub id`, such as `base=gpt2 tuned=output/model`. Adapters are put on their base.
         tasks (`list[str]`):
-            Names of lm-eval tasks; `sdrrl_heldout` stands for the held-out questions of `transfer_set`.
+            Names of lm-eval tasks, groups or tags, such as `sdrrl_multilingual`; `sdrrl_heldout` stands for the
+            held-out questions of `transfer_set`.
         output_dir (`str`):
             Folder of the results.
         transfer_set (`str`, *optional*):
             Folder made by `sdrrl build`.
+        languages (`list[str]`, *optional*):
+            Only tasks about these languages.
         limit (`int`, *optional*):
             Use only the first so many items of each task.
+        backend (`str`, *optional*, defaults to `"hf"`):
+            How the models are run: `"hf"` with transformers, `"vllm"`, or one of lm-eval's names for servers, such as
+            `"local-chat-completions"`.
+        model_args (`str`, *optional*):
+            More for another backend than `"hf"`, as lm-eval has it: `base_url=http://localhost:8000/v1/...`.
         batch_size (`int`, *optional*, defaults to `16`):
             Items per batch.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -57,10 +68,13 @@ class EvaluationConfig:
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path or hub id`."})
-    tasks: list[str] = field(metadata={"help": "Names of lm-eval tasks; `sdrrl_heldout`: the held-out questions."})
+    tasks: list[str] = field(metadata={"help": "lm-eval tasks, groups or tags; `sdrrl_heldout`: held-out questions."})
     output_dir: str = field(metadata={"help": "Folder of the results."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
+    languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
+    backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
+    model_args: str | None = field(default=None, metadata={"help": "lm-eval's options of another backend."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     dtype: str = field(
         default="auto",
@@ -95,7 +109,8 @@ class EvaluationConfig:
 
 def evaluate(config: EvaluationConfig) -> Path:
     """
-    Evaluates all models on all tasks, or goes on where an interrupted run stopped.
+    Evaluates all models on all tasks, or goes on where an interrupted run stopped. Under `accelerate launch` each
+    process takes its share of the items.
 
     Returns:
         `Path`: `output_dir`, with `<model>/<task>.json` (scores, samples, signature) and `manifest.json`.
@@ -106,11 +121,12 @@ def evaluate(config: EvaluationConfig) -> Path:
     folder = Path(config.output_dir)
     check_output_dir(folder, needed_bytes=100_000_000)
     fingerprints = {name: fingerprint(path) for name, path in config.model_paths.items()}
-    from sdrrl_trl.engines.transformers import check_model
+    if config.backend == "hf":
+        from sdrrl_trl.engines.transformers import check_model
 
-    for path in config.model_paths.values():
-        check_model(_base_of(path), config.apply_chat_template)
-    names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size")
+        for path in config.model_paths.values():
+            check_model(_base_of(path), config.apply_chat_template)
+    names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size", "backend", "model_args")
     options = {name: getattr(config, name) for name in names} | {"models": fingerprints}
     system_prompt = source_language = None
     if config.transfer_set:
@@ -122,30 +138,53 @@ def evaluate(config: EvaluationConfig) -> Path:
     if not config.overwrite_stage:
         check_options(folder, options, "evaluate")
 
-    manager = task_manager()
-    tasks = _load_tasks(config, manager)
-    with locked(folder):
-        if config.overwrite_stage:
-            clear_stage(folder, "evaluate")
-        record_options(folder, options, "evaluate")
-        _run_tasks(config, tasks, manager, system_prompt)
-        manifest = {"models": config.model_paths, "tasks": sorted(tasks), "source_language": source_language}
-        write_json(folder / "manifest.json", manifest | {"options": options})
+    selection = select_tasks(config)
+    state = _processes()
+    with locked(folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            if config.overwrite_stage:
+                clear_stage(folder, "evaluate")
+            record_options(folder, options, "evaluate")
+        state.wait_for_everyone()
+        _run_tasks(config, selection, system_prompt)
+        if state.is_main_process:
+            manifest = {
+                "models": config.model_paths,
+                "tasks": sorted(selection.tasks),
+                "languages": selection.languages,
+                "groups": selection.groups,
+                "harmful": [task for task in selection.tasks if task.startswith(HARMFUL)],
+                "source_language": source_language,
+            }
+            write_json(folder / "manifest.json", manifest | {"options": options})
+    state.wait_for_everyone()
     return folder
 
 
-def _run_tasks(config: EvaluationConfig, tasks: dict[str, Any], manager: Any, system_prompt: str | None) -> None:
+def _processes() -> Any:
+    """The processes of `accelerate launch`, or this one alone."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def _run_tasks(config: EvaluationConfig, selection: Selection, system_prompt: str | None) -> None:
     """Evaluates what has no result file yet."""
-    folder = Path(config.output_dir)
+    folder, tasks = Path(config.output_dir), selection.tasks
     pending = {
         name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
     }
+    state = _processes()
+    state.wait_for_everyone()  # before the first result is written, so that all see the same
     total = len(tasks) * len(pending)
     units = _units(config, pending)
     done = total - sum(map(len, pending.values()))
-    with timed(folder / "timings.json", "evaluate"):
+    with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
         for name, task, lm in progress(((1, unit) for unit in units), total, "evaluate", "model × task", done=done):
-            write_json(folder / name / f"{task}.json", _evaluate_task(lm, tasks[task], manager, config, system_prompt))
+            result = _evaluate_task(lm, tasks[task], selection.manager, config, system_prompt)
+            if state.is_main_process:
+                write_json(folder / name / f"{task}.json", result)
 
 
 def load_evaluation(folder: Path) -> dict[str, Any]:
@@ -174,42 +213,21 @@ def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def task_manager() -> Any:
-    """lm-eval's task manager with our tasks only: indexing lm-eval's own takes seconds."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-
-
-def load_benchmarks(names: list[str], manager: Any) -> dict[str, Any]:
+def select_tasks(config: EvaluationConfig) -> Selection:
     """
-    lm-eval task objects by name. Loading them loads their data.
+    Loads the tasks of a configuration, with their data.
 
     Raises:
-        `SDRRLError`: for an unknown task, or one whose data are not there.
+        `SDRRLError`: for unknown tasks or languages, and for data that are not here.
     """
-    for name in names:
-        if name not in manager.all_tasks:
-            raise SDRRLError(
-                f"Unknown task {name!r}. Known: {', '.join([HELD_OUT, *manager.all_tasks])}. "
-                "For tasks of lm-eval itself use the `lm_eval` command."
-            )
-    try:
-        return manager.load(names)["tasks"]
-    except (OSError, ValueError) as error:
-        raise SDRRLError(
-            f"Cannot load the data of a task: {error}. Set `SDRRL_DATA_DIR` to a folder that holds them, or "
-            "connect to the network."
-        ) from error
-
-
-def _load_tasks(config: EvaluationConfig, manager: Any) -> dict[str, Any]:
-    tasks = load_benchmarks([name for name in config.tasks if name != HELD_OUT], manager)
-    if HELD_OUT in config.tasks:
+    selection = select([name for name in config.tasks if name != HELD_OUT], config.languages)
+    if HELD_OUT in config.tasks and config.transfer_set is not None:
         held_out = held_out_tasks(Path(config.transfer_set), config.max_gen_toks)
-        tasks |= manager.load(list(held_out.values()))["tasks"]
-    return tasks
+        wanted = {get_language(language).tag for language in config.languages or ()}
+        held_out = {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
+        selection.tasks |= selection.manager.load(list(held_out.values()))["tasks"]
+        selection.languages |= {name: language_of(name) for name in held_out}
+    return selection
 
 
 def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[tuple[str, str, Any]]:
@@ -219,7 +237,12 @@ def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[
         if pending[name]:
             by_base.setdefault(_base_of(path), []).append((name, path))
     for base_path, models in by_base.items():
-        from lm_eval.models.huggingface import HFLM
+        if config.backend != "hf":
+            for name, path in models:
+                lm = _other_backend(config, base_path, path)
+                for task in pending[name]:
+                    yield name, task, lm
+            continue
         from peft import PeftModel
 
         from sdrrl_trl.engines.transformers import load_model, load_tokenizer
@@ -229,10 +252,40 @@ def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[
             model = base if path == base_path else PeftModel.from_pretrained(base, path)
             own = (Path(path) / "tokenizer_config.json").exists()
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)
+            lm = _hf_model(model, tokenizer, config.batch_size)
             for task in pending[name]:
                 yield name, task, lm
             base = base if path == base_path else model.unload()
+
+
+def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's wrapper around a loaded model, which shares the items among the processes, if there are several."""
+    from accelerate import Accelerator
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    state = _processes()
+    if state.num_processes > 1:  # HFLM does this itself only for models that it loads
+        lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
+        lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
+    return lm
+
+
+def _other_backend(config: EvaluationConfig, base: str, path: str) -> Any:
+    from lm_eval.api.registry import get_model
+
+    arguments = {"model" if "completions" in config.backend else "pretrained": base}
+    if config.backend == "vllm":
+        arguments["dtype"] = config.dtype
+        if path != base:
+            arguments["lora_local_path"] = path
+    given = dict(pair.split("=", 1) for pair in (config.model_args or "").split(",") if pair)
+    try:
+        return get_model(config.backend).create_from_arg_obj(
+            arguments | given, {"batch_size": config.batch_size, "max_batch_size": None, "device": None}
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise SDRRLError(f"lm-eval cannot start the backend {config.backend!r}: {error}") from error
 
 
 def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, system_prompt: str | None) -> dict:
@@ -250,33 +303,51 @@ def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, s
         apply_chat_template=config.apply_chat_template,
         system_instruction=system_prompt,
     )
+    if result is None:  # not the first process
+        return {}
     name = task.task_name
-    metrics = {key.split(",")[0]: value for key, value in result["results"][name].items() if key.endswith(",none")}
-    metrics = {key: value for key, value in metrics.items() if not key.endswith("_stderr")}
-    samples = [
-        {
-            "doc_id": sample["doc_id"],
-            "doc_hash": sample["doc_hash"],
-            "prompt": sample["arguments"][0][0],
-            "target": sample["target"],
-            "response": sample["filtered_resps"][0],
-            **{metric: sample[metric] for metric in metrics},
-        }
-        for sample in result["samples"][name]
-    ]
+    filters = {sample["filter"] for sample in result["samples"][name]}
+    metrics, items, samples = {}, {}, {}
+    for key, value in result["results"][name].items():
+        metric, _, filtered = key.partition(",")
+        if filtered in filters and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            label = metric if len(filters) == 1 else key
+            metrics[label], items[label] = value, (metric, filtered)
+    for sample in sorted(result["samples"][name], key=lambda sample: sample["doc_id"]):
+        scores = {label: sample[metric] for label, (metric, by) in items.items() if by == sample["filter"]}
+        samples.setdefault(sample["doc_id"], _plain(sample, name)).update(scores)
+    template = sha256(lm.tokenizer.chat_template)[:8] if config.backend == "hf" else "the backend's"
+    judge = {key: value for key, value in os.environ.items() if key.startswith("SDRRL_JUDGE") and "KEY" not in key}
     return {
         "task": name,
         "metrics": metrics,
-        "higher_is_better": result["higher_is_better"][name],
+        "higher_is_better": {
+            label: result["higher_is_better"][name].get(metric) for label, (metric, _) in items.items()
+        },
         "signature": {
             "version": result["versions"][name],
             "shots": result["n-shot"][name],
             "limit": config.limit,
-            "chat_template": sha256(lm.tokenizer.chat_template)[:8] if config.apply_chat_template else None,
+            "chat_template": template if config.apply_chat_template else None,
             "dtype": config.dtype,
             "lm_eval": package_version("lm_eval"),
+            **(judge if "judge" in filters else {}),
         },
-        "samples": samples,
+        "samples": list(samples.values()),
+    }
+
+
+def _plain(sample: dict[str, Any], task: str) -> dict[str, Any]:
+    """What is kept of an item."""
+    response = sample["resps"][0][0]
+    return {
+        "doc_id": sample["doc_id"],
+        "doc_hash": sample["doc_hash"],
+        "prompt": sample["arguments"][0][0],
+        "target": sample["target"],
+        "response": response,
+        # for `sdrrl judge`, which must not see the chat template
+        **({"question": sample["doc"]["prompt"]} if task.startswith(HARMFUL) else {}),
     }
 
 

@@ -1,0 +1,191 @@
+"""Which lm-eval tasks a name stands for, in which languages, and how each is loaded alone."""
+
+import difflib
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
+from sdrrl_trl.languages import LANGUAGES, get_language
+from sdrrl_trl.utils import SDRRLError
+
+
+HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads task files without running the functions that they name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+
+
+def read_tasks(folder: Path) -> dict[Path, dict[str, Any]]:
+    """
+    Content of all task files in a folder, with what they include, functions as text.
+
+    Raises:
+        `yaml.YAMLError`: for a file that is not YAML, which lm-eval itself would skip without a word.
+        `OSError`: if an included file is missing.
+    """
+    return {path: _read(path) for path in sorted(folder.glob("*/*.yaml"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    if not isinstance(content, dict) or (path.suffix == ".yaml" and not {"task", "group"} & set(content)):
+        raise yaml.YAMLError(f"{path} is not a mapping with `task` or `group`.")
+    includes = content.pop("include", [])
+    for name in [includes] if isinstance(includes, str) else includes:
+        content = _read(path.parent / name) | content
+    return content
+
+
+def task_manager(everything: bool = False) -> Any:
+    """
+    Task manager with our tasks and those of lm-eval that our groups take.
+
+    Args:
+        everything (`bool`, *optional*, defaults to `False`):
+            All tasks of lm-eval, too, whose index takes seconds.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_paths(), include_defaults=everything)
+
+
+def leaves(folder: Path) -> dict[str, Any]:
+    """
+    Every task of a folder, and every task of lm-eval that its groups take, by name, as `TaskManager.load` takes them.
+
+    Each can be loaded alone: a group fails as a whole if the data of one language are missing.
+    """
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    files = read_tasks(folder)
+    found: dict[str, Any] = {content["task"]: content["task"] for content in files.values() if "group" not in content}
+    for path, content in files.items():
+        if "group" in content and any(isinstance(member, dict) for member in content["task"]):
+            group = load_yaml(path, resolve_func=True)
+            shared = {key: value for key, value in group.items() if key not in GROUP_FIELD_NAMES}
+            for member in group["task"]:
+                found[member["task"]] = {"group": f"only_{member['task']}", "task": [shared | member]}
+    return found
+
+
+@dataclass
+class Selection:
+    """
+    Loaded tasks.
+
+    Args:
+        tasks (`dict[str, Any]`): lm-eval task objects by name.
+        languages (`dict[str, str | None]`): Language that a task is about, by its name.
+        groups (`dict[str, list[str]]`): Tasks of each group among the names that were asked for, and of its groups.
+        manager (`Any`): The task manager that knows them.
+    """
+
+    manager: Any
+    tasks: dict[str, Any] = field(default_factory=dict)
+    languages: dict[str, str | None] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+def select(names: list[str], languages: list[str] | None = None) -> Selection:
+    """
+    Loads tasks, groups and tags by their names, of ours or of lm-eval, with their data.
+
+    Args:
+        names (`list[str]`):
+            Names.
+        languages (`list[str]`, *optional*):
+            Only tasks about these.
+
+    Raises:
+        `SDRRLError`: for an unknown name or language, a name without a task in the languages, or data that are not
+            here; all that are missing are named at once.
+    """
+    tags = {get_language(language).tag for language in languages or ()}
+    files = list(read_tasks(tasks_dir()).values())
+    by_name = {content["group" if "group" in content else "task"]: content for content in files}
+    foreign = [name for name in names if name not in by_name and not any(name in c.get("tag", ()) for c in files)]
+    selection = Selection(task_manager(everything=bool(foreign)))
+    unknown = [name for name in foreign if name not in selection.manager.all_tasks]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], [*by_name, *selection.manager.all_tasks], n=3)
+        raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
+
+    ours = leaves(tasks_dir())
+    problems: dict[str, str] = {}
+    for name in names:
+        if name in foreign:
+            found = _foreign(selection, name)
+        else:
+            found = dict.fromkeys(_expand(name, by_name, selection.groups))
+        about = {task: language_of(task, by_name.get(task, {})) for task in found}
+        if tags and not tags & set(about.values()):
+            known = ", ".join(sorted({str(tag) for tag in about.values()}))
+            raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
+        for task, loaded in found.items():
+            if task in selection.tasks or task in problems or (tags and about[task] not in tags):
+                continue
+            try:
+                selection.tasks[task] = loaded or _load(selection.manager, ours[task])
+                selection.languages[task] = about[task]
+            except (OSError, ValueError, ImportError) as error:
+                problems[task] = str(error)
+    if problems:
+        first = next(iter(problems.values()))
+        raise SDRRLError(
+            f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
+            "what can be loaded here; name those, or choose `languages`."
+        )
+    selection.groups = {
+        group: kept
+        for group, tasks in selection.groups.items()
+        if (kept := [t for t in tasks if t in selection.tasks])
+    }
+    return selection
+
+
+def _load(manager: Any, spec: Any) -> Any:
+    (task,) = manager.load([spec])["tasks"].values()
+    return task
+
+
+def _foreign(selection: Selection, name: str) -> dict[str, Any]:
+    """Tasks of lm-eval itself by name, loaded."""
+    try:
+        loaded = selection.manager.load([name])
+    except Exception as error:  # whatever the data, their code or the hub may raise
+        raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
+    selection.groups |= {group: [t.task_name for t in g.get_all_tasks()] for group, g in loaded["groups"].items()}
+    return loaded["tasks"]
+
+
+def _expand(name: str, by_name: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> list[str]:
+    """Names of the tasks that a name of ours stands for. Notes the groups on the way."""
+    if name not in by_name:
+        tagged = [content["task"] for content in by_name.values() if name in content.get("tag", ())]
+        return tagged or [name]
+    if "group" not in by_name[name]:
+        return [name]
+    members = (member if isinstance(member, str) else member["task"] for member in by_name[name]["task"])
+    groups[name] = [task for member in members for task in _expand(member, by_name, groups)]
+    return groups[name]
+
+
+def language_of(task: str, content: dict[str, Any] | None = None) -> str | None:
+    """Language that a task is about: by its tag, or by the end of its name, a language tag or a FLORES code."""
+    for tag in (content or {}).get("tag", ()):
+        if tag.startswith("sdrrl_lang_"):
+            return tag.removeprefix("sdrrl_lang_")
+    code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]
+    by_flores = {language.flores: tag for tag, language in LANGUAGES.items()}
+    return by_flores.get(code, code if code in LANGUAGES else None)
