@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Imported on first use, so that `import sdrrl_trl` and `sdrrl --help` load no torch.
 _PUBLIC = {
+    "ForgettingCallback": "sdrrl_trl.trainer.callbacks",
+    "LMEvalCallback": "sdrrl_trl.trainer.callbacks",
     "SDRRLConfig": "sdrrl_trl.trainer.sdrrl_config",
     "SDRRLError": "sdrrl_trl.utils",
     "SDRRLTrainer": "sdrrl_trl.trainer.sdrrl_trainer",
