@@ -85,7 +85,9 @@ def load_pair(src, tgt, src_name, tgt_name, language, **metadata):
             "by line, so translations would be compared with other sentences. Take both from the same release."
         )
     same = {"src_name": src_name, "tgt_name": tgt_name, "language": language, "script": tgt.partition("_")[2]}
-    rows = [{"src": source.strip(), "tgt": target.strip(), **same} for source, target in zip(sources, targets, strict=True)]
+    rows = [
+        {"src": source.strip(), "tgt": target.strip(), **same} for source, target in zip(sources, targets, strict=True)
+    ]
     return {"devtest": datasets.Dataset.from_list(rows)}
 
 
