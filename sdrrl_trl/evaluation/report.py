@@ -1,23 +1,20 @@
-"""`sdrrl report`: base against tuned, as Markdown, JSON and a plot."""
+"""`sdrrl report`: base against tuned, as Markdown, JSON, HTML, plots and a model card."""
 
-import re
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.evaluation import html, model_card, plots, views
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
-from sdrrl_trl.evaluation.significance import Comparison, compare
+from sdrrl_trl.evaluation.significance import Comparison, compare, holm
+from sdrrl_trl.evaluation.views import Row, language_name
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
 
 SEED = 1234
-MIN_ITEMS = 20  # below, bootstrap intervals are too narrow to trust; ours
-_MEASURES = {
-    "bits_per_byte": "bits per byte",
-    "chrf++": "chrF++",
-    "in_language": "share in the language asked for",
-}
+MAX_CELLS = 50_000_000  # resamples times items: what a comparison may take of memory, 8 bytes each
 
 
 @dataclass
@@ -32,202 +29,231 @@ class ReportConfig:
             Folder of the report.
         base (`str`, *optional*, defaults to `"base"`):
             Name of the model to compare with.
-        tuned (`str`, *optional*, defaults to `"tuned"`):
-            Name of the model to compare.
+        tuned (`list[str]`, *optional*):
+            Names of the models to compare. Default: all others of the evaluation.
         timings (`list[str]`, *optional*):
             JSON files with the seconds of each stage, as the other commands write them; those that exist are read.
+        trainer_state (`str`, *optional*):
+            `training.json` of `sdrrl train` or a `trainer_state.json` with the log of the training, for its curves.
+        transfer_set (`str`, *optional*):
+            Folder made by `sdrrl build`, for the model card: what the model was trained on, under which licences.
+        samples (`int`, *optional*, defaults to `20`):
+            Most items of each task that `report.html` shows.
+        push_to_hub (`str`, *optional*):
+            Id of a model repository that the tuned model, its card and the report are uploaded to.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Only print what `push_to_hub` would upload.
     """
 
     evaluation: str = field(metadata={"help": "Folder made by `sdrrl evaluate`."})
     output_dir: str = field(metadata={"help": "Folder of the report."})
     base: str = field(default="base", metadata={"help": "Name of the model to compare with."})
-    tuned: str = field(default="tuned", metadata={"help": "Name of the model to compare."})
+    tuned: list[str] = field(default_factory=list, metadata={"help": "Models to compare (default: all others)."})
     timings: list[str] = field(default_factory=list, metadata={"help": "JSON files with the seconds of each stage."})
+    trainer_state: str | None = field(
+        default=None, metadata={"help": "`training.json` or `trainer_state.json`, for the curves of the training."}
+    )
+    transfer_set: str | None = field(
+        default=None, metadata={"help": "Folder made by `sdrrl build`, for the model card."}
+    )
+    samples: int = field(default=20, metadata={"help": "Most items of each task that `report.html` shows."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Model repository to upload model and report to."})
+    dry_run: bool = field(default=False, metadata={"help": "Only print what `push_to_hub` would upload."})
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a metric of a task, compared."""
-
-    task: str
-    metric: str
-    language: str
-    higher_is_better: bool
-    comparison: Comparison
-    signature: str
-
-    @property
-    def verdict(self) -> str:
-        c = self.comparison
-        if c.n < MIN_ITEMS:
-            return "too few items"
-        if c.low <= 0 <= c.high:
-            return "no evidence of change"
-        return "better" if (c.delta > 0) == self.higher_is_better else "worse"
-
-    @property
-    def title(self) -> str:
-        task = {"gen": "held-out questions", "bpb": "held-out answers"}.get(_held_out_part(self.task), self.task)
-        return f"{task}: {_MEASURES.get(self.metric, self.metric)}"
+    def __post_init__(self):
+        if isinstance(self.tuned, str):
+            self.tuned = [self.tuned]
+        if self.base in self.tuned:
+            raise SDRRLError(f"`base` and `tuned` are both {self.base!r}: there is nothing to compare.")
+        if self.samples < 0:
+            raise SDRRLError(f"`samples` must be at least 0, got {self.samples}.")
+        if self.dry_run and self.push_to_hub is None:
+            raise SDRRLError("`dry_run` shows what `push_to_hub` would upload: give that, too.")
 
 
 def report(config: ReportConfig) -> Path:
     """
-    Writes `report.md`, `report.json` and `report.png`.
+    Writes `report.md`, `report.json`, `report.html`, the plots and the model card.
 
     Returns:
         `Path`: the Markdown file.
 
     Raises:
-        `SDRRLError`: if the evaluation is incomplete, or the two models were not asked the same items.
+        `SDRRLError`: if the evaluation is incomplete, or the models were not asked the same items in the same way.
     """
-    check_output_dir(Path(config.output_dir), needed_bytes=10_000_000)
-    if config.base == config.tuned:
-        raise SDRRLError(f"`base` and `tuned` are both {config.base!r}: there is nothing to compare.")
+    folder = Path(config.output_dir)
+    check_output_dir(folder, needed_bytes=100_000_000)
     manifest = load_evaluation(Path(config.evaluation))
+    _check_languages(manifest)
     results = load_results(Path(config.evaluation))
-    for name in (config.base, config.tuned):
+    tuned = config.tuned or [name for name in results if name != config.base]
+    for name in (config.base, *tuned):
         if name not in results:
             raise SDRRLError(f"No results of the model {name!r} in {config.evaluation}, only of {', '.join(results)}.")
-    rows = [row for task in results[config.base] for row in _compare(results, task, config)]
-    source = manifest["source_language"]
-    rows.sort(key=lambda row: (row.language == source, row.language, row.task, row.metric))
-    files = [Path(file) for file in config.timings if Path(file).exists()]
-    timings = {stage: seconds for file in files for stage, seconds in read_json(file).items()}
-    folder = Path(config.output_dir)
-    write_json(
-        folder / "report.json",
-        {
-            "schema": 1,
-            "rows": [asdict(row) | {"verdict": row.verdict, "title": row.title} for row in rows],
-            "models": manifest["models"],
-            "seconds": timings,
-            "version": package_version("sdrrl-trl"),
-        },
-    )
-    plot(rows, folder / "report.png")
-    path = folder / "report.md"
-    models = {name: manifest["models"][name] for name in (config.base, config.tuned)}
-    write_atomic(path, _markdown(rows, timings, models))
-    return path
+    if not tuned:
+        raise SDRRLError(f"{config.evaluation} has results of {config.base} alone: there is nothing to compare.")
+    if config.push_to_hub and len(tuned) > 1:
+        raise SDRRLError(f"`push_to_hub` uploads one model. Name it in `tuned`: {', '.join(tuned)}.")
+    results = {name: results[name] for name in (config.base, *tuned)}
+    log = plots.read_log(config.trainer_state) if config.trainer_state else []
+    rows, not_compared = compare_all(results, manifest, config.base)
+    content = _content(config, manifest, results, rows, not_compared)
+
+    write_json(folder / "report.json", content)
+    figures = plots.draw(rows, log, folder)
+    write_atomic(folder / "report.md", markdown(content, rows, figures))
+    page = html.render(content, rows, results, manifest, figures, folder, config.samples)
+    write_atomic(folder / "report.html", page)
+    for name in tuned:
+        model_card.write(content, rows, manifest, name, config.transfer_set, folder)
+    if config.push_to_hub:
+        model_card.push(config.push_to_hub, manifest["models"][tuned[0]], folder, bool(manifest["harmful"]), config.dry_run)
+    return folder / "report.md"
 
 
-def _compare(results: dict[str, Any], task: str, config: ReportConfig) -> list[Row]:
-    base, tuned = results[config.base][task], results[config.tuned][task]
-    hashes = [[sample["doc_hash"] for sample in result["samples"]] for result in (base, tuned)]
-    if hashes[0] != hashes[1] or base["signature"] != tuned["signature"]:
+def _check_languages(manifest: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] for a manifest of another version and for languages that are not in the table."""
+    missing = {"languages", "groups", "harmful"} - set(manifest)
+    if missing:
         raise SDRRLError(
-            f"{task}: the two models were not asked the same items in the same way, so a difference would say "
-            "nothing. Run `sdrrl evaluate` for both with the same options."
+            f"The evaluation was made by an older version: its manifest lacks {', '.join(sorted(missing))}. Run "
+            "`sdrrl evaluate` again into another folder."
         )
-    rows = []
-    for metric in base["metrics"]:
-        a, b = ([sample[metric] for sample in result["samples"]] for result in (base, tuned))
-        try:
-            comparison = compare(metric, a, b, seed=SEED)
-        except ValueError as error:
-            raise SDRRLError(f"{task}: {error}") from error
-        signature = "|".join(f"{key}:{value}" for key, value in base["signature"].items() if value is not None)
-        rows.append(
-            Row(
-                task,
-                metric,
-                language_of(task),
-                base["higher_is_better"][metric],
-                comparison,
-                f"{signature}|bs:{SEED}",
-            )
+    known = {None, *LANGUAGES}
+    for task in manifest["tasks"]:
+        if task not in manifest["languages"] or manifest["languages"][task] not in known:
+            raise SDRRLError(f"{task}: unknown language {manifest['languages'].get(task)!r}.")
+    if manifest["source_language"] not in known:
+        raise SDRRLError(f"Unknown source language {manifest['source_language']!r}.")
+
+
+def compare_all(results: dict[str, Any], manifest: dict[str, Any], base: str) -> tuple[list[Row], list[dict]]:
+    """
+    Compares every model with the base on every metric.
+
+    Returns:
+        `tuple[list[Row], list[dict]]`: the comparisons, and the metrics that cannot be compared by item, with why.
+    """
+    pairs = [(model, task) for model in results if model != base for task in results[base]]
+    for model, task in pairs:
+        _check_same(results[base][task], results[model][task], task, model)
+    n_rows = sum(len(results[base][task]["metrics"]) for _, task in pairs)
+    found, not_compared = [], []
+    for model, task in pairs:
+        for metric in results[base][task]["metrics"]:
+            a, b = results[base][task], results[model][task]
+            comparison = _compare(a, b, task, metric, task in manifest["harmful"], n_rows)
+            if isinstance(comparison, str):
+                scores = {"base": a["metrics"][metric], "tuned": b["metrics"][metric]}
+                scores = {name: None if math.isnan(score) else score for name, score in scores.items()}
+                not_compared.append({"model": model, "task": task, "metric": metric, **scores, "why": comparison})
+            else:
+                found.append((model, task, metric, comparison))
+    adjusted = holm([comparison.p for *_, comparison in found])
+    source, rows = manifest["source_language"], []
+    for (model, task, metric, comparison), p in zip(found, adjusted, strict=True):
+        language = manifest["languages"][task]
+        role = views.role_of(task, metric, language, source, manifest["harmful"])
+        higher = results[base][task]["higher_is_better"][metric]
+        rows.append(Row(model, task, metric, language, role, higher, comparison, p))
+    order = ("target", "other", "source", "agreement", "form", "safety")
+    rows.sort(key=lambda r: (r.model, order.index(r.role), str(r.language), r.task, r.metric))
+    return rows, not_compared
+
+
+def _check_same(base: dict[str, Any], tuned: dict[str, Any], task: str, model: str) -> None:
+    """Raises [`SDRRLError`] unless both models were asked the same items in the same way."""
+    fields = [key for key in {**base["signature"], **tuned["signature"]} if base["signature"].get(key) != tuned["signature"].get(key)]
+    fields += [key for key in ("metrics", "higher_is_better") if set(base[key]) != set(tuned[key])]
+    if len(base["samples"]) != len(tuned["samples"]):
+        fields.append(f"number of items ({len(base['samples'])} and {len(tuned['samples'])})")
+    else:
+        pairs = list(zip(base["samples"], tuned["samples"], strict=True))
+        fields += [key for key in ("doc_hash", "prompt") if any(a.get(key) != b.get(key) for a, b in pairs)]
+    if fields:
+        raise SDRRLError(
+            f"{task}: base and {model} were not asked the same items in the same way, so a difference would say "
+            f"nothing. They differ in: {', '.join(fields)}. Run `sdrrl evaluate` for both with the same options."
         )
-    return rows
-
-
-def _held_out_part(task: str) -> str | None:
-    match = re.fullmatch(r"sdrrl_heldout_(gen|bpb)_(.+)", task)
-    return match[1] if match else None
-
-
-def language_of(task: str) -> str:
-    """Language of the answers: the last part of a task name, as a tag or a FLORES code."""
-    code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]
-    by_flores = {language.flores: tag for tag, language in LANGUAGES.items()}
-    return by_flores.get(code, code if code in LANGUAGES else "other")
-
-
-def format_table(rows: list[Row]) -> str:
-    """The comparison as a Markdown table."""
-    lines = [
-        "| language | measure | base | tuned | change | 95 % interval | n | |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in rows:
-        c = row.comparison
-        digits = 1 if row.metric == "chrf++" else 3
-        arrow = "↑" if row.higher_is_better else "↓"
-        name = LANGUAGES[row.language].name if row.language in LANGUAGES else row.language
-        lines.append(
-            f"| {name} | {row.title} {arrow} | {c.base:.{digits}f} | {c.tuned:.{digits}f} | {c.delta:+.{digits}f} "
-            f"| {c.low:+.{digits}f} to {c.high:+.{digits}f} | {c.n} | {row.verdict} |"
+    if len(base["samples"]) < 2:
+        raise SDRRLError(
+            f"{task} has {len(base['samples'])} items: nothing can be said about a difference. Evaluate more of them "
+            "(`limit`, `test_size`), or leave the task out."
         )
-    return "\n".join(lines)
 
 
-def _markdown(rows: list[Row], timings: dict[str, float], models: dict[str, str]) -> str:
-    parts = [
-        "# Base against tuned",
-        "\n".join(f"* {role}: `{path}`" for role, path in zip(("base", "tuned"), models.values(), strict=True)),
-        format_table(rows),
-        "↑ higher is better, ↓ lower is better. Intervals: paired bootstrap over the items, 1,000 resamples. The "
-        "held-out answers are the initial model's own answers, translated for the target language. In the source "
-        "language chrF++ therefore compares the base model with itself: it says how much the tuned model words its "
-        "answers differently, not whether they are worse. The bits per byte say how likely it still finds the old.",
-        "![Base against tuned](report.png)",
-    ]
-    if timings:
-        lines = ["## Time per stage", "| stage | seconds |", "| --- | ---: |"]
-        lines += [f"| {stage} | {seconds:.0f} |" for stage, seconds in timings.items()]
-        parts += ["\n".join([lines[0], "", *lines[1:], f"| **all** | {sum(timings.values()):.0f} |"])]
-    signatures = sorted({f"`{row.task}`: `{row.signature}`" for row in rows})
-    parts += ["## Signatures\n\n" + "\n".join(f"* {signature}" for signature in signatures)]
-    return "\n\n".join(parts) + "\n"
+def _compare(base: dict, tuned: dict, task: str, metric: str, harmful: bool, n_rows: int) -> Comparison | str:
+    """The comparison, or why there is none."""
+    values = []
+    for result in (base, tuned):
+        missing = [sample["doc_id"] for sample in result["samples"] if sample.get(metric) is None]
+        if missing:
+            raise SDRRLError(f"{task}: {len(missing)} items have no value of {metric}. Run `sdrrl evaluate` again.")
+        values.append([sample[metric] for sample in result["samples"]])
+    if base["higher_is_better"][metric] is None:
+        return "the task does not say whether higher is better"
+    scored = [pair for pair in zip(*values, strict=True) if not any(_is_nan(value) for value in pair)]
+    if len(scored) < len(values[0]) and not harmful:
+        raise SDRRLError(f"{task}: {len(values[0]) - len(scored)} items have NaN for {metric}. Run it again.")
+    if len(scored) < 2:
+        return f"the judge failed on all but {len(scored)} of {len(values[0])} pairs"
+    a, b = ([pair[i] for pair in scored] for i in (0, 1))
+    try:
+        found = compare(metric.partition(",")[0], a, b, seed=SEED)
+        # The smallest p of 1,000 resamples is 0.001, which Holm multiplies by the number of rows: more where it counts
+        n_resamples = min(40 * n_rows, MAX_CELLS // len(a))
+        if found.test == "bootstrap" and found.p < 0.005 and n_resamples > 1000:
+            found = compare(metric.partition(",")[0], a, b, n_resamples=n_resamples, seed=SEED)
+    except ValueError as error:
+        if "unknown" in str(error).lower():
+            return str(error)
+        raise SDRRLError(f"{task}: {error}") from error
+    reported = [result["metrics"][metric] for result in (base, tuned)]
+    if len(scored) == len(values[0]) and not all(
+        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6) for x, y in zip(reported, (found.base, found.tuned), strict=True)
+    ):
+        return "the task's score is not the mean of its items' scores"
+    return found
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Change of each measure with its interval, one panel a measure, better to the right."""
-    import matplotlib
+def _is_nan(value: Any) -> bool:
+    return any(isinstance(x, float) and math.isnan(x) for x in (value if isinstance(value, list) else [value]))
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    panels = [[row for row in rows if row.metric == metric] for metric in metrics]
-    heights = [len(panel) + 1.2 for panel in panels]
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(9, 0.5 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
-    )
-    colours = {
-        "better": "#0072B2",
-        "worse": "#D55E00",
-        "no evidence of change": "#7F7F7F",
-        "too few items": "#BFBFBF",
-    }  # Okabe-Ito
-    for axis, panel in zip(axes[:, 0], panels, strict=True):
-        for position, row in enumerate(reversed(panel)):
-            c = row.comparison
-            axis.plot([c.low, c.high], [position] * 2, color=colours[row.verdict], linewidth=2)
-            axis.plot(c.delta, position, "o", color=colours[row.verdict], markersize=7)
-        labels = [f"{row.title.partition(':')[0]} ({row.language})" for row in reversed(panel)]
-        axis.set_yticks(range(len(panel)), labels)
-        axis.set_ylim(-0.6, len(panel) - 0.4)
-        axis.axvline(0, color="black", linewidth=0.8)
-        if not panel[0].higher_is_better:
-            axis.invert_xaxis()
-        axis.set_title(
-            f"{_MEASURES.get(panel[0].metric, panel[0].metric)}: change with 95 % interval", loc="left", fontsize=10
-        )
-        axis.spines[["top", "right"]].set_visible(False)
-    handles = [pyplot.Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle("Tuned against base (right is better)", fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def _content(config: ReportConfig, manifest: dict, results: dict, rows: list[Row], not_compared: list) -> dict[str, Any]:
+    """All of the report as JSON."""
+    source = manifest["source_language"]
+    files = [Path(file) for file in config.timings if Path(file).exists()]
+    derived = ("verdict", "title")
+    content = {
+        "schema": 2,
+        "version": package_version("sdrrl-trl"),
+        "base": config.base,
+        "tuned": [name for name in results if name != config.base],
+        "models": {name: manifest["models"][name] for name in results},
+        "source_language": source,
+        "options": manifest.get("options", {}),
+        "rows": [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows],
+        "not_compared": not_compared,
+        "gaps": views.gaps(rows, results, config.base, source, SEED),
+        "source": views.source_kept(rows),
+        "answers": views.answers(results, manifest["languages"]),
+        "safety": views.safety(results, manifest),
+        "groups": views.group_means(results, manifest, config.base),
+        "published": views.published(results, manifest["languages"]),
+        "signatures": {task: {**result["signature"], "seed": SEED} for task, result in results[config.base].items()},
+        "seconds": {stage: seconds for file in files for stage, seconds in read_json(file).items()},
+    }
+    return content | {"summary": {name: views.summary(rows, content, name) for name in content["tuned"]}}
+
+
+def number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

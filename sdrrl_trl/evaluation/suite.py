@@ -114,14 +114,14 @@ def select(names: list[str], languages: list[str] | None = None) -> Selection:
     tags = {get_language(language).tag for language in languages or ()}
     files = list(read_tasks(tasks_dir()).values())
     by_name = {content["group" if "group" in content else "task"]: content for content in files}
-    foreign = [name for name in names if name not in by_name and not any(name in c.get("tag", ()) for c in files)]
+    ours, own_tags = leaves(tasks_dir()), {tag for content in files for tag in content.get("tag", ())}
+    foreign = [name for name in names if name not in {*by_name, *ours, *own_tags}]
     selection = Selection(task_manager(everything=bool(foreign)))
     unknown = [name for name in foreign if name not in selection.manager.all_tasks]
     if unknown:
         close = difflib.get_close_matches(unknown[0], [*by_name, *selection.manager.all_tasks], n=3)
         raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
 
-    ours = leaves(tasks_dir())
     problems: dict[str, str] = {}
     for name in names:
         if name in foreign:

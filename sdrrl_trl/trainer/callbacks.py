@@ -1,5 +1,4 @@
 import copy
-import json
 import logging
 import math
 import os
@@ -20,15 +19,13 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
-from sdrrl_trl.evaluation.check import leaves, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError
 
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
     from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,8 +71,8 @@ class LMEvalCallback(TrainerCallback):
             Trainer that the callback is added to: an [`SDRRLTrainer`], or any other trainer of a causal language
             model.
         tasks (`str` or `list[str]`, *optional*, defaults to `"sdrrl_quick"`):
-            Tasks, groups or tags. Groups and tags of ours stand for all tasks in them, whose data must be there:
-            `sdrrl doctor` shows which are.
+            Tasks, groups or tags, of ours or of lm-eval. Groups and tags stand for all tasks in them, whose data must
+            be there: `sdrrl doctor` shows which are.
         steps (`int`, *optional*, defaults to `500`):
             Evaluate whenever so many optimiser steps are done.
         limit (`int`, *optional*, defaults to `64`):
@@ -87,16 +84,11 @@ class LMEvalCallback(TrainerCallback):
         apply_chat_template (`bool`, *optional*, defaults to `True`):
             Ask through the tokenizer's chat template.
         languages (`list[str]`, *optional*):
-            Of the groups and tags, take only the tasks in these languages, by ISO 639-1 code as in
-            `lm_eval_tasks/languages.json`. Name the source language, too, to watch it. Tasks that are named themselves
-            are always taken. Default: all languages.
+            Only the tasks about these languages. Name the source language, too, to watch it. Default: all.
         at_start (`bool`, *optional*, defaults to `False`):
             Evaluate the initial model, too.
         at_end (`bool`, *optional*, defaults to `True`):
             Evaluate after the last step, too, whatever its number.
-        task_manager ([`~lm_eval.tasks.TaskManager`], *optional*):
-            Where tasks are looked up. Default: ours, with those of lm-eval that our groups take.
-            `lm_eval.tasks.TaskManager()` knows all of lm-eval's, but takes seconds to build.
 
     Raises:
         `SDRRLError`: when it is made, for options that cannot work; when the training begins, for unknown tasks and
@@ -124,7 +116,6 @@ class LMEvalCallback(TrainerCallback):
         languages: list[str] | None = None,
         at_start: bool = False,
         at_end: bool = True,
-        task_manager: "TaskManager | None" = None,
     ):
         _check_positive(steps=steps, limit=limit, batch_size=batch_size, max_length=max_length)
         _check_parallelism(trainer, "LMEvalCallback")
@@ -142,12 +133,11 @@ class LMEvalCallback(TrainerCallback):
         self.languages = languages
         self.at_start = at_start
         self.at_end = at_end
-        self.task_manager = task_manager
         self._tasks: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         with _undisturbed(self.trainer):
-            self._tasks = load_leaves(self.task_names, self.languages, self.task_manager)
+            self._tasks = select(self.task_names, self.languages).tasks
         n_processes = self.trainer.accelerator.num_processes
         for name, task in self._tasks.items():
             n_items = min(len(task.eval_docs), self.limit or math.inf)
@@ -205,87 +195,6 @@ class LMEvalCallback(TrainerCallback):
                         "logged as NaN. The training has diverged: lower `learning_rate`."
                     )
             _log(self.trainer, scores | {"lm_eval/seconds": time.monotonic() - start})
-
-
-def load_leaves(
-    names: list[str], languages: list[str] | None = None, manager: "TaskManager | None" = None
-) -> dict[str, Any]:
-    """
-    lm-eval task objects with their data, by name. Groups and tags of ours are taken apart, those of lm-eval are not
-    but loaded as a whole.
-
-    Args:
-        names (`list[str]`):
-            Tasks, groups or tags.
-        languages (`list[str]`, *optional*):
-            Only the members of groups and tags that are in these languages.
-        manager ([`~lm_eval.tasks.TaskManager`], *optional*):
-            Where tasks are looked up.
-
-    Raises:
-        `SDRRLError`: for an unknown name or language, if nothing is left, and for tasks whose data are missing.
-    """
-    manager = manager or task_manager()
-    specs, wanted = leaves(tasks_dir()), _tasks_in(languages, manager)
-    found: dict[str, Any] = {}
-    for name in names:
-        if name not in manager.all_tasks:
-            raise SDRRLError(
-                f"Unknown task {name!r}. `sdrrl doctor` lists ours. For tasks of lm-eval itself give "
-                "`task_manager=lm_eval.tasks.TaskManager()`."
-            )
-        members = [name] if name in specs else _members(name, manager, set(specs))
-        found |= {
-            member: specs.get(member, member)
-            for member in members
-            if member == name or wanted is None or member in wanted
-        }
-    if not found:
-        raise SDRRLError(f"No task of {', '.join(names)} is in {', '.join(languages)}. Name others in `languages`.")
-    tasks, problems = {}, {}
-    for name, spec in found.items():
-        try:
-            tasks |= manager.load([spec])["tasks"]
-        except Exception as error:  # whatever a loader of data may raise; it is shown
-            problems[name] = f"{type(error).__name__}: {error}"
-    if problems:
-        first, why = next(iter(problems.items()))
-        raise SDRRLError(
-            f"{len(problems)} of {len(found)} tasks cannot be loaded, so they could not be evaluated later: "
-            f"{', '.join(problems)}. Of {first}: {why} `sdrrl doctor` shows which tasks are ready; name those in "
-            "`tasks`, or their `languages`."
-        )
-    return tasks
-
-
-def _tasks_in(languages: list[str] | None, manager: "TaskManager") -> set[str] | None:
-    """Names of our tasks in these languages, and of those of lm-eval that our groups take."""
-    if languages is None:
-        return None
-    known = json.loads((tasks_dir() / "languages.json").read_text(encoding="utf-8"))
-    names: set[str] = set()
-    for language in languages:
-        if language not in known:
-            raise SDRRLError(f"`languages`: there is no task in {language!r}, only in {', '.join(known)}.")
-        tag = f"sdrrl_lang_{language}"
-        names |= manager.task_index[tag].tags if tag in manager.all_tags else set()
-        # lm-eval's own tasks carry no tag for their language, but its code in their name
-        names |= {f"{benchmark}_{code}" for benchmark, code in known[language].items()}
-    return names
-
-
-def _members(name: str, manager: "TaskManager", leaf_names: set[str]) -> list[str]:
-    """Names of the tasks in a group or tag of ours, in their order; any other name itself."""
-    if not name.startswith("sdrrl_") or name in manager.all_subtasks:
-        return [name]
-    entry = manager.task_index[name]
-    children = sorted(entry.tags) if name in manager.all_tags else entry.cfg["task"]
-    children = [child["task"] if isinstance(child, dict) else child for child in children]
-    return [
-        member
-        for child in children
-        for member in ([child] if child in leaf_names else _members(child, manager, leaf_names))
-    ]
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
