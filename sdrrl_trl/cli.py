@@ -193,6 +193,13 @@ def _tasks(arguments: list[str]) -> None:
         raise SDRRLError("\n".join([f"{len(mistakes)} mistakes:", *mistakes]))
 
 
+def _judge(arguments: list[str]) -> None:
+    from sdrrl_trl.evaluation.judge import JudgeConfig, format_table, judge
+
+    (config,) = _with_config((JudgeConfig,), arguments, "sdrrl judge")
+    print(format_table(judge(config)))
+
+
 def _doctor(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl doctor", description=COMMANDS["doctor"][1])
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
@@ -210,6 +217,7 @@ COMMANDS = {
     "run": (_run, "all four from one YAML file"),
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
     "tasks": (_tasks, "print the folder of the lm-eval tasks; `sdrrl tasks check` looks for mistakes in them"),
+    "judge": (_judge, "judge saved answers to harmful questions again, without asking the model"),
     "doctor": (_doctor, "load the data of every benchmark, without a model, and say what is missing"),
 }
 
