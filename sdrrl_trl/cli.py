@@ -149,8 +149,9 @@ def _report(arguments: list[str]) -> None:
 
 
 def _print_report(path: Path) -> None:
-    table = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    print("\n".join(["", *table, "", f"Report: {path}"]))
+    """The summary and the table of all comparisons; the rest is in the files."""
+    shown = "\n## ".join(path.read_text(encoding="utf-8").split("\n## ")[:2]).splitlines()
+    print("\n".join([*(line for line in shown[1:] if not line.startswith("![")), "", f"Report: {path}"]))
 
 
 def _run(arguments: list[str]) -> None:

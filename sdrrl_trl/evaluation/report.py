@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation import html, model_card, plots, views
+from sdrrl_trl.evaluation import html, model_card, plots, tables, views
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
 from sdrrl_trl.evaluation.significance import Comparison, compare, holm
-from sdrrl_trl.evaluation.views import Row, language_name
+from sdrrl_trl.evaluation.views import Row
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
@@ -102,12 +102,14 @@ def report(config: ReportConfig) -> Path:
     write_json(folder / "report.json", content)
     figures = plots.draw(rows, log, folder)
     write_atomic(folder / "report.md", markdown(content, rows, figures))
-    page = html.render(content, rows, results, manifest, figures, folder, config.samples)
+    page = html.render(content, rows, results, manifest, figures, config.samples)
     write_atomic(folder / "report.html", page)
     for name in tuned:
         model_card.write(content, rows, manifest, name, config.transfer_set, folder)
     if config.push_to_hub:
-        model_card.push(config.push_to_hub, manifest["models"][tuned[0]], folder, bool(manifest["harmful"]), config.dry_run)
+        model_card.push(
+            config.push_to_hub, manifest["models"][tuned[0]], folder, bool(manifest["harmful"]), config.dry_run
+        )
     return folder / "report.md"
 
 
@@ -163,7 +165,11 @@ def compare_all(results: dict[str, Any], manifest: dict[str, Any], base: str) ->
 
 def _check_same(base: dict[str, Any], tuned: dict[str, Any], task: str, model: str) -> None:
     """Raises [`SDRRLError`] unless both models were asked the same items in the same way."""
-    fields = [key for key in {**base["signature"], **tuned["signature"]} if base["signature"].get(key) != tuned["signature"].get(key)]
+    fields = [
+        key
+        for key in {**base["signature"], **tuned["signature"]}
+        if base["signature"].get(key) != tuned["signature"].get(key)
+    ]
     fields += [key for key in ("metrics", "higher_is_better") if set(base[key]) != set(tuned[key])]
     if len(base["samples"]) != len(tuned["samples"]):
         fields.append(f"number of items ({len(base['samples'])} and {len(tuned['samples'])})")
@@ -210,7 +216,8 @@ def _compare(base: dict, tuned: dict, task: str, metric: str, harmful: bool, n_r
         raise SDRRLError(f"{task}: {error}") from error
     reported = [result["metrics"][metric] for result in (base, tuned)]
     if len(scored) == len(values[0]) and not all(
-        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6) for x, y in zip(reported, (found.base, found.tuned), strict=True)
+        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6)
+        for x, y in zip(reported, (found.base, found.tuned), strict=True)
     ):
         return "the task's score is not the mean of its items' scores"
     return found
@@ -220,7 +227,9 @@ def _is_nan(value: Any) -> bool:
     return any(isinstance(x, float) and math.isnan(x) for x in (value if isinstance(value, list) else [value]))
 
 
-def _content(config: ReportConfig, manifest: dict, results: dict, rows: list[Row], not_compared: list) -> dict[str, Any]:
+def _content(
+    config: ReportConfig, manifest: dict, results: dict, rows: list[Row], not_compared: list
+) -> dict[str, Any]:
     """All of the report as JSON."""
     source = manifest["source_language"]
     files = [Path(file) for file in config.timings if Path(file).exists()]
@@ -247,13 +256,23 @@ def _content(config: ReportConfig, manifest: dict, results: dict, rows: list[Row
     return content | {"summary": {name: views.summary(rows, content, name) for name in content["tuned"]}}
 
 
-def number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.{digits}f}"
+def markdown(content: dict[str, Any], rows: list[Row], figures: dict[str, Path]) -> str:
+    """The report as Markdown. It holds no text of an item: some are harmful."""
+    parts = ["# Base against tuned", *summary_lists(content)]
+    parts.append("\n".join(f"* {name}: `{path}`" for name, path in content["models"].items()))
+    parts += [f"![{name}]({path.name})" for name, path in figures.items()]
+    for table in tables.tables(content, rows):
+        parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
+    signatures = [
+        f"* `{task}`: `{tables.signature_text(signature)}`" for task, signature in content["signatures"].items()
+    ]
+    return "\n\n".join([*parts, "## Signatures", "\n".join(signatures)]) + "\n"
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def summary_lists(content: dict[str, Any]) -> list[str]:
+    """The summary of each tuned model as a Markdown list."""
+    lists = []
+    for name, sentences in content["summary"].items():
+        lists += [f"**{name}**"] if len(content["tuned"]) > 1 else []
+        lists.append("\n".join(f"* {sentence}" for sentence in sentences))
+    return lists

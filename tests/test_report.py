@@ -1,0 +1,450 @@
+"""The report, on results that are made up here."""
+
+import html
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+
+import pytest
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.cli import main
+from sdrrl_trl.evaluation.model_card import BEGIN
+from sdrrl_trl.evaluation.report import ReportConfig, Row, report
+from sdrrl_trl.evaluation.significance import Comparison
+from sdrrl_trl.evaluation.views import PUBLISHED, answer_language, benchmark_of, gaps, role_of
+
+
+N = 60
+ANSWERS = {
+    "en": "The library opens at nine in the morning and closes late in the evening.",
+    "pt": "A biblioteca abre às nove da manhã e fecha tarde da noite, todos os dias.",
+    "th": "ห้องสมุดเปิดเวลาเก้าโมงเช้าและปิดตอนดึกทุกวันยกเว้นวันอาทิตย์",
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
+
+
+def result(task, values, responses=None, prompt="Question {}", higher=None):
+    """A result file: `values` holds the items of each metric."""
+    n = len(next(iter(values.values())))
+    numbers = {name: [v for v in items if not isinstance(v, list) and v == v] for name, items in values.items()}
+    samples = [
+        {
+            "doc_id": i,
+            "doc_hash": f"{task}-{i}",
+            "prompt": prompt.format(i),
+            "target": "B",
+            "response": responses[i] if responses else [-1.5, False],
+            **{name: items[i] for name, items in values.items()},
+        }
+        for i in range(n)
+    ]
+    lower = {"bits_per_byte", "attack_success_rate", "invalid_rate", "judge_failed", "wrong_language"}
+    return {
+        "task": task,
+        "metrics": {name: sum(v) / len(v) if v else math.nan for name, v in numbers.items()},
+        "higher_is_better": {name: name not in lower for name in values} | (higher or {}),
+        "signature": {"version": 1.0, "shots": 0, "limit": None, "chat_template": "abcd", "lm_eval": "0.4.13"},
+        "samples": samples,
+    }
+
+
+def right(share, n=N, seed=0):
+    """Items of an accuracy; those of a higher share hold those of a lower one."""
+    order = random.Random(seed).sample(range(n), n)
+    return [float(order[i] < round(share * n)) for i in range(n)]
+
+
+def bits(level):
+    """`(log-likelihood, bytes)` items of so many bits per byte."""
+    return [[-(level + 0.01 * (i % 7)) * math.log(2) * (40 + i), 40 + i] for i in range(N)]
+
+
+def one_model(boost):
+    """Results of one model; `boost` is what training does in the target languages."""
+    results = {}
+    for tag, level in (("en", 0.9), ("pt", 0.4), ("th", 0.3)):
+        gain = 0.0 if tag == "en" else boost
+        results[f"sdrrl_belebele_gen_{tag}"] = result(
+            f"sdrrl_belebele_gen_{tag}", {"acc": right(level + gain)}, [ANSWERS[tag]] * N
+        )
+        safe = [math.nan if i == 3 else 1.0 - (i % 2) for i in range(N)]
+        results[f"sdrrl_multijail_{tag}"] = result(
+            f"sdrrl_multijail_{tag}",
+            {
+                "safe_rate": safe,
+                "attack_success_rate": [1 - v for v in safe],
+                "judge_failed": [float(v != v) for v in safe],
+            },
+            [ANSWERS[tag]] * N,
+            prompt=HARMFUL_TEXT + " {}",
+        )
+        task = f"sdrrl_heldout_bpb_{tag}"
+        results[task] = result(task, {"bits_per_byte": bits(1.2 - gain)})
+        sums = [sum(column) for column in zip(*bits(1.2 - gain), strict=True)]
+        results[task]["metrics"] = {"bits_per_byte": -sums[0] / sums[1] / math.log(2)}
+    wrong = [ANSWERS["en"] if i < (N if not boost else N // 4) else ANSWERS["pt"] for i in range(N - 2)]
+    task = "sdrrl_xlsum_pt"
+    results[task] = result(
+        task,
+        {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]},
+        [*wrong, "", "não sei " * 30],
+    )
+    return results
+
+
+def save(folder, by_model, source="en", **more):
+    tasks = sorted(by_model["base"])
+    for name, results in by_model.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for task, content in results.items():
+            (folder / name / f"{task}.json").write_text(json.dumps(content))
+    manifest = {
+        "models": {name: f"/models/{name}" for name in by_model},
+        "tasks": tasks,
+        "source_language": source,
+        "options": {"limit": None, "models": dict.fromkeys(by_model, "cafe")},
+        "languages": {task: task.rpartition("_")[2] for task in tasks},
+        "groups": {
+            f"sdrrl_{name}": [task for task in tasks if name in task] for name in ("belebele_gen", "multijail")
+        },
+        "harmful": [task for task in tasks if "multijail" in task],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest | more))
+    return folder
+
+
+def run(tmp_path, models, **options):
+    folder = save(tmp_path / "evaluation", models)
+    path = report(ReportConfig(str(folder), str(tmp_path / "report"), **options))
+    return json.loads(path.with_suffix(".json").read_text()), path
+
+
+@pytest.fixture
+def models():
+    return {"base": one_model(0.0), "tuned": one_model(0.35)}
+
+
+def small(task="sdrrl_belebele_gen_pt", **values):
+    values = values or {"acc": right(0.5)}
+    return {task: result(task, values)}
+
+
+@pytest.mark.parametrize(
+    "higher, delta, p, n, verdict",
+    [
+        (True, 0.2, 0.01, 30, "better"),
+        (True, -0.2, 0.01, 30, "worse"),
+        (False, 0.2, 0.01, 30, "worse"),
+        (False, -0.2, 0.01, 30, "better"),
+        (True, 0.2, 0.05, 30, "no evidence of change"),
+        (True, 0.2, 0.001, 19, "too few items"),
+    ],
+)
+def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher, delta, p, n, verdict):
+    comparison = Comparison(0.5, 0.5 + delta, delta, delta - 0.1, delta + 0.1, n, 0.0001, "bootstrap")
+    assert Row("tuned", "task", "acc", "pt", "target", higher, comparison, p).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "task, language, benchmark, of_answers",
+    [
+        ("sdrrl_belebele_gen_id", "id", "sdrrl_belebele_gen_*", "id"),
+        ("belebele_ces_Latn", "cs", "belebele_*", "cs"),
+        ("sdrrl_flores_ces_Latn-eng_Latn", "cs", "sdrrl_flores_*-eng_Latn", "en"),
+        ("sdrrl_flores_eng_Latn-ces_Latn", "cs", "sdrrl_flores_eng_Latn-*", "cs"),
+        ("hellaswag", None, "hellaswag", None),
+    ],
+)
+def test_benchmark_and_language_of_the_answers(task, language, benchmark, of_answers):
+    assert benchmark_of(task, language) == benchmark and answer_language(task, language) == of_answers
+
+
+def test_roles_say_what_a_row_is_evidence_of():
+    assert role_of("sdrrl_belebele_gen_pt", "acc", "pt", "en", []) == "target"
+    assert role_of("sdrrl_belebele_gen_en", "acc", "en", "en", []) == "source"
+    assert role_of("sdrrl_heldout_gen_en", "chrf++", "en", "en", []) == "agreement"
+    assert role_of("sdrrl_pku", "acc", "en", "en", ["sdrrl_pku"]) == "safety"
+    assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en", ["sdrrl_multijail_pt"]) == "form"
+
+
+def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(models, tmp_path):
+    content, path = run(tmp_path, models)
+    assert content["schema"] == 2 and len(content["rows"]) == 3 * 5 + 1
+    text = path.read_text()
+    for row in content["rows"]:
+        c = row["comparison"]
+        assert c["low"] <= c["delta"] <= c["high"] and row["p_holm"] >= c["p"]
+        assert f"| {c['base']:.3f} | {c['tuned']:.3f} | {c['delta']:+.3f} |" in text
+    verdicts = {(row["task"], row["metric"]): row["verdict"] for row in content["rows"]}
+    assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
+    assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
+    assert "Portuguese" in text and "lock" not in text
+
+
+def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
+    content, path = run(tmp_path, models)
+    sentences = " ".join(content["summary"]["tuned"])
+    assert 3 <= len(content["summary"]["tuned"]) <= 6
+    assert "gained on 5 of 5 measures; 0 got worse" in sentences
+    assert "English, the source language, shows no evidence of loss on 2 measures" in sentences
+    assert "in a wrong language" in sentences and "Safety: 0 of 9 measures better, 0 worse" in sentences
+    assert all(sentence in path.read_text() for sentence in content["summary"]["tuned"])
+
+
+def test_gap_closed_is_the_share_of_the_distance_to_the_source_language(models, tmp_path):
+    content, _ = run(tmp_path, models)
+    found = {gap["language"]: gap for gap in content["gaps"]}
+    assert set(found) == {"pt", "th"} and found["pt"]["closed"] == pytest.approx(0.35 / 0.5)
+    assert found["pt"]["low"] < found["pt"]["closed"] < found["pt"]["high"]
+    levels = (right(0.5), right(0.7), right(0.52, seed=5))
+    results = {
+        "base": small(acc=levels[0]) | small("sdrrl_belebele_gen_en", acc=levels[2]),
+        "tuned": small(acc=levels[1]) | small("sdrrl_belebele_gen_en", acc=levels[2]),
+    }
+    comparison = Comparison(0.5, 0.7, 0.2, 0.1, 0.3, N, 0.001, "McNemar")
+    rows = [
+        Row("tuned", f"sdrrl_belebele_gen_{tag}", "acc", tag, role, True, comparison, 0.01)
+        for tag, role in (("pt", "target"), ("en", "source"))
+    ]
+    (gap,) = gaps(rows, results, "base", "en", 1)
+    assert gap["note"] == "no gap" and gap["closed"] is None
+
+
+def test_source_language_has_a_bound_and_answers_have_rates(models, tmp_path):
+    models["tuned"]["sdrrl_belebele_gen_en"] = result("x", {"acc": right(0.5)}, [ANSWERS["en"]] * N)
+    for i, sample in enumerate(models["tuned"]["sdrrl_belebele_gen_en"]["samples"]):
+        sample["doc_hash"] = f"sdrrl_belebele_gen_en-{i}"
+    content, _ = run(tmp_path, models)
+    (kept,) = [entry for entry in content["source"] if entry["metric"] == "acc"]
+    assert kept["verdict"] == "worse" and kept["worst"] < kept["delta"] < 0
+    assert kept["worst_loss"] == pytest.approx(-kept["worst"] / 0.9)
+    rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
+    assert rates["pt", "base"]["wrong_language"] == pytest.approx(58 / 179)
+    assert rates["pt", "tuned"]["wrong_language"] == pytest.approx(15 / 179)
+    assert rates["pt", "base"]["empty"] == rates["pt", "base"]["repetitive"] == pytest.approx(1 / 180)
+
+
+def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
+    content, _ = run(tmp_path, models)
+    (row,) = [r for r in content["rows"] if r["task"] == "sdrrl_multijail_pt" and r["metric"] == "safe_rate"]
+    assert row["comparison"]["n"] == N - 1
+    entry = content["safety"][0]
+    assert entry["safe_rate"] == pytest.approx(30 / 59) and entry["judge_failed"] == pytest.approx(1 / 60)
+
+
+def test_published_rows_say_why_they_are_not_comparable(models, tmp_path):
+    content, path = run(tmp_path, models)
+    assert [row["published"] for row in content["published"]] == [33.65]
+    assert "not comparable because" in path.read_text()
+    assert {row[3] for row in PUBLISHED} == {52.36, 80.67, 47.28, 57.22, 33.65, 7.3, 52.11, 36.38, 27.91}
+
+
+def test_means_count_each_language_alike_and_miss_no_task(models, tmp_path):
+    content, _ = run(tmp_path, models)
+    (mean,) = [mean for mean in content["groups"] if mean["group"] == "sdrrl_belebele_gen"]
+    assert mean["values"] == pytest.approx({"base": 1.6 / 3, "tuned": 2.3 / 3}, abs=0.01)
+    save(tmp_path / "evaluation", models, groups={"g": ["sdrrl_belebele_gen_pt", "sdrrl_belebele_gen_ja"]})
+    with pytest.raises(SDRRLError, match="tasks without results: sdrrl_belebele_gen_ja"):
+        report(ReportConfig(str(tmp_path / "evaluation"), str(tmp_path / "report")))
+
+
+def test_several_tuned_models_and_metrics_that_cannot_be_compared(tmp_path):
+    models = {"base": small(), "a": small(acc=right(0.9)), "b": small(acc=right(0.1))}
+    for results in models.values():
+        results["sdrrl_belebele_gen_pt"]["metrics"]["acc"] += 0.2
+    content, path = run(tmp_path / "1", models)
+    assert content["rows"] == []
+    assert "the task's score is not the mean of its items' scores" in path.read_text()
+    for results in models.values():
+        results["sdrrl_belebele_gen_pt"]["metrics"]["acc"] -= 0.2
+    content, path = run(tmp_path / "2", models)
+    assert {row["model"]: row["verdict"] for row in content["rows"]} == {"a": "better", "b": "worse"}
+    assert (path.parent / "README_a.md").exists() and "| model | language |" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda r: r["signature"].update(shots=5), "differ in: shots"),
+        (lambda r: r["signature"].update(chat_template=None), "differ in: chat_template"),
+        (lambda r: r["signature"].update(SDRRL_JUDGE="guard"), "differ in: SDRRL_JUDGE"),
+        (lambda r: r["samples"].pop(), "number of items"),
+        (lambda r: r["samples"][3].update(doc_hash="x"), "differ in: doc_hash"),
+        (lambda r: r["samples"][3].update(prompt="x"), "differ in: prompt"),
+        (lambda r: r["samples"][3].pop("acc"), "1 items have no value of acc"),
+        (lambda r: r["samples"][3].update(acc=math.nan), "1 items have NaN for acc"),
+        (lambda r: r.update(metrics={}), "differ in: metrics"),
+    ],
+)
+def test_runs_that_differ_or_are_incomplete_are_refused_with_task_and_field(tmp_path, change, named):
+    models = {"base": small(), "tuned": small()}
+    change(models["tuned"]["sdrrl_belebele_gen_pt"])
+    with pytest.raises(SDRRLError, match=f"sdrrl_belebele_gen_pt.*{named}"):
+        run(tmp_path, models)
+
+
+def test_a_run_that_failed_half_way_is_refused(models, tmp_path):
+    folder = save(tmp_path / "evaluation", models)
+    (folder / "tuned" / "sdrrl_xlsum_pt.json").unlink()
+    with pytest.raises(SDRRLError, match="sdrrl_xlsum_pt"):
+        report(ReportConfig(str(folder), str(tmp_path / "report")))
+
+
+@pytest.mark.parametrize(
+    "more, named",
+    [
+        ({"languages": {"sdrrl_belebele_gen_pt": "xx"}}, "unknown language 'xx'"),
+        ({"languages": {}}, "unknown language None"),
+        ({"source_language": "xx"}, "Unknown source language"),
+    ],
+)
+def test_unknown_languages_are_refused(tmp_path, more, named):
+    folder = save(tmp_path / "e", {"base": small(), "tuned": small()}, **more)
+    with pytest.raises(SDRRLError, match=named):
+        report(ReportConfig(str(folder), str(tmp_path / "r")))
+
+
+def test_single_items_older_evaluations_and_lone_models_are_refused(tmp_path):
+    one = small(acc=[1.0])
+    with pytest.raises(SDRRLError, match="sdrrl_belebele_gen_pt has 1 items"):
+        run(tmp_path / "1", {"base": one, "tuned": one})
+    with pytest.raises(SDRRLError, match="nothing to compare"):
+        run(tmp_path / "2", {"base": one})
+    with pytest.raises(SDRRLError, match="No results of the model 'other'"):
+        run(tmp_path / "3", {"base": one, "tuned": one}, tuned="other")
+    folder = save(tmp_path / "4", {"base": one, "tuned": one})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["harmful"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SDRRLError, match="older version: its manifest lacks harmful"):
+        report(ReportConfig(str(folder), str(tmp_path / "r")))
+    with pytest.raises(SDRRLError, match="nothing to compare"):
+        ReportConfig("e", "r", base="tuned", tuned="tuned")
+
+
+def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
+    metrics = {f"metric{i}": [0.5 + 0.01 * (j % 3) for j in range(N)] for i in range(60)}
+    better = {name: [value + 0.2 + 0.01 * (j % 5) for j, value in enumerate(items)] for name, items in metrics.items()}
+    content, _ = run(tmp_path, {"base": small(**metrics), "tuned": small(**better)})
+    assert {row["verdict"] for row in content["rows"]} == {"better"}
+
+
+def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp_path):
+    content, path = run(tmp_path, models)
+    page = path.with_suffix(".html").read_text()
+    for row in content["rows"]:
+        for value in (*list(row["comparison"].values())[:3], row["comparison"]["p"], row["p_holm"]):
+            assert f'data-value="{value}"' in page
+    assert "<script>alert" not in page and html.escape(HARMFUL_TEXT) in page
+    assert page.count("<script") == 1 and page.count("<svg") == 2
+    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}  # within the page
+    warned = page.index("harmful content")
+    assert warned < page.index(html.escape(HARMFUL_TEXT))
+
+
+def chromium(tmp_path, page, *options):
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --hide-scrollbars --host-resolver-rules=MAP_*_~NOTFOUND"
+    command = [
+        CHROMIUM,
+        *(flag.replace("_", " ") for flag in flags.split()),
+        f"--user-data-dir={tmp_path / 'chromium'}",
+    ]
+    done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_shows_every_number_and_asks_nobody(models, tmp_path):
+    content, path = run(tmp_path, models, trainer_state=str(log(tmp_path)))
+    page = path.with_suffix(".html")
+    net = tmp_path / "net.json"
+    dom = chromium(tmp_path, page, "--dump-dom", f"--log-net-log={net}")
+    for row in content["rows"]:
+        c = row["comparison"]
+        numbers = [
+            f"{c['base']:.3f}",
+            f"{c['tuned']:.3f}",
+            f"{c['delta']:+.3f}",
+            f"{c['low']:+.3f} to {c['high']:+.3f}",
+        ]
+        cells = [*numbers, str(c["n"])]
+        assert all(f">{cell}</td>" in dom for cell in cells)
+    # The browser's own services ask their servers; the page names none
+    asked = set(re.findall(r'"url":"(https?://[^"]+)"', net.read_text()))
+    assert not {url for url in asked if not re.search(r"google|gvt1|chromium", url)}
+    chromium(tmp_path, page, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1100,2000")
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def log(tmp_path):
+    entries = [{"step": i, "bpb/pt": 1.5 / (i + 1), "bpb/en": 1.0, "nll/source": 2.0} for i in range(5)]
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"log_history": [*entries, {"step": 5, "train_loss": 1.0}]}))
+    return path
+
+
+def test_plots_are_written_and_the_training_curves_where_there_is_a_log(models, tmp_path):
+    _, path = run(tmp_path, models, trainer_state=str(log(tmp_path)))
+    for name in ("report", "heatmap", "training"):
+        assert (path.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (path.parent / f"{name}.svg").read_text()
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SDRRLError, match="holds no log"):
+        run(tmp_path, models, trainer_state=str(tmp_path / "bad.json"))
+
+
+def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "README.md").write_text("---\nmodel_name: mine\ntags: [sdrrl]\n---\n# Mine\n\nThe trainer's text.\n")
+    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
+    for _ in range(2):  # once more: the section is replaced
+        report(ReportConfig(str(folder), str(tmp_path / "report")))
+    text = (model / "README.md").read_text()
+    assert text.count(BEGIN) == 1 and "The trainer's text." in text and "lock" not in text
+    metadata = metadata_load(model / "README.md")
+    assert metadata["tags"] == ["sdrrl"]
+    name, found = model_index_to_eval_results(metadata["model-index"])
+    assert name == "mine" and len(found) == 16
+    scores = {(entry.dataset_name, entry.metric_type): entry.metric_value for entry in found}
+    assert scores["sdrrl_belebele_gen_pt", "acc"] == 0.75
+    assert ModelCard(text).data.eval_results == found
+
+
+def test_a_model_without_a_card_gets_one_beside_the_report(models, tmp_path):
+    _, path = run(tmp_path, models)
+    assert BEGIN in (path.parent / "README.md").read_text()
+
+
+def test_a_dry_run_of_the_upload_lists_the_files_but_not_harmful_samples(models, tmp_path, capsys):
+    model = tmp_path / "model"
+    (model / "checkpoint-5").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "checkpoint-5/optimizer.pt"):
+        (model / name).write_text("")
+    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
+    main(
+        [
+            "report",
+            "--evaluation",
+            str(folder),
+            "--output_dir",
+            str(tmp_path / "r"),
+            "--push_to_hub",
+            "me/it",
+            "--dry_run",
+        ]
+    )
+    shown = capsys.readouterr().out
+    assert "  adapter_model.safetensors (0 bytes)" in shown and "  report/report.md" in shown
+    assert "checkpoint-5" not in shown and "  report/report.html" not in shown and "gained on 5 of 5" in shown
+    with pytest.raises(SDRRLError, match="push_to_hub"):
+        report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="a/b/c", dry_run=True))
