@@ -58,7 +58,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     Plan(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
-    if not {report_config.base, report_config.tuned} == set(evaluation_config.model_paths):
+    if not {report_config.base, *report_config.tuned} <= set(evaluation_config.model_paths):
         raise SDRRLError("`report`: the models of a run are called `base` and `tuned`. Leave the two options out.")
     if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
         raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
@@ -101,6 +101,8 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
             "evaluation": folders["evaluation"],
             "output_dir": folders["report"],
             "timings": [f"{folder}/timings.json" for folder in (output_dir, *list(folders.values())[:3])],
+            "trainer_state": f"{folders['model']}/training.json",
+            "transfer_set": folders["transfer_set"],
         },
     }
     for name, values in fixed.items():

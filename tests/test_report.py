@@ -416,7 +416,7 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
     name, found = model_index_to_eval_results(metadata["model-index"])
     assert name == "mine" and len(found) == 16
     scores = {(entry.dataset_name, entry.metric_type): entry.metric_value for entry in found}
-    assert scores["sdrrl_belebele_gen_pt", "acc"] == 0.75
+    assert scores["sdrrl_belebele_gen_pt", "acc"] == 0.75 and len(scores) == 16
     assert ModelCard(text).data.eval_results == found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sacrebleu import sentence_chrf
 
-from sdrrl_trl.evaluation.plots import INK
+from sdrrl_trl.evaluation.plots import INK, PAPER
 from sdrrl_trl.evaluation.tables import Table, signature_text, tables
 from sdrrl_trl.evaluation.views import Row
 
@@ -69,7 +69,7 @@ def _summary(content: dict[str, Any]) -> list[str]:
 def _inline(png: Path) -> str:
     """An SVG without its prologue, its text in the colour of the page's."""
     svg = png.with_suffix(".svg").read_text(encoding="utf-8")
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg[svg.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--back)")
 
 
 def _table(table: Table) -> str:

@@ -11,9 +11,9 @@ from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, read_json, write_atomic
 
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 GREY = "#7F7F7F"
-INK = "#222222"  # `html.py` replaces it by the colour of the page's text
+INK, PAPER = "#222222", "#fefefe"  # `html.py` replaces them by the page's own
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]  # without yellow, pale on white
 WIDTH = 8.3  # inches; 830 pixels at 100 dpi, the width of a README
 _STYLE = {
     "font.size": 10,
@@ -93,18 +93,23 @@ def _without_language(row: Row) -> str:
 
 def _dumbbell(panels: dict[str, list[Row]]) -> Any:
     """From base to tuned for every language; one panel a benchmark, better to the right."""
-    heights = [len({row.language for row in panel}) + 1.4 for panel in panels.values()]
-    figure, axes = _subplots(len(panels), 1, figsize=(WIDTH, 0.3 * sum(heights) + 0.6), height_ratios=heights)
+    panels = dict(sorted(panels.items(), key=lambda item: -len(item[1])))  # neighbours of about the same height
+    n_columns = 1 if len(panels) < 3 else 2
+    heights = [len({row.language for row in panel}) + 1.8 for panel in list(panels.values())[::n_columns]]
+    size = (WIDTH, 0.26 * sum(heights) + 0.6)
+    figure, axes = _subplots(len(heights), n_columns, figsize=size, height_ratios=heights)
+    for unused in axes.flat[len(panels) :]:
+        unused.set_axis_off()
     models = list(dict.fromkeys(row.model for panel in panels.values() for row in panel))
     colours = dict(zip(models, COLOURS * len(models), strict=False))
-    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         languages = sorted({row.language for row in panel}, key=language_name, reverse=True)
         for row in panel:
             c, y = row.comparison, languages.index(row.language) + 0.16 * models.index(row.model)
             sure = row.verdict in ("better", "worse")
             axis.plot([c.base, c.tuned], [y, y], color=colours[row.model], linewidth=2.5, alpha=1 if sure else 0.35)
             axis.plot(c.base, y, "o", color=GREY, markersize=7)
-            face = colours[row.model] if sure else "white"
+            face = colours[row.model] if sure else PAPER
             axis.plot(c.tuned, y, "o", color=colours[row.model], markerfacecolor=face, markersize=8, zorder=3)
         axis.set_yticks(range(len(languages)), [language_name(tag) for tag in languages])
         axis.set_ylim(-0.6, len(languages) - 0.4)
@@ -114,14 +119,14 @@ def _dumbbell(panels: dict[str, list[Row]]) -> Any:
         lower = not panel[0].higher_is_better
         if lower:
             axis.invert_xaxis()
-        axis.set_title(title + (" (axis reversed: lower is better)" if lower else ""), loc="left", fontsize=10)
+        axis.set_title(title + (" (lower is better)" if lower else ""), loc="left", fontsize=10)
     from matplotlib.lines import Line2D
 
     def dot(colour: str, face: str, label: str) -> Line2D:
         return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor=face, markersize=8, label=label)
 
     handles = [dot(GREY, GREY, "base"), *(dot(colours[model], colours[model], model) for model in models)]
-    handles.append(dot(COLOURS[0], "white", "hollow: no evidence of change"))
+    handles.append(dot(COLOURS[0], PAPER, "hollow: no evidence of change"))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
     return figure
 
@@ -140,15 +145,20 @@ def _heatmap(rows: list[Row]) -> Any:
     for row in shown:
         largest[names[row]] = max(largest.get(names[row], 1e-12), abs(row.comparison.delta))
     grid = [[float("nan")] * len(languages) for _ in labels]
-    size = 9 if len(languages) <= 8 else 7 if len(languages) <= 14 else 5.5
+    size = 9 if len(languages) <= 8 else 7
     for row in shown:
         y, x, delta = labels.index(names[row]), languages.index(row.language), row.comparison.delta
         grid[y][x] = delta / largest[names[row]] * (1 if row.higher_is_better else -1)
         sure = row.verdict in ("better", "worse")
+        text = f"{delta:+.{min(row.digits, 2)}f}"
         axis.text(
-            x, y, f"{delta:+.{min(row.digits, 2)}f}", ha="center", va="center", fontsize=size,
-            color="white" if abs(grid[y][x]) > 0.65 else "black", fontweight="bold" if sure else "normal",
-        )  # fmt: skip
+            *(x, y, text.replace("0.", ".") if abs(delta) < 1 else text),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if abs(grid[y][x]) > 0.65 else "black",
+            fontweight="bold" if sure else "normal",
+        )
     colours = LinearSegmentedColormap.from_list("okabe_ito", ["#B34700", "#F7F2EE", "#005F99"])
     edges = [[i - 0.5 for i in range(len(names) + 1)] for names in (languages, labels)]  # `imshow` would embed a PNG
     axis.pcolormesh(*edges, grid, cmap=colours, vmin=-1, vmax=1, edgecolor="face", linewidth=0.3)
@@ -158,7 +168,9 @@ def _heatmap(rows: list[Row]) -> Any:
     axis.set_yticks(range(len(labels)), labels)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel("blue: better, orange: worse, by the largest change of each line; bold: evidence of change")
+    figure.supxlabel(
+        "Blue: better, orange: worse; depth: share of the line's largest change; bold: evidence of change", fontsize=9
+    )
     return figure
 
 
