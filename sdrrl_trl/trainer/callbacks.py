@@ -160,12 +160,13 @@ class LMEvalCallback(TrainerCallback):
         start = time.monotonic()
         accelerator = self.trainer.accelerator
         with _undisturbed(self.trainer), _watch_for_nan(self.trainer) as found_nan:
-            lm = HFLM(
-                pretrained=self.trainer.model,
-                tokenizer=copy.deepcopy(self.trainer.processing_class),  # lm-eval may give it a padding token
-                batch_size=self.batch_size,
-                max_length=self.max_length,
-            )
+            with _no_tying(self.trainer.model):
+                lm = HFLM(
+                    pretrained=self.trainer.model,
+                    tokenizer=copy.deepcopy(self.trainer.processing_class),  # lm-eval may give it a padding token
+                    batch_size=self.batch_size,
+                    max_length=self.max_length,
+                )
             if accelerator.num_processes > 1:  # of a model that is already loaded, each process would do all items
                 lm.accelerator, lm._device = accelerator, accelerator.device
                 lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
@@ -291,8 +292,8 @@ class ForgettingCallback(TrainerCallback):
     ) -> list[tuple[list[int], int, int]]:
         """Token ids, number of them before the answer, and bytes of the answer, the shortest first."""
         tokenizer, answers = self.trainer.processing_class, []
-        rows = [row for row in rows if row.get("kind", "source") == "source"]
-        for row in rows[:limit]:
+        rows = [row for row in rows if row.get("kind", "source") == "source"][:limit]
+        for row in rows:
             if isinstance(row["prompt"], str):
                 raise SDRRLError("`rows` hold plain text. Give lists of messages, as a transfer set has.")
             asked = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
@@ -306,6 +307,9 @@ class ForgettingCallback(TrainerCallback):
             n_before = len(tokenizer(whole[:start], add_special_tokens=False)["input_ids"])
             if len(ids) <= max_length:
                 answers.append((ids, n_before, len(answer.encode())))
+        n_left_out = len(rows) - len(answers)
+        if 0 < n_left_out < len(rows) and self.trainer.accelerator.is_main_process:
+            logger.warning(f"{n_left_out} of {len(rows)} rows are longer than {max_length} tokens: left out.")
         if not answers:
             raise SDRRLError(
                 "There is no row of kind `source` to measure forgetting on"
@@ -316,7 +320,7 @@ class ForgettingCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._initial, self._warned = math.nan, False
         logged = [entry for entry in state.log_history if "forgetting/bpb" in entry]
-        if logged:  # resumed from a checkpoint: the initial model is no longer here, but its figure is
+        if state.global_step > 0 and logged:  # resumed: the initial model is no longer here, but its figure is
             self._initial = logged[0]["forgetting/bpb"] - logged[0]["forgetting/increase"]
             return
         if state.global_step > 0 and state.is_world_process_zero:
@@ -413,6 +417,16 @@ def _undisturbed(trainer: "SFTTrainer") -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _no_tying(model: torch.nn.Module) -> Iterator[None]:
+    """lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them."""
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 @contextmanager
