@@ -218,7 +218,7 @@ def _published(content: dict[str, Any]) -> Table:
         ]
         for row in content["published"]
     ]
-    header = ["benchmark", "languages", "published SDRRL", *models, "from", ""]
+    header = ["benchmark", "languages", "published SDRRL", *models, "from", "comparable?"]
     return Table("Published SDRRL scores", header, lines, "From 0 to 100. For orientation only.")
 
 
