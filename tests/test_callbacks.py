@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, SDRRLTrainer, build_transfer_set
+from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.suite import leaves, task_manager
 from sdrrl_trl.evaluation.tasks import tasks_dir
 
@@ -384,6 +385,21 @@ def test_tensorboard_gets_all_figures_under_stable_names(benchmarks, tiny_model,
         assert list(scalars[name]) == steps, name
     for name in ("nll/pt", "bpb/pt", "forgetting/bpb", "lm_eval/xnli_en/acc"):
         assert scalars[f"train/{name}"] == pytest.approx(logged(trainer, name), rel=1e-6)
+
+
+def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, seeds, tiny_model, tmp_path, capsys):
+    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
+    command = ["train", "--transfer_set", str(folder), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    command += ["--model_name_or_path", tiny_model, "--max_steps", "2", "--report_to", "none", "--bf16", "false"]
+    with pytest.raises(SystemExit):
+        main([*command, "--eval_tasks", "sdrrl_quik"])
+    assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    watch = ["--eval_tasks", *TASKS, "--eval_tasks_languages", "en", "--eval_tasks_steps", "2"]
+    main([*command, *watch, "--forgetting_bound", "0.1"])
+    log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
+    assert [entry["step"] for entry in log if "lm_eval/xnli_en/acc" in entry] == [2]
+    assert [entry["step"] for entry in log if "forgetting/bpb" in entry] == [0, 2]
+    assert "lm_eval/xnli_en/acc 0." in capsys.readouterr().err
 
 
 def test_two_processes_find_what_one_does(benchmarks, tiny_model, tmp_path):

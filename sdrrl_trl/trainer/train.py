@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from sdrrl_trl.engines.transformers import check_model
+from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, timed, write_json
@@ -39,12 +40,33 @@ class TrainArguments:
             Folder made by `sdrrl build`.
         overwrite_stage (`str`, *optional*):
             `"train"` throws away what an earlier run has left in `output_dir`.
+        eval_tasks (`list[str]`, *optional*):
+            lm-eval tasks, groups or tags on which the model is evaluated in the course of the training, see
+            [`LMEvalCallback`].
+        eval_tasks_languages (`list[str]`, *optional*):
+            Only tasks about these languages.
+        eval_tasks_steps (`int`, *optional*, defaults to `500`):
+            Optimiser steps from one such evaluation to the next.
+        forgetting_bound (`float`, *optional*):
+            Watch the bits per byte of the held-out answers in the source language, and warn if they rise by more, see
+            [`ForgettingCallback`].
     """
 
     transfer_set: str = field(metadata={"help": "Folder made by `sdrrl build`."})
     overwrite_stage: str | None = field(
         default=None,
         metadata={"help": "`train` throws away what an earlier run has left in `output_dir`.", "choices": ["train"]},
+    )
+    eval_tasks: list[str] | None = field(
+        default=None, metadata={"help": "lm-eval tasks, groups or tags to evaluate on in the course of the training."}
+    )
+    eval_tasks_languages: list[str] | None = field(
+        default=None, metadata={"help": "Only tasks about these languages."}
+    )
+    eval_tasks_steps: int = field(default=500, metadata={"help": "Steps from one such evaluation to the next."})
+    forgetting_bound: float | None = field(
+        default=None,
+        metadata={"help": "Warn if the bits per byte of the held-out source-language answers rise by more."},
     )
 
 
@@ -69,7 +91,7 @@ def train(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
         if again and PartialState().is_main_process:
             clear_stage(folder, "train")
         PartialState().wait_for_everyone()
-        _train(folder, options, transfer_set, training_args, model_args)
+        _train(folder, options, script_args, training_args, model_args)
     return folder
 
 
@@ -93,6 +115,10 @@ def check(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
             raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
     if not training_args.learning_rate > 0:
         raise SDRRLError(f"`learning_rate` must be above 0, got {training_args.learning_rate}.")
+    if script_args.eval_tasks_steps < 1:
+        raise SDRRLError(f"`eval_tasks_steps` must be at least 1, got {script_args.eval_tasks_steps}.")
+    if script_args.eval_tasks:
+        select(script_args.eval_tasks, script_args.eval_tasks_languages)
     check_model(model_args.model_name_or_path, True, model_args.model_revision)
     check_output_dir(Path(training_args.output_dir), needed_bytes=2_000_000_000)
     given = training_args.to_dict() | vars(model_args) | {"model": fingerprint(model_args.model_name_or_path)}
@@ -102,7 +128,7 @@ def check(script_args: TrainArguments, training_args: "SDRRLConfig", model_args:
 def _train(
     folder: Path,
     options: dict[str, Any],
-    transfer_set: Path,
+    script_args: TrainArguments,
     training_args: "SDRRLConfig",
     model_args: "ModelConfig",
 ) -> None:
@@ -110,7 +136,7 @@ def _train(
     from transformers import PrinterCallback
     from trl import get_peft_config, get_quantization_config
 
-    from sdrrl_trl.trainer.callbacks import ProgressLines
+    from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
     from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
     from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 
@@ -122,7 +148,7 @@ def _train(
         **(training_args.model_init_kwargs or {}),
     }
     splits = ["train"] if training_args.eval_strategy == "no" else ["train", "test"]
-    data = load_dataset("parquet", data_files={name: str(transfer_set / f"{name}.parquet") for name in splits})
+    data = load_dataset("parquet", data_files={name: f"{script_args.transfer_set}/{name}.parquet" for name in splits})
     try:
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
@@ -139,6 +165,11 @@ def _train(
     if training_args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())
+    if script_args.eval_tasks:
+        tasks, languages = script_args.eval_tasks, script_args.eval_tasks_languages
+        trainer.add_callback(LMEvalCallback(trainer, tasks, script_args.eval_tasks_steps, languages=languages))
+    if script_args.forgetting_bound is not None:
+        trainer.add_callback(ForgettingCallback(trainer, script_args.transfer_set, bound=script_args.forgetting_bound))
     if trainer.accelerator.is_main_process:
         record_options(folder, options, "train")
     with timed(folder / "timings.json", "train") if trainer.accelerator.is_main_process else nullcontext():
