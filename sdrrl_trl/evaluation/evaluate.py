@@ -1,13 +1,12 @@
 """`sdrrl evaluate`: several models on the same lm-eval tasks, in one process, each model and task kept when done."""
 
-import copy
 import os
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.evaluation.models import base_of, loaded_models, processes
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
 from sdrrl_trl.evaluation.tasks import held_out_tasks
 from sdrrl_trl.languages import get_language
@@ -125,7 +124,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         from sdrrl_trl.engines.transformers import check_model
 
         for path in config.model_paths.values():
-            check_model(_base_of(path), config.apply_chat_template)
+            check_model(base_of(path), config.apply_chat_template)
     names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size", "backend", "model_args")
     options = {name: getattr(config, name) for name in names} | {"models": fingerprints}
     system_prompt = source_language = None
@@ -139,7 +138,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         check_options(folder, options, "evaluate")
 
     selection = select_tasks(config)
-    state = _processes()
+    state = processes()
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             if config.overwrite_stage:
@@ -161,24 +160,16 @@ def evaluate(config: EvaluationConfig) -> Path:
     return folder
 
 
-def _processes() -> Any:
-    """The processes of `accelerate launch`, or this one alone."""
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
 def _run_tasks(config: EvaluationConfig, selection: Selection, system_prompt: str | None) -> None:
     """Evaluates what has no result file yet."""
     folder, tasks = Path(config.output_dir), selection.tasks
     pending = {
         name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
     }
-    state = _processes()
+    state = processes()
     state.wait_for_everyone()  # before the first result is written, so that all see the same
     total = len(tasks) * len(pending)
-    units = _units(config, pending)
+    units = loaded_models(config, pending)
     done = total - sum(map(len, pending.values()))
     with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
         for name, task, lm in progress(((1, unit) for unit in units), total, "evaluate", "model × task", done=done):
@@ -228,64 +219,6 @@ def select_tasks(config: EvaluationConfig) -> Selection:
         selection.tasks |= selection.manager.load(list(held_out.values()))["tasks"]
         selection.languages |= {name: language_of(name) for name in held_out}
     return selection
-
-
-def _units(config: EvaluationConfig, pending: dict[str, list[str]]) -> Iterator[tuple[str, str, Any]]:
-    """Goes through what is still to do as `(model name, task name, lm-eval model)`, each base model loaded once."""
-    by_base: dict[str, list[tuple[str, str]]] = {}
-    for name, path in config.model_paths.items():
-        if pending[name]:
-            by_base.setdefault(_base_of(path), []).append((name, path))
-    for base_path, models in by_base.items():
-        if config.backend != "hf":
-            for name, path in models:
-                lm = _other_backend(config, base_path, path)
-                for task in pending[name]:
-                    yield name, task, lm
-            continue
-        from peft import PeftModel
-
-        from sdrrl_trl.engines.transformers import load_model, load_tokenizer
-
-        base, base_tokenizer = load_model(base_path, dtype=config.dtype)
-        for name, path in sorted(models, key=lambda model: model[1] != base_path):  # the bare model first
-            model = base if path == base_path else PeftModel.from_pretrained(base, path)
-            own = (Path(path) / "tokenizer_config.json").exists()
-            tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
-            lm = _hf_model(model, tokenizer, config.batch_size)
-            for task in pending[name]:
-                yield name, task, lm
-            base = base if path == base_path else model.unload()
-
-
-def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's wrapper around a loaded model, which shares the items among the processes, if there are several."""
-    from accelerate import Accelerator
-    from lm_eval.models.huggingface import HFLM
-
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    state = _processes()
-    if state.num_processes > 1:  # HFLM does this itself only for models that it loads
-        lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
-        lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
-    return lm
-
-
-def _other_backend(config: EvaluationConfig, base: str, path: str) -> Any:
-    from lm_eval.api.registry import get_model
-
-    arguments = {"model" if "completions" in config.backend else "pretrained": base}
-    if config.backend == "vllm":
-        arguments["dtype"] = config.dtype
-        if path != base:
-            arguments["lora_local_path"] = path
-    given = dict(pair.split("=", 1) for pair in (config.model_args or "").split(",") if pair)
-    try:
-        return get_model(config.backend).create_from_arg_obj(
-            arguments | given, {"batch_size": config.batch_size, "max_batch_size": None, "device": None}
-        )
-    except (ValueError, ImportError, OSError) as error:
-        raise SDRRLError(f"lm-eval cannot start the backend {config.backend!r}: {error}") from error
 
 
 def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, system_prompt: str | None) -> dict:
@@ -349,8 +282,3 @@ def _plain(sample: dict[str, Any], task: str) -> dict[str, Any]:
         # for `sdrrl judge`, which must not see the chat template
         **({"question": sample["doc"]["prompt"]} if task.startswith(HARMFUL) else {}),
     }
-
-
-def _base_of(path: str) -> str:
-    adapter = Path(path) / "adapter_config.json"
-    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"] if adapter.exists() else path

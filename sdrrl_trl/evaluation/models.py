@@ -1,0 +1,83 @@
+"""The models of `sdrrl evaluate` as lm-eval takes them: each base loaded once, adapters put on it in turn."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrrl_trl.utils import SDRRLError, read_json
+
+
+if TYPE_CHECKING:
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig
+
+
+def loaded_models(config: "EvaluationConfig", pending: dict[str, list[str]]) -> Iterator[tuple[str, str, Any]]:
+    """Goes through what is still to do as `(model name, task name, lm-eval model)`, each base model loaded once."""
+    by_base: dict[str, list[tuple[str, str]]] = {}
+    for name, path in config.model_paths.items():
+        if pending[name]:
+            by_base.setdefault(base_of(path), []).append((name, path))
+    for base_path, models in by_base.items():
+        if config.backend != "hf":
+            for name, path in models:
+                lm = _other_backend(config, base_path, path)
+                for task in pending[name]:
+                    yield name, task, lm
+            continue
+        from peft import PeftModel
+
+        from sdrrl_trl.engines.transformers import load_model, load_tokenizer
+
+        base, base_tokenizer = load_model(base_path, dtype=config.dtype)
+        for name, path in sorted(models, key=lambda model: model[1] != base_path):  # the bare model first
+            model = base if path == base_path else PeftModel.from_pretrained(base, path)
+            own = (Path(path) / "tokenizer_config.json").exists()
+            tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
+            lm = _hf_model(model, tokenizer, config.batch_size)
+            for task in pending[name]:
+                yield name, task, lm
+            base = base if path == base_path else model.unload()
+
+
+def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's wrapper around a loaded model, which shares the items among the processes, if there are several."""
+    from accelerate import Accelerator
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    state = processes()
+    if state.num_processes > 1:  # HFLM does this itself only for models that it loads
+        lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
+        lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
+    return lm
+
+
+def _other_backend(config: "EvaluationConfig", base: str, path: str) -> Any:
+    from lm_eval.api.registry import get_model
+
+    arguments = {"model" if "completions" in config.backend else "pretrained": base}
+    if config.backend == "vllm":
+        arguments["dtype"] = config.dtype
+        if path != base:
+            arguments["lora_local_path"] = path
+    given = dict(pair.split("=", 1) for pair in (config.model_args or "").split(",") if pair)
+    try:
+        return get_model(config.backend).create_from_arg_obj(
+            arguments | given, {"batch_size": config.batch_size, "max_batch_size": None, "device": None}
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise SDRRLError(f"lm-eval cannot start the backend {config.backend!r}: {error}") from error
+
+
+def processes() -> Any:
+    """The processes of `accelerate launch`, or this one alone."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def base_of(path: str) -> str:
+    adapter = Path(path) / "adapter_config.json"
+    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"] if adapter.exists() else path
