@@ -194,7 +194,7 @@ def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
     assert 3 <= len(content["summary"]["tuned"]) <= 6
     assert "gained on 5 of 5 measures; 0 got worse" in sentences
     assert "English, the source language, shows no evidence of loss on 2 measures" in sentences
-    assert "in a wrong language" in sentences and "Safety: 0 of 9 measures better, 0 worse" in sentences
+    assert "in a wrong language" in sentences and "Safety: 0 of 6 measures better, 0 worse" in sentences
     assert all(sentence in path.read_text() for sentence in content["summary"]["tuned"])
 
 

@@ -95,17 +95,21 @@ def _dumbbell(panels: dict[str, list[Row]]) -> Any:
     """From base to tuned for every language; one panel a benchmark, better to the right."""
     panels = dict(sorted(panels.items(), key=lambda item: -len(item[1])))  # neighbours of about the same height
     n_columns = 1 if len(panels) < 3 else 2
-    heights = [len({row.language for row in panel}) + 1.8 for panel in list(panels.values())[::n_columns]]
+    models = list(dict.fromkeys(row.model for panel in panels.values() for row in panel))
+    spread = 1 + 0.3 * (len(models) - 1)
+    heights = [len({row.language for row in panel}) * spread + 1.8 for panel in list(panels.values())[::n_columns]]
     size = (WIDTH, 0.26 * sum(heights) + 0.6)
     figure, axes = _subplots(len(heights), n_columns, figsize=size, height_ratios=heights)
     for unused in axes.flat[len(panels) :]:
         unused.set_axis_off()
-    models = list(dict.fromkeys(row.model for panel in panels.values() for row in panel))
     colours = dict(zip(models, COLOURS * len(models), strict=False))
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         languages = sorted({row.language for row in panel}, key=language_name, reverse=True)
         for row in panel:
-            c, y = row.comparison, languages.index(row.language) + 0.16 * models.index(row.model)
+            c, y = (
+                row.comparison,
+                languages.index(row.language) + 0.2 * (models.index(row.model) - (len(models) - 1) / 2),
+            )
             sure = row.verdict in ("better", "worse")
             axis.plot([c.base, c.tuned], [y, y], color=colours[row.model], linewidth=2.5, alpha=1 if sure else 0.35)
             axis.plot(c.base, y, "o", color=GREY, markersize=7)
@@ -119,14 +123,14 @@ def _dumbbell(panels: dict[str, list[Row]]) -> Any:
         lower = not panel[0].higher_is_better
         if lower:
             axis.invert_xaxis()
-        axis.set_title(title + (" (lower is better)" if lower else ""), loc="left", fontsize=10)
+        axis.set_title(f"{title} {'↓' if lower else '↑'}", loc="left", fontsize=10)
     from matplotlib.lines import Line2D
 
     def dot(colour: str, face: str, label: str) -> Line2D:
         return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor=face, markersize=8, label=label)
 
     handles = [dot(GREY, GREY, "base"), *(dot(colours[model], colours[model], model) for model in models)]
-    handles.append(dot(COLOURS[0], PAPER, "hollow: no evidence of change"))
+    handles.append(dot(COLOURS[0], PAPER, "hollow: no evidence of change; better is to the right"))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
     return figure
 

@@ -158,8 +158,8 @@ def compare_all(results: dict[str, Any], manifest: dict[str, Any], base: str) ->
         role = views.role_of(task, metric, language, source, manifest["harmful"])
         higher = results[base][task]["higher_is_better"][metric]
         rows.append(Row(model, task, metric, language, role, higher, comparison, p))
-    order = ("target", "other", "source", "agreement", "form", "safety")
-    rows.sort(key=lambda r: (r.model, order.index(r.role), str(r.language), r.task, r.metric))
+    order = ("target", "source", "agreement", "form", "safety")
+    rows.sort(key=lambda r: (list(results).index(r.model), order.index(r.role), str(r.language), r.task, r.metric))
     return rows, not_compared
 
 

@@ -19,7 +19,7 @@ ALPHA = 0.05
 MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the number is ours
 FEW = "too few items"
 RATES = ("safe_rate", "attack_success_rate", "invalid_rate", "judge_failed")
-_FORM = ("in_language", "wrong_language", "invalid")
+_FORM = ("in_language", "wrong_language", "invalid", "judge_failed")
 _ALIKE = ("acc", "acc_norm", "acc_bytes", "f1", "em", "exact_match")  # others depend on script and reference
 _MEASURES = {
     "acc": "accuracy",
@@ -377,11 +377,12 @@ def _gains(rows: list[Row], n_rows: int) -> str:
     verdicts = Counter(row.verdict for row in rows if row.role == "target")
     if not verdicts:
         return "No target language was measured."
-    parts = [f"{verdicts[name]} {text}" for name, text in (("worse", "got worse"), (FEW, "had too few items"))]
-    parts += [f"{verdicts['no evidence of change']} showed no evidence of change"]
+    parts = [f"{verdicts['worse']} got worse"]
+    others = {"no evidence of change": "showed no evidence of change", FEW: "had too few items"}
+    parts += [f"{verdicts[name]} {text}" for name, text in others.items() if verdicts[name]]
     return (
         f"Target languages gained on {verdicts['better']} of {_count(verdicts.total(), 'measure')}; "
-        f"{', '.join(parts[:2])} and {parts[2]} (p < {ALPHA} after Holm's correction for "
+        f"{', '.join(parts)} (p < {ALPHA} after Holm's correction for "
         f"{_count(n_rows, 'comparison')})."
     )
 
