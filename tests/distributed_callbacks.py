@@ -1,6 +1,7 @@
 """Run under torchrun by test_callbacks.py: trains with the callbacks and writes what was logged."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -31,9 +32,12 @@ def run(cls: type, lora: bool, model: str, folder: Path, n_processes: int) -> li
     )
     assert trainer.accelerator.num_processes == n_processes
     # Odd numbers of items: the processes' shares differ
-    trainer.add_callback(LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], steps=2, limit=5, at_start=True))
+    callback = LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], steps=2, limit=5, at_start=True)
+    trainer.add_callback(callback)
     trainer.add_callback(OnSteps(trainer, rows=own_answers(), steps=1, bound=1e9))
     trainer.train()
+    for task in callback._tasks.values():  # the items are shared, not done by each process
+        assert len({instance.doc_id for instance in task.instances}) <= math.ceil(5 / n_processes)
     names = ("loss", "grad_norm", "forgetting/", "lm_eval/")
     logs = [
         {name: value for name, value in entry.items() if name.startswith(names) and name != "lm_eval/seconds"}

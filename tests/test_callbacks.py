@@ -107,6 +107,11 @@ def test_everything_is_afterwards_as_before(benchmarks, tmp_path, tasks, trainin
     model.train()
     next(model.children()).eval()  # modes are not all the same
 
+    def draw(*_):  # as tasks with sampling or random examples do
+        random.random(), np.random.rand(), torch.rand(1)
+
+    model.get_output_embeddings().register_forward_pre_hook(draw)
+
     def everything():
         return {
             "random": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
@@ -117,7 +122,7 @@ def test_everything_is_afterwards_as_before(benchmarks, tmp_path, tasks, trainin
             "tokenizer": (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.special_tokens_map),
             "hooks": [len(module._forward_hooks) for module in model.modules()],
             "control": vars(trainer.control).copy(),
-            "threads": torch.is_grad_enabled(),
+            "gradients": torch.is_grad_enabled(),
         }
 
     for should_log in (False, True):
