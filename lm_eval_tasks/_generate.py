@@ -68,6 +68,8 @@ def names(files):
     return [content["task"] for _, content in files]
 
 
+# For lm-eval's own tasks: data as for ours, and NaN is no choice
+OUR_DATA = {"custom_dataset": Function("utils.load"), "process_results": Function("utils.process_likelihoods")}
 CHOICE_METRICS = plain("acc", "invalid", "wrong_language")
 
 
@@ -78,7 +80,7 @@ def xnli():
         members.append({"task": f"xnli_{code}", "dataset_kwargs": {"language": code}})
         choices = "\n".join(f"({letter}) {text}" for letter, text in zip("ABC", p["nli_choices"], strict=True))
         text = f"{p['premise']}: {{{{premise}}}}\n{p['hypothesis']}: {{{{hypothesis}}}}\n\n{p['nli']}\n{choices}"
-        kwargs = {"language": code, "split": "test", "script": script_of(facts)}
+        kwargs = {"language": code, "split": "test", "script": script_of(facts), "choices": p["nli_choices"]}
         leaves.append(
             leaf(
                 "xnli",
@@ -90,7 +92,7 @@ def xnli():
             )
         )
     yield from leaves
-    yield group("xnli", "xnli", members, plain("acc"), custom_dataset=Function("utils.load"))
+    yield group("xnli", "xnli", members, plain("acc"), **OUR_DATA)
     yield group("xnli", "xnli_gen", names(leaves), CHOICE_METRICS)
 
 
@@ -111,7 +113,7 @@ def xstorycloze():
         )
     yield from leaves
     context = {"doc_to_text": "context", "doc_to_decontamination_query": "context"}
-    yield group("xstorycloze", "xstorycloze", members, plain("acc"), custom_dataset=Function("utils.load"), **context)
+    yield group("xstorycloze", "xstorycloze", members, plain("acc"), **OUR_DATA, **context)
     yield group("xstorycloze", "xstorycloze_gen", names(leaves), CHOICE_METRICS)
 
 
@@ -131,7 +133,7 @@ def belebele():
             )
         )
     yield from leaves
-    yield group("belebele", "belebele", members, plain("acc"), custom_dataset=Function("utils.load"))
+    yield group("belebele", "belebele", members, plain("acc"), **OUR_DATA)
     yield group("belebele", "belebele_gen", names(leaves), CHOICE_METRICS)
 
 
@@ -285,14 +287,21 @@ def write_upstream(output):
         source = HERE / benchmark.__name__
         variant = "_gen" if benchmark in UPSTREAM_HAS else ""
         folder = output / f"{source.name}{variant}"
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.yaml", "__pycache__"))
-        readme = folder / "README.md"
-        readme.write_text(readme.read_text(encoding="utf-8").replace("sdrrl_", ""), encoding="utf-8")
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.yaml", "__pycache__"), dirs_exist_ok=True)
         for name, content in benchmark():
             file = Path(name).name
             if variant in file:
                 content.pop("tag", None)
                 write(folder / file.replace("sdrrl_", ""), content, prefix="")
+        readme = folder / "README.md"
+        readme.write_text(upstream_readme(readme.read_text(encoding="utf-8"), variant), encoding="utf-8")
+
+
+def upstream_readme(text, variant):
+    """A README without our prefix, the tags, and the groups and tasks that are not contributed."""
+    text = re.sub(r"#### Tags\n.*?(?=####)", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^\* `sdrrl_(?!\w*" + variant + r")[^`]*`.*\n(?:  .*\n)*", "", text)
+    return text.replace("sdrrl_", "")
 
 
 def main():

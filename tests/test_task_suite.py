@@ -115,38 +115,91 @@ def test_missing_data_and_a_changed_schema_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="xnli/th.jsonl"):
         shared.read_rows("xnli/th.jsonl", ["premise"], list)
     (tmp_path / "rows.jsonl").write_text('{"sentence1": "a"}\n')
-    with pytest.raises(ValueError, match="no column premise"):
+    with pytest.raises(ValueError, match="line 1 has no premise"):
         shared.read_rows("rows.jsonl", ["premise"], list)
     monkeypatch.delenv("SDRRL_DATA_DIR")
-    with pytest.raises(ValueError, match="hub.*no column premise"):
+    with pytest.raises(ValueError, match="hub has no premise"):
         shared.read_rows("rows.jsonl", ["premise"], lambda: [{"x": 1}])
 
 
+LISBON = [  # answers that name the second choice
+    *(
+        "B",
+        " (B)",
+        "[B]",
+        "B. Lisbon",
+        "**B**",
+        "**(B)**",
+        "（Ｂ）",
+        "b",
+        "(b)",
+        "b)",
+        "'B'",
+        "`B`",
+        "B,",
+        "B。",
+        "「B」",
+    ),
+    *("Lisbon", "lisbon", "Lisbon.", "B) because (A) is wrong", "The answer is B because (A) is false"),
+    *(
+        "Not (A). The answer is (B).",
+        "A resposta é B",
+        "A resposta correta é Lisbon",
+        "La réponse est B car A est faux",
+    ),
+    *("Richtig ist B, weil A falsch ist.", "A válasz B, mert A nem igaz", "C’est la réponse B", "B. f(A)"),
+    *("The answer is B. Explanation: option A is wrong", "The answer is:\n\nB", "<think>\n\n</think>\n\nB"),
+    *("<think>maybe (A)</think>(B)", "Ответ: В.", "Б не подходит. Ответ: В", "Đáp án: B", "Jibu ni B", "Jawaban: B"),
+    *(
+        "答案是B。",
+        "选B",
+        "选项B是正确的",
+        "选择B：里斯本",
+        "选 B，因为 A 不对",
+        "答えはBです。",
+        "Bです",
+        "B입니다",
+        "정답은 B입니다.",
+    ),
+    *("B번", "ข้อB", "คำตอบคือB", "คำตอบคือ B เพราะ (A) ผิด", "الإجابة هي B", "الإجابة هيB", "उत्तर: B"),
+]
+NOTHING = [
+    *("", "I do not know", "E", "I am sorry, I cannot say.", "A julgar pelo texto, não sei.", "A'dan", "B ou C"),
+    *("A correct answer cannot be determined.", "(A) ou (B)", "A, B, C, D", "<think>option (B) first", "A or B"),
+    "A) Paris\nB) Lisbon\nC) I\nD) Oslo",
+]
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [*((a, 1) for a in LISBON), *((a, None) for a in NOTHING)])
+def test_the_choice_that_an_answer_names_is_found(answer, chosen):
+    assert shared.choose(shared.without_thoughts(answer), ["Paris", "Lisbon", "I", "Oslo"]) == chosen
+
+
+@pytest.mark.parametrize("answer", ["B", "**B**", "B,", "B。", "「B」", "（B）", "B. DNA"])
+def test_the_letter_and_text_of_a_choice_are_in_no_wrong_language(answer):
+    scores = shared.choice_scores(answer, ["RNA", "DNA", "ATP", "GTP"], 1, "ar", "Arab")
+    assert scores == {"acc": 1.0, "invalid": 0.0, "wrong_language": 0.0}
+
+
+def test_a_likelihood_that_is_no_number_is_no_choice():
+    assert shared.right_is_likeliest([(-3.0, False), (-1.0, False)], 1) == 1.0
+    assert shared.right_is_likeliest([(-1.0, False), (-1.0, False)], 1) == 0.0  # the first of equals, as in lm-eval
+    assert shared.right_is_likeliest([(float("nan"), False), (float("nan"), False)], 0) == 0.0
+
+
 @pytest.mark.parametrize(
-    ("answer", "chosen"),
+    ("line", "named"),
     [
-        ("B", 1),
-        (" (B)", 1),
-        ("B. Lisbon", 1),
-        ("**B**", 1),
-        ("（Ｂ）", 1),
-        ("B) because A is wrong", 1),
-        ("The answer is (C), not (A)", 2),
-        ("A resposta é B", 1),
-        ("La risposta è C.", 2),
-        ("Lisbon", 1),
-        ("lisbon is the capital", 1),
-        ("คำตอบคือ D", 3),
-        ("A", 0),
-        ("A'dan", None),
-        ("", None),
-        ("I do not know", None),
-        ("E", None),
-        ("I am sorry, I cannot say.", None),
+        ("{", "line 2 is no JSON"),
+        ('{"premise": "x"}', "line 2 has no label"),
+        ('{"premise": "", "label": 1}', "premise"),
     ],
 )
-def test_the_choice_that_an_answer_names_is_found(answer, chosen):
-    assert shared.choose(answer, ["Paris", "Lisbon", "I", "Oslo"]) == chosen
+def test_a_damaged_row_is_named(line, named, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"premise": "a\u2028b", "label": 0}\n' + line + "\n")
+    with pytest.raises(ValueError, match=named):
+        shared.read_rows("rows.jsonl", ["premise", "label"], list)
 
 
 @needs_data
