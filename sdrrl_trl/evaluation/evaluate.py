@@ -126,7 +126,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         for path in config.model_paths.values():
             check_model(base_of(path), config.apply_chat_template)
     names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size", "backend", "model_args")
-    options = {name: getattr(config, name) for name in names} | {"models": fingerprints}
+    options = {name: getattr(config, name) for name in names} | {"models": fingerprints, "environment": _environment()}
     system_prompt = source_language = None
     if config.transfer_set:
         manifest = load_manifest(Path(config.transfer_set))
@@ -250,7 +250,7 @@ def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, s
         scores = {label: sample[metric] for label, (metric, by) in items.items() if by == sample["filter"]}
         samples.setdefault(sample["doc_id"], _plain(sample, name)).update(scores)
     template = sha256(lm.tokenizer.chat_template)[:8] if config.backend == "hf" else "the backend's"
-    judge = {key: value for key, value in os.environ.items() if key.startswith("SDRRL_JUDGE") and "KEY" not in key}
+    judge = {key: value for key, value in _environment().items() if key.startswith("SDRRL_JUDGE")}
     return {
         "task": name,
         "metrics": metrics,
@@ -268,6 +268,12 @@ def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, s
         },
         "samples": list(samples.values()),
     }
+
+
+def _environment() -> dict[str, str]:
+    """What the environment says of how answers are scored, without keys."""
+    prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes) and "KEY" not in key}
 
 
 def _plain(sample: dict[str, Any], task: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def select(names: list[str], languages: list[str] | None = None) -> Selection:
     selection = Selection(task_manager(everything=bool(foreign)))
     unknown = [name for name in foreign if name not in selection.manager.all_tasks]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], [*by_name, *selection.manager.all_tasks], n=3)
+        close = difflib.get_close_matches(unknown[0], {*by_name, *selection.manager.all_tasks}, n=3)
         raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
 
     problems: dict[str, str] = {}
