@@ -164,7 +164,7 @@ def flores200():
             kwargs |= {"src_name": source["name"], "tgt_name": target["name"]}
             kwargs["language"] = tag if direction == "en_xx" else "en"
             name = f"flores_{source['flores']}-{target['flores']}"
-            generation = {"until": ["\n"], "do_sample": False, "max_gen_toks": 512}
+            generation = {"until": [], "do_sample": False, "max_gen_toks": 512}
             # Many tokenizers need several tokens for a character that is not Latin
             more = {} if script_of(target) == "Latn" else {"generation_kwargs": generation}
             leaves.append(leaf("flores200", name, tag, "_flores_yaml", dataset_kwargs=kwargs, **more))
@@ -292,6 +292,8 @@ def write_upstream(output):
             file = Path(name).name
             if variant in file:
                 content.pop("tag", None)
+                if content.get("group") == "sdrrl_flores":
+                    content["group"] = "sdrrl_flores200"  # theirs has a tag `flores`
                 write(folder / file.replace("sdrrl_", ""), content, prefix="")
         readme = folder / "README.md"
         readme.write_text(upstream_readme(readme.read_text(encoding="utf-8"), variant), encoding="utf-8")
