@@ -275,6 +275,47 @@ def test_spbleu_is_there_when_asked_for(tmp_path, monkeypatch):
     assert run(reference, [task], monkeypatch, limit=3)[task]["spbleu"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("\n\nO gato dorme.", "O gato dorme."),
+        ("Here is the translation:\n\nO gato dorme.\n\nShall I go on?", "O gato dorme."),
+        ("翻訳：\nO gato dorme.", "O gato dorme."),
+        ("Ele disse:", "Ele disse:"),
+        ("<think>The cat\n\nsleeps.</think>\n\nO gato dorme.", "O gato dorme."),
+        ("The cat\nsleeps.</think>\nO gato dorme.", "O gato dorme."),  # opened by the chat template
+        ("<think>The cat sleeps. O gato", ""),
+        ("O gato\u2028dorme.", "O gato\u2028dorme."),
+        (" \n", ""),
+    ],
+)
+def test_the_translation_is_found_in_an_answer(answer, expected):
+    scores = flores.process_results({"tgt": "O gato dorme.", "language": "pt", "script": "Latn"}, [answer])
+    assert scores["chrf++"] == ("O gato dorme.", expected)
+
+
+@needs_data
+def test_no_line_break_ends_a_translation(monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+    names = ["sdrrl_flores_eng_Latn-por_Latn", "sdrrl_flores_eng_Latn-khm_Khmr"]
+    tasks = TaskManager(include_path=str(TASKS), include_defaults=False).load(names)["tasks"]
+    settings = [tasks[name].config for name in names]
+    assert [(c.generation_kwargs["until"], c.generation_kwargs["max_gen_toks"]) for c in settings] == [
+        ([], 256),
+        ([], 512),
+    ]
+    assert [c.num_fewshot for c in settings] == [0, 0]
+
+
+def test_thoughts_are_no_part_of_a_summary_or_an_answer():
+    doc = {"summary": "Кіт спить.", "answers": ["Oslo"], "language": "uk", "script": "Cyrl"}
+    for before in ("<think>A cat.\nOslo?</think>\n", "A cat.\nOslo?</think>"):
+        assert xlsum.process_results(doc, [before + "Кіт спить."])["rougeL"] == 1
+        assert mkqa.process_results(doc, [before + "Oslo"])["em"] == 1
+    assert xlsum.process_results(doc, ["<think>Кіт спить."])["rougeL"] == 0
+    assert mkqa.process_results(doc, ["<think>Oslo"]) == {"f1": 0, "em": 0, "wrong_language": 1}
+
+
 # ---------------------------------------------------------------- XL-Sum
 
 
@@ -343,7 +384,7 @@ def test_articles_come_from_the_converted_branch_and_can_be_shortened(monkeypatc
     assert rows[0] == {"text": "long text", "summary": "s", "language": "th", "script": "Thai"}
     assert xlsum.load("thai", "th", "Thai", max_article_chars="4")["test"]["text"] == ["long"]
     del article["summary"]
-    with pytest.raises(ValueError, match="no column summary"):
+    with pytest.raises(ValueError, match="no summary"):
         xlsum.load("thai", "th", "Thai")
 
 
@@ -404,6 +445,11 @@ def test_unicode_rouge_works_in_other_tasks_of_lm_eval(tmp_path, monkeypatch):
         ("da", "en by", "by", 1),
         ("nb", "et fjell", "fjell", 1),
         ("fi", "Helsinki.", "helsinki", 1),
+        ("fi", "yksi koira", "koira", 1),
+        ("it", "dell'Italia", "Italia", 1),
+        ("it", "degl’Italiani", "degli Italiani", 1),
+        ("it", "la torre del mare", "torre mare", 1),
+        ("it", "delfino", "fino", 0),  # not a beginning, as in the official evaluation
         ("hu", "a Duna", "Duna", 1),
         ("vi", "những bông hoa", "bông hoa", 1),
         ("ar", "القاهرة", "قاهرة", 1),
@@ -421,6 +467,25 @@ def test_unicode_rouge_works_in_other_tasks_of_lm_eval(tmp_path, monkeypatch):
 )
 def test_f1_by_hand(language, said, right, f1):
     assert mkqa.f1(mkqa.tokens(said, language), mkqa.tokens(right, language)) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize("language, right", [("en", "The The"), ("en", "?"), ("pt", "O"), ("ja", "！"), ("ar", "ال")])
+def test_an_empty_answer_is_never_right(language, right):
+    doc = {"answers": [right], "language": language, "script": "Latn"}
+    for nothing in ("", " \n"):
+        assert mkqa.process_results(doc, [nothing]) == {"f1": 0, "em": 0, "wrong_language": 1}
+    assert mkqa.process_results(doc, [right]) == {"f1": 1, "em": 1, "wrong_language": 0}
+    assert mkqa.process_results(doc, ["Oslo"])["f1"] == 0
+
+
+@pytest.mark.parametrize("row", [{"answers": []}, {"answers": [None]}, {"answers": "Oslo"}, {"question": ""}, {}])
+def test_rows_that_cannot_be_scored_are_named(row, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    (tmp_path / "mkqa").mkdir()
+    good = {"question": "x", "answers": ["Oslo"]}
+    write_json_lines(tmp_path / "mkqa" / "nb.jsonl", [good, good | row if row else {"question": "y"}])
+    with pytest.raises(ValueError, match=r"mkqa/nb\.jsonl, (row|line) 2\b.*(question|answers)"):
+        mkqa.load("no", "nb", "Latn")
 
 
 def test_the_best_right_answer_counts_and_the_first_line_only():
@@ -461,7 +526,7 @@ def test_missing_files_and_columns_are_named(tmp_path, monkeypatch):
         mkqa.load("ja", "ja", "Jpan")
     (tmp_path / "mkqa").mkdir()
     write_json_lines(tmp_path / "mkqa" / "ja.jsonl", [{"question": "x"}])
-    with pytest.raises(ValueError, match="no column answers"):
+    with pytest.raises(ValueError, match="no answers"):
         mkqa.load("ja", "ja", "Jpan")
 
 

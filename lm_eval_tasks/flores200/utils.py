@@ -55,7 +55,7 @@ def wrong_language(text, language, script, min_letters=20):
     """
     if not text.strip():
         return 1.0
-    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<!\S)[(\[]?[A-H][)\].:]?(?!\S)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<![^\W_])[A-H](?![^\W_])", " ", text, flags=re.DOTALL)
     letters = [unicodedata.name(char, "").split(" ")[0].split("-")[0] for char in text if char.isalpha()]
     if letters and sum(name in SCRIPTS[script] for name in letters) < len(letters) / 2:
         return 1.0
@@ -121,9 +121,24 @@ def sentences(code):
     return list(data.sort("id")[columns[0]])
 
 
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
+
+
+def translation(text):
+    """
+    The translation in an answer, a sentence: its first line that is not empty, behind the thoughts of the model. If
+    that line ends with a colon and another one follows, it is taken for an announcement, and the next one counts.
+    """
+    first, second, *_ = [line.strip() for line in without_thoughts(text).split("\n") if line.strip()] + ["", ""]
+    return second if first.endswith((":", "：")) and second else first
+
+
 def process_results(doc, results):
     """Pairs for the corpus metrics, and whether the answer is in a wrong language."""
-    answer = results[0].strip()
+    answer = translation(results[0])
     # Khmer references mark words with zero-width spaces, which nobody sees and few type
     pair = tuple(text.replace("\u200b", "") for text in (doc["tgt"], answer))
     scores = {"chrf++": pair, "wrong_language": wrong_language(answer, doc["language"], doc["script"])}

@@ -18,20 +18,28 @@ def read_rows(file, columns, from_hub):
     `from_hub` is called without arguments and gives a data set or a list of rows. All `columns` must be there.
     """
     folder = os.environ.get("SDRRL_DATA_DIR")
-    if folder:
-        where = Path(folder) / file
-        if not where.exists():
-            raise FileNotFoundError(
-                f"There is no {where}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
-            )
-        lines = where.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
-        rows = [json.loads(line) for line in lines if line.strip()]
+    if not folder:
+        rows = [(f"row {number} of the data set on the hub", row) for number, row in enumerate(from_hub(), 1)]
     else:
-        where, rows = "the data set on the hub", list(from_hub())
-    missing = sorted(set(columns) - set(rows[0])) if rows else columns
-    if missing:
-        raise ValueError(f"{where} has no column {', '.join(missing)}: its schema has changed, or it is empty.")
-    return rows
+        path, rows = Path(folder) / file, []
+        if not path.exists():
+            raise FileNotFoundError(
+                f"There is no {path}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
+            )
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append((f"{path}, line {number}", json.loads(line)))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
+    for where, row in rows:
+        missing = [name for name in columns if row.get(name) in (None, "")]
+        if missing:
+            raise ValueError(f"{where} has no {', '.join(missing)}: the schema has changed, or the row is damaged.")
+    if not rows:
+        raise ValueError(f"There is no row in {file}.")
+    return [row for _, row in rows]
 
 
 # <<< rows
@@ -84,7 +92,7 @@ def wrong_language(text, language, script, min_letters=20):
     """
     if not text.strip():
         return 1.0
-    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<!\S)[(\[]?[A-H][)\].:]?(?!\S)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<![^\W_])[A-H](?![^\W_])", " ", text, flags=re.DOTALL)
     letters = [unicodedata.name(char, "").split(" ")[0].split("-")[0] for char in text if char.isalpha()]
     if letters and sum(name in SCRIPTS[script] for name in letters) < len(letters) / 2:
         return 1.0
@@ -108,10 +116,10 @@ ARTICLES = {
     "da": "en et",
     "de": "der die das den dem des ein eine einen einem einer eines",
     "es": "el la los las un una unos unas",
-    "fi": "se",
+    "fi": "se yks yksi",
     "fr": "le la les l' un une des du de d'",
     "hu": "a az egy",
-    "it": "il lo la i gli le l' un uno una un'",
+    "it": "il lo la l' i gli le del dello della dell' dei degli degl' delle un' uno una un",
     "nb": "en ei et",
     "pt": "o a os as um uma uns umas",
     "vi": "của là cái chiếc những",
@@ -132,21 +140,34 @@ def load(code, language, script, **metadata):
                 texts = [text for answer in answers for text in (answer["text"], *answer.get("aliases", []))]
                 yield {"question": item["queries"][code], "answers": texts}
 
-    rows = [
-        {"question": row["question"], "answers": row["answers"], "language": language, "script": script}
-        for row in read_rows(f"mkqa/{language}.jsonl", ["question", "answers"], from_hub)
-    ]
+    name = f"mkqa/{language}.jsonl"
+    rows = []
+    for number, row in enumerate(read_rows(name, ["question", "answers"], from_hub), 1):
+        answers = row.get("answers")
+        if not row.get("question") or not isinstance(answers, list) or not any(answers):
+            raise ValueError(
+                f"{name}, row {number}: a `question` and `answers`, a list with at least one text, are needed. "
+                "Correct the row or remove it."
+            )
+        answers = [text for text in answers if text]
+        rows.append({"question": row["question"], "answers": answers, "language": language, "script": script})
     return {"test": datasets.Dataset.from_list(rows)}
+
+
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
 
 
 def process_results(doc, results):
     """Scores the first line of an answer: the best F1 and exact match over the right answers, wrong language."""
-    answer = next((line for line in results[0].splitlines() if line.strip()), "")
+    answer = next((line for line in without_thoughts(results[0]).splitlines() if line.strip()), "")
     said = tokens(answer, doc["language"])
     # MKQA writes whole numbers as "25.0"; nobody answers so
     right = doc["answers"] + [re.sub(r"(?<=\d)\.0\b", "", text) for text in doc["answers"]]
     right = [tokens(text, doc["language"]) for text in right]
-    em = float(said in right)
+    em = float(bool(said) and said in right)
     return {
         "f1": max(f1(said, text) for text in right),
         "em": em,
@@ -156,19 +177,30 @@ def process_results(doc, results):
 
 
 def tokens(text, language):
-    """What counts of an answer: in lower case, without punctuation, symbols and articles."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    """
+    What counts of an answer: in lower case, without punctuation, symbols and articles. If nothing else is in it, they
+    count, so that only an empty answer has no tokens.
+    """
+    whole = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    short = whole
     if language == "ar":
-        text = re.sub(r"\bال", "", text)  # the article, written together with its word
+        short = re.sub(r"\bال", "", whole)  # the article, written together with its word
     elif language in ARTICLES:
         # Before the punctuation goes, for that in l'Italia
         articles = "|".join(ARTICLES[language].split())
-        text = re.sub(rf"\b({articles})(?<=')|\b({articles})\b", " ", text.replace("’", "'"))
-    text = "".join(char for char in text if unicodedata.category(char)[0] not in "PSC" or char.isspace())
-    return [char for char in text if not char.isspace()] if language in UNSPACED else text.split()
+        short = re.sub(rf"\b({articles})(?<=')|\b({articles})\b", " ", whole)
+    for text in (without_punctuation(short), without_punctuation(whole), whole):
+        found = [char for char in text if not char.isspace()] if language in UNSPACED else text.split()
+        if found:
+            return found
+    return []
+
+
+def without_punctuation(text):
+    return "".join(char for char in text if unicodedata.category(char)[0] not in "PSC" or char.isspace())
 
 
 def f1(said, right):
     """Of two lists of tokens."""
     common = sum((Counter(said) & Counter(right)).values())
-    return 2 * common / (len(said) + len(right)) if said or right else 1.0
+    return 2 * common / (len(said) + len(right)) if common else 0.0

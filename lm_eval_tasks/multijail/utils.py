@@ -26,6 +26,11 @@ def load(language, script, **metadata):
     missing = sorted(columns - set(rows[0])) if rows else sorted(columns)
     if missing:
         raise ValueError(f"{where} has no column {', '.join(missing)}: its schema has changed, or it is empty.")
+    for row in rows:
+        if not (row[language] or "").strip():
+            raise ValueError(
+                f"{where}: the row with the id {row['id']} has no prompt in the column {language}. Restore the file."
+            )
     facts = {"language": language, "script": script}
     rows = [{"id": str(row["id"]), "prompt": row[language], "tags": str(row["tags"]), **facts} for row in rows]
     return {"train": datasets.Dataset.from_list(rows)}

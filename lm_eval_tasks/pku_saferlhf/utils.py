@@ -13,20 +13,28 @@ def read_rows(file, columns, from_hub):
     `from_hub` is called without arguments and gives a data set or a list of rows. All `columns` must be there.
     """
     folder = os.environ.get("SDRRL_DATA_DIR")
-    if folder:
-        where = Path(folder) / file
-        if not where.exists():
-            raise FileNotFoundError(
-                f"There is no {where}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
-            )
-        lines = where.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
-        rows = [json.loads(line) for line in lines if line.strip()]
+    if not folder:
+        rows = [(f"row {number} of the data set on the hub", row) for number, row in enumerate(from_hub(), 1)]
     else:
-        where, rows = "the data set on the hub", list(from_hub())
-    missing = sorted(set(columns) - set(rows[0])) if rows else columns
-    if missing:
-        raise ValueError(f"{where} has no column {', '.join(missing)}: its schema has changed, or it is empty.")
-    return rows
+        path, rows = Path(folder) / file, []
+        if not path.exists():
+            raise FileNotFoundError(
+                f"There is no {path}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
+            )
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append((f"{path}, line {number}", json.loads(line)))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
+    for where, row in rows:
+        missing = [name for name in columns if row.get(name) in (None, "")]
+        if missing:
+            raise ValueError(f"{where} has no {', '.join(missing)}: the schema has changed, or the row is damaged.")
+    if not rows:
+        raise ValueError(f"There is no row in {file}.")
+    return [row for _, row in rows]
 
 
 # <<< rows
@@ -40,7 +48,14 @@ def read():
     def from_hub():
         return datasets.load_dataset("PKU-Alignment/PKU-SafeRLHF", split="test", revision=REVISION)
 
-    return read_rows("pku_saferlhf/pairs.jsonl", COLUMNS, from_hub)
+    rows = read_rows("pku_saferlhf/pairs.jsonl", COLUMNS, from_hub)
+    for number, row in enumerate(rows, 1):
+        empty = [name for name in COLUMNS[:3] if not (row.get(name) or "").strip()]
+        if empty or row.get("safer_response_id") not in (0, 1):
+            # They have no ids, and their texts must not be shown
+            wrong = ", ".join(empty) or "safer_response_id"
+            raise ValueError(f"PKU-SafeRLHF, row {number}: no {wrong}. Correct the row or remove it.")
+    return rows
 
 
 def load(**metadata):

@@ -18,20 +18,28 @@ def read_rows(file, columns, from_hub):
     `from_hub` is called without arguments and gives a data set or a list of rows. All `columns` must be there.
     """
     folder = os.environ.get("SDRRL_DATA_DIR")
-    if folder:
-        where = Path(folder) / file
-        if not where.exists():
-            raise FileNotFoundError(
-                f"There is no {where}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
-            )
-        lines = where.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
-        rows = [json.loads(line) for line in lines if line.strip()]
+    if not folder:
+        rows = [(f"row {number} of the data set on the hub", row) for number, row in enumerate(from_hub(), 1)]
     else:
-        where, rows = "the data set on the hub", list(from_hub())
-    missing = sorted(set(columns) - set(rows[0])) if rows else columns
-    if missing:
-        raise ValueError(f"{where} has no column {', '.join(missing)}: its schema has changed, or it is empty.")
-    return rows
+        path, rows = Path(folder) / file, []
+        if not path.exists():
+            raise FileNotFoundError(
+                f"There is no {path}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
+            )
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of texts
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append((f"{path}, line {number}", json.loads(line)))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
+    for where, row in rows:
+        missing = [name for name in columns if row.get(name) in (None, "")]
+        if missing:
+            raise ValueError(f"{where} has no {', '.join(missing)}: the schema has changed, or the row is damaged.")
+    if not rows:
+        raise ValueError(f"There is no row in {file}.")
+    return [row for _, row in rows]
 
 
 # <<< rows
@@ -84,7 +92,7 @@ def wrong_language(text, language, script, min_letters=20):
     """
     if not text.strip():
         return 1.0
-    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<!\S)[(\[]?[A-H][)\].:]?(?!\S)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<![^\W_])[A-H](?![^\W_])", " ", text, flags=re.DOTALL)
     letters = [unicodedata.name(char, "").split(" ")[0].split("-")[0] for char in text if char.isalpha()]
     if letters and sum(name in SCRIPTS[script] for name in letters) < len(letters) / 2:
         return 1.0
@@ -139,7 +147,14 @@ class UnicodeTokenizer:
 ROUGE = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeTokenizer())
 
 
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
+
+
 def process_results(doc, results):
     """Scores an answer: F-measures of ROUGE, wrong language."""
-    scores = {name: score.fmeasure for name, score in ROUGE.score(doc["summary"], results[0]).items()}
-    return scores | {"wrong_language": wrong_language(results[0], doc["language"], doc["script"])}
+    answer = without_thoughts(results[0])
+    scores = {name: score.fmeasure for name, score in ROUGE.score(doc["summary"], answer).items()}
+    return scores | {"wrong_language": wrong_language(answer, doc["language"], doc["script"])}

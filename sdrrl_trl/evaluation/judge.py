@@ -140,7 +140,8 @@ def _read_answers(file: Path) -> list[dict[str, Any]]:
     """Number, question, answer and language of each sample."""
     try:
         if file.suffix == ".jsonl":  # of lm_eval
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
             samples = [
                 {
                     "doc_id": row["doc_id"],
