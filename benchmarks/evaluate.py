@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[0] = str(ROOT / "tests")  # in the place of this folder, whose evaluate.py would hide the package `evaluate`
 DATA = Path(os.environ.get("SDRRL_DATA_DIR", ROOT.parent / "shared" / "data"))
 ENVIRONMENT = {**os.environ, "SDRRL_DATA_DIR": str(DATA), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 LANGUAGES = {

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # in front, its evaluate.py hides the package
 from builder import mask_fidelity, segments_sent  # noqa: E402
 
 

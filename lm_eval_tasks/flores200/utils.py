@@ -69,6 +69,16 @@ def wrong_language(text, language, script, min_letters=20):
 # <<< in_language
 
 
+# >>> thoughts
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].strip()  # chat templates may open the block in the prompt
+
+
+# <<< thoughts
+
+
 REPOSITORY, REVISION = "facebook/flores", "main"
 # Scripts without spaces between words. sacrebleu's default tokenizer 13a takes a sentence in them for one word.
 UNSPACED = ("Jpan", "Thai", "Khmr", "Laoo", "Mymr", "Hans", "Hant")
@@ -119,12 +129,6 @@ def sentences(code):
             "`text` are needed: its schema has changed. Set SDRRL_FLORES_REPO to another repository."
         )
     return list(data.sort("id")[columns[0]])
-
-
-def without_thoughts(text):
-    """An answer without its `<think>` block; one that is not closed leaves nothing."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
 
 
 def translation(text):

@@ -106,6 +106,16 @@ def wrong_language(text, language, script, min_letters=20):
 # <<< in_language
 
 
+# >>> thoughts
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].strip()  # chat templates may open the block in the prompt
+
+
+# <<< thoughts
+
+
 REVISION = "651b8cc85c407270b024157aff06ee6ab8c4fc6d"
 URL = f"https://github.com/apple/ml-mkqa/raw/{REVISION}/dataset/mkqa.jsonl.gz"
 # What a closed-book answer cannot be scored on
@@ -152,12 +162,6 @@ def load(code, language, script, **metadata):
         answers = [text for text in answers if text]
         rows.append({"question": row["question"], "answers": answers, "language": language, "script": script})
     return {"test": datasets.Dataset.from_list(rows)}
-
-
-def without_thoughts(text):
-    """An answer without its `<think>` block; one that is not closed leaves nothing."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
 
 
 def process_results(doc, results):

@@ -106,6 +106,16 @@ def wrong_language(text, language, script, min_letters=20):
 # <<< in_language
 
 
+# >>> thoughts
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].strip()  # chat templates may open the block in the prompt
+
+
+# <<< thoughts
+
+
 # The main branch is a script, which `datasets` no longer runs; this one is its conversion by the hub
 REVISION = "refs/convert/parquet"
 COLUMNS = ["text", "summary"]
@@ -145,12 +155,6 @@ class UnicodeTokenizer:
 
 
 ROUGE = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeTokenizer())
-
-
-def without_thoughts(text):
-    """An answer without its `<think>` block; one that is not closed leaves nothing."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2]  # chat templates may open the block in the prompt
 
 
 def process_results(doc, results):

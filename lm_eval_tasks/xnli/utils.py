@@ -104,6 +104,16 @@ def wrong_language(text, language, script, min_letters=20):
 # <<< in_language
 
 
+# >>> thoughts
+def without_thoughts(text):
+    """An answer without its `<think>` block; one that is not closed leaves nothing."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].strip()  # chat templates may open the block in the prompt
+
+
+# <<< thoughts
+
+
 # >>> choose
 # What stands before the letter in "The answer is B", "Richtig ist B", "答案是B", "Ответ: B"
 CUES = (
@@ -113,11 +123,6 @@ CUES = (
 
 
 JOINERS = "[,/、&]|and|or|und|oder|et|ou|e|y|o|dan|atau|và|hoặc|na|au|и|или|و|أو|या|和|或|と|または|또는|และ|หรือ"
-
-
-def without_thoughts(text):
-    """An answer without its `<think>` block; one that is not closed leaves nothing."""
-    return re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL).strip()
 
 
 def choose(text, choices):
