@@ -76,11 +76,14 @@ def _subplots(*args: int, **options: Any) -> tuple[Any, Any]:
 
 
 def _panels(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of the first metric of each benchmark, by title."""
-    first: dict[str, str] = {}
+    """Rows of the main metric of each benchmark, by title."""
+    rows = [row for row in rows if row.role in ("target", "source", "safety")]
+    main: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "attack_success_rate")):  # else the first one
+        main.setdefault(row.benchmark, row.metric)
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        if row.role in ("target", "source", "safety") and first.setdefault(row.benchmark, row.metric) == row.metric:
+        if main[row.benchmark] == row.metric:
             panels.setdefault(_without_language(row), []).append(row)
     return panels
 
