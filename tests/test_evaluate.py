@@ -76,6 +76,18 @@ def test_several_adapters_on_one_base_do_not_add_up(tiny_model, adapter, transfe
     assert scores["a"] == scores["b"] == scores["c"] != scores["base"]
 
 
+def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, transfer_set, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "tied")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    config = options(str(tmp_path / "tied"), str(tmp_path / "adapter"), transfer_set, tmp_path / "evaluation")
+    scores = {name: tasks["sdrrl_heldout_bpb_pt"]["metrics"] for name, tasks in load_results(evaluate(config)).items()}
+    assert scores["tuned"] == pytest.approx(scores["base"])
+
+
 def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_model, adapter, seeds, tmp_path):
     transfer_set = build_transfer_set(config(seeds, tmp_path / "s", system_prompt="Be kind."), CannedGenerator())
     folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,23 @@ def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     from accelerate import Accelerator
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    with no_tying(model):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     state = processes()
     if state.num_processes > 1:  # HFLM does this itself only for models that it loads
         lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
         lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
     return lm
+
+
+@contextmanager
+def no_tying(model: Any) -> Iterator[None]:
+    """lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them."""
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 def _other_backend(config: "EvaluationConfig", base: str, path: str) -> Any:

@@ -54,6 +54,7 @@ def task_manager(everything: bool = False) -> Any:
             All tasks of lm-eval, too, whose index takes seconds.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.judge").setLevel(logging.INFO)  # who judges, and how many judgements failed
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_paths(), include_defaults=everything)

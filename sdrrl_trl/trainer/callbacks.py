@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
+from sdrrl_trl.evaluation.models import no_tying
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.transfer.publish import load_manifest
@@ -160,7 +161,7 @@ class LMEvalCallback(TrainerCallback):
         start = time.monotonic()
         accelerator = self.trainer.accelerator
         with _undisturbed(self.trainer), _watch_for_nan(self.trainer) as found_nan:
-            with _no_tying(self.trainer.model):
+            with no_tying(self.trainer.model):
                 lm = HFLM(
                     pretrained=self.trainer.model,
                     tokenizer=copy.deepcopy(self.trainer.processing_class),  # lm-eval may give it a padding token
@@ -417,16 +418,6 @@ def _undisturbed(trainer: "SFTTrainer") -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _no_tying(model: torch.nn.Module) -> Iterator[None]:
-    """lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them."""
-    model.tie_weights = lambda: None
-    try:
-        yield
-    finally:
-        del model.tie_weights
 
 
 @contextmanager
