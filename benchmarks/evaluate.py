@@ -97,6 +97,7 @@ def index_seconds():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one benchmark, two languages, one round")
+    parser.add_argument("--rounds", type=int, default=2, help="measurements of each (default: %(default)s)")
     options = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(f"There are no benchmark data in {DATA}. Set SDRRL_DATA_DIR.")
@@ -107,7 +108,7 @@ def main():
 
     n = 2 if options.quick else 10
     tasks = [[f"sdrrl_{name}_{tag}" for tag in tags.split()[:n]] for name, tags in LANGUAGES.items()]
-    tasks, limit, rounds = (tasks[:1], 3, 1) if options.quick else (tasks, 10, 2)
+    tasks, limit, rounds = (tasks[:1], 3, 1) if options.quick else (tasks, 10, options.rounds)
     with tempfile.TemporaryDirectory() as root:
         make_tiny_model(Path(root) / "base")
         torch.manual_seed(1)
