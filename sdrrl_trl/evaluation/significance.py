@@ -62,16 +62,37 @@ def compare(metric: str, base: list[Any], tuned: list[Any], n_resamples: int = 1
     """
     if len(base) != len(tuned) or not base:
         raise ValueError(f"{metric}: {len(base)} and {len(tuned)} items cannot be compared in pairs.")
-    statistics, score = _scoring(metric)
-    base_statistics, tuned_statistics = statistics(base), statistics(tuned)
+    statistics, _ = _scoring(metric)
+    return compare_statistics(metric, statistics(base), statistics(tuned), n_resamples, seed)
+
+
+def compare_statistics(
+    metric: str, base: np.ndarray, tuned: np.ndarray, n_resamples: int = 1000, seed: int = 1234
+) -> Comparison:
+    """
+    [`compare`] for items of which only the statistics are known.
+
+    Args:
+        metric (`str`):
+            As in [`compare`].
+        base (`np.ndarray`):
+            Statistics of the first model, a row for each item, which add up over items: those of sacrebleu for chrF,
+            BLEU and TER; else a sum and its divisor.
+        tuned (`np.ndarray`):
+            Statistics of the second model.
+        n_resamples (`int`, *optional*, defaults to `1000`):
+            Number of resamples.
+        seed (`int`, *optional*, defaults to `1234`):
+            Seed of the resampling.
+    """
+    _, score = _scoring(metric)
     n = len(base)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    resampled = zip(counts @ base_statistics, counts @ tuned_statistics, strict=True)
-    deltas = np.array([score(b) - score(a) for a, b in resampled])
+    deltas = np.array([score(b) - score(a) for a, b in zip(counts @ base, counts @ tuned, strict=True)])
     low, high = np.percentile(deltas, [2.5, 97.5])
-    a, b = score(base_statistics.sum(0)), score(tuned_statistics.sum(0))
-    if score is _mean and np.isin([base_statistics[:, 0], tuned_statistics[:, 0]], (0, 1)).all():
-        p, test = mcnemar(base_statistics[:, 0], tuned_statistics[:, 0]), "McNemar"
+    a, b = score(base.sum(0)), score(tuned.sum(0))
+    if score is _mean and np.isin([base[:, 0], tuned[:, 0]], (0, 1)).all():
+        p, test = mcnemar(base[:, 0], tuned[:, 0]), "McNemar"
     else:
         as_far = np.abs(deltas - deltas.mean()) >= abs(b - a)
         p, test = float((as_far.sum() + 1) / (n_resamples + 1)), "bootstrap"
