@@ -1,29 +1,18 @@
 """`sdrrl evaluate`: several models on the same lm-eval tasks, in one process, each model and task kept when done."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.models import base_of, loaded_models, processes
+from sdrrl_trl.evaluation.models import base_of, processes
+from sdrrl_trl.evaluation.run_tasks import environment, run_tasks
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
 from sdrrl_trl.evaluation.tasks import held_out_tasks
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
-from sdrrl_trl.utils import (
-    SDRRLError,
-    check_output_dir,
-    fingerprint,
-    locked,
-    package_version,
-    progress,
-    read_json,
-    sha256,
-    timed,
-    write_json,
-)
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, write_json
 
 
 HELD_OUT = "sdrrl_heldout"
@@ -126,7 +115,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         for path in config.model_paths.values():
             check_model(base_of(path), config.apply_chat_template)
     names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size", "backend", "model_args")
-    options = {name: getattr(config, name) for name in names} | {"models": fingerprints, "environment": _environment()}
+    options = {name: getattr(config, name) for name in names} | {"models": fingerprints, "environment": environment()}
     system_prompt = source_language = None
     if config.transfer_set:
         manifest = load_manifest(Path(config.transfer_set))
@@ -145,7 +134,7 @@ def evaluate(config: EvaluationConfig) -> Path:
                 clear_stage(folder, "evaluate")
             record_options(folder, options, "evaluate")
         state.wait_for_everyone()
-        _run_tasks(config, selection, system_prompt)
+        run_tasks(config, selection.tasks, system_prompt)
         if state.is_main_process:
             manifest = {
                 "models": config.model_paths,
@@ -158,24 +147,6 @@ def evaluate(config: EvaluationConfig) -> Path:
             write_json(folder / "manifest.json", manifest | {"options": options})
     state.wait_for_everyone()
     return folder
-
-
-def _run_tasks(config: EvaluationConfig, selection: Selection, system_prompt: str | None) -> None:
-    """Evaluates what has no result file yet."""
-    folder, tasks = Path(config.output_dir), selection.tasks
-    pending = {
-        name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
-    }
-    state = processes()
-    state.wait_for_everyone()  # before the first result is written, so that all see the same
-    total = len(tasks) * len(pending)
-    units = loaded_models(config, pending)
-    done = total - sum(map(len, pending.values()))
-    with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
-        for name, task, lm in progress(((1, unit) for unit in units), total, "evaluate", "model × task", done=done):
-            result = _evaluate_task(lm, tasks[task], selection.manager, config, system_prompt)
-            if state.is_main_process:
-                write_json(folder / name / f"{task}.json", result)
 
 
 def load_evaluation(folder: Path) -> dict[str, Any]:
@@ -219,72 +190,3 @@ def select_tasks(config: EvaluationConfig) -> Selection:
         selection.tasks |= selection.manager.load(list(held_out.values()))["tasks"]
         selection.languages |= {name: language_of(name) for name in held_out}
     return selection
-
-
-def _evaluate_task(lm: Any, task: Any, manager: Any, config: EvaluationConfig, system_prompt: str | None) -> dict:
-    from lm_eval.evaluator import evaluate as lm_evaluate
-
-    # As `lm_eval.simple_evaluate` does; that would also reset the random state and call git
-    if task.get_config("num_fewshot") is None:
-        task.set_config("num_fewshot", 0)
-    task.set_fewshot_seed(seed=1234)
-    result = lm_evaluate(
-        lm,
-        manager.load([task]),
-        limit=config.limit,
-        bootstrap_iters=0,
-        apply_chat_template=config.apply_chat_template,
-        system_instruction=system_prompt,
-    )
-    if result is None:  # not the first process
-        return {}
-    name = task.task_name
-    filters = {sample["filter"] for sample in result["samples"][name]}
-    metrics, items, samples = {}, {}, {}
-    for key, value in result["results"][name].items():
-        metric, _, filtered = key.partition(",")
-        if filtered in filters and isinstance(value, int | float) and not metric.endswith("_stderr"):
-            label = metric if len(filters) == 1 else key
-            metrics[label], items[label] = value, (metric, filtered)
-    for sample in sorted(result["samples"][name], key=lambda sample: sample["doc_id"]):
-        scores = {label: sample[metric] for label, (metric, by) in items.items() if by == sample["filter"]}
-        samples.setdefault(sample["doc_id"], _plain(sample, name)).update(scores)
-    template = sha256(lm.tokenizer.chat_template)[:8] if config.backend == "hf" else "the backend's"
-    judge = {key: value for key, value in _environment().items() if key.startswith("SDRRL_JUDGE")}
-    return {
-        "task": name,
-        "metrics": metrics,
-        "higher_is_better": {
-            label: result["higher_is_better"][name].get(metric) for label, (metric, _) in items.items()
-        },
-        "signature": {
-            "version": result["versions"][name],
-            "shots": result["n-shot"][name],
-            "limit": config.limit,
-            "chat_template": template if config.apply_chat_template else None,
-            "dtype": config.dtype,
-            "lm_eval": package_version("lm_eval"),
-            **(judge if "judge" in filters else {}),
-        },
-        "samples": list(samples.values()),
-    }
-
-
-def _environment() -> dict[str, str]:
-    """What the environment says of how answers are scored, without keys."""
-    prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
-    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes) and "KEY" not in key}
-
-
-def _plain(sample: dict[str, Any], task: str) -> dict[str, Any]:
-    """What is kept of an item."""
-    response = sample["resps"][0][0]
-    return {
-        "doc_id": sample["doc_id"],
-        "doc_hash": sample["doc_hash"],
-        "prompt": sample["arguments"][0][0],
-        "target": sample["target"],
-        "response": response,
-        # for `sdrrl judge`, which must not see the chat template
-        **({"question": sample["doc"]["prompt"]} if task.startswith(HARMFUL) else {}),
-    }

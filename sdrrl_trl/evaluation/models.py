@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig
 
 
-def loaded_models(config: "EvaluationConfig", pending: dict[str, list[str]]) -> Iterator[tuple[str, str, Any]]:
-    """Goes through what is still to do as `(model name, task name, lm-eval model)`, each base model loaded once."""
+def loaded_models(config: "EvaluationConfig", names: list[str]) -> Iterator[tuple[str, Any]]:
+    """Goes through the models of these names as `(name, lm-eval model)`, each base model loaded once."""
     by_base: dict[str, list[tuple[str, str]]] = {}
-    for name, path in config.model_paths.items():
-        if pending[name]:
-            by_base.setdefault(base_of(path), []).append((name, path))
+    for name in names:
+        path = config.model_paths[name]
+        by_base.setdefault(base_of(path), []).append((name, path))
     for base_path, models in by_base.items():
         if config.backend != "hf":
             for name, path in models:
-                lm = _other_backend(config, base_path, path)
-                for task in pending[name]:
-                    yield name, task, lm
+                yield name, _other_backend(config, base_path, path)
             continue
         from peft import PeftModel
 
@@ -35,9 +33,7 @@ def loaded_models(config: "EvaluationConfig", pending: dict[str, list[str]]) -> 
             model = base if path == base_path else PeftModel.from_pretrained(base, path)
             own = (Path(path) / "tokenizer_config.json").exists()
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
-            lm = _hf_model(model, tokenizer, config.batch_size)
-            for task in pending[name]:
-                yield name, task, lm
+            yield name, _hf_model(model, tokenizer, config.batch_size)
             base = base if path == base_path else model.unload()
 
 

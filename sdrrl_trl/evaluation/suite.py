@@ -17,7 +17,7 @@ from sdrrl_trl.utils import SDRRLError
 HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # that in C is ten times as fast
     """Reads task files without running the functions that they name."""
 
 

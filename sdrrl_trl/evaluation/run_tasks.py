@@ -1,0 +1,161 @@
+"""
+Asks every model every task that has no result file yet, and writes one file for each model and task.
+
+Tasks go to lm-eval several at a time, as their small batches would not fill up apart; results are written after each
+such chunk. The prompts of a task are made once for all models with the same chat template.
+"""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrrl_trl.evaluation.models import loaded_models, processes
+from sdrrl_trl.evaluation.suite import HARMFUL
+from sdrrl_trl.utils import package_version, progress, sha256, timed, write_json
+
+
+if TYPE_CHECKING:
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig
+
+CHUNK_ITEMS = 512  # so few that a killed run loses little, so many that the last batch of a chunk does not count
+
+
+def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: str | None) -> None:
+    """
+    Evaluates what has no result file yet.
+
+    Args:
+        config ([`EvaluationConfig`]):
+            Models and options.
+        tasks (`dict[str, Any]`):
+            lm-eval task objects by name.
+        system_prompt (`str`, *optional*):
+            Asked before every question.
+    """
+    folder = Path(config.output_dir)
+    pending = {
+        name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
+    }
+    state = processes()
+    state.wait_for_everyone()  # before the first result is written, so that all see the same
+    for task in tasks.values():  # as `lm_eval.simple_evaluate` does; that would also reset the random state, call git
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+    made_with: dict[str, Any] = {}
+    total = len(tasks) * len(pending)
+    done = total - sum(map(len, pending.values()))
+    units = (
+        (len(chunk), (name, lm, chunk))
+        for name, lm in loaded_models(config, [name for name in pending if pending[name]])
+        for chunk in chunks(pending[name], tasks, config.limit)
+    )
+    with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
+        for name, lm, chunk in progress(units, total, "evaluate", "model × task", done=done):
+            results = _evaluate_tasks(lm, {task: tasks[task] for task in chunk}, config, system_prompt, made_with)
+            for task, result in results.items():
+                write_json(folder / name / f"{task}.json", result)
+
+
+def chunks(names: list[str], tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
+    """Cuts a list of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
+    cut: list[list[str]] = []
+    n = 0
+    for name in names:
+        size = len(tasks[name].eval_docs)
+        size = size if limit is None else min(limit, size)
+        if not cut or n + size > CHUNK_ITEMS:
+            cut.append([])
+            n = 0
+        cut[-1].append(name)
+        n += size
+    return cut
+
+
+def _evaluate_tasks(
+    lm: Any, tasks: dict[str, Any], config: "EvaluationConfig", system_prompt: str | None, made_with: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """
+    Results by task in the first process, nothing in the others. `made_with` notes what the requests of a task were
+    made with: the chat template and the special tokens that it may write.
+    """
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    template, prompts = "the backend's", None
+    if config.backend == "hf":
+        prompts = lm.tokenizer.chat_template, lm.tokenizer.special_tokens_map
+        template = sha256(lm.tokenizer.chat_template or "")[:8]
+    for name, task in tasks.items():
+        task.set_fewshot_seed(seed=1234)
+        if prompts is not None and made_with.get(name) == prompts:
+            _keep_requests(task)
+        else:
+            vars(task).pop("build_all_requests", None)  # lm-eval makes them
+            made_with[name] = prompts
+    results = lm_evaluate(
+        lm,
+        {"tasks": tasks},
+        limit=config.limit,
+        bootstrap_iters=0,
+        apply_chat_template=config.apply_chat_template,
+        system_instruction=system_prompt,
+    )
+    asked = {"limit": config.limit, "chat_template": template if config.apply_chat_template else None}
+    asked |= {"dtype": config.dtype, "lm_eval": package_version("lm_eval")}
+    return {name: _result(name, results, asked) for name in tasks} if results else {}
+
+
+def _keep_requests(task: Any) -> None:
+    """Has a task asked with the requests that it has, which lm-eval would make anew for each model."""
+    for request in task.instances:
+        request.resps, request.filtered_resps = [], {}  # the answers of the model before
+    task.build_all_requests = lambda **options: None
+
+
+def _result(name: str, results: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Content of a result file."""
+    filters = {sample["filter"] for sample in results["samples"][name]}
+    metrics, items, samples = {}, {}, {}
+    for key, value in results["results"][name].items():
+        metric, _, filtered = key.partition(",")
+        if filtered in filters and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            label = metric if len(filters) == 1 else key
+            metrics[label], items[label] = value, (metric, filtered)
+    for sample in sorted(results["samples"][name], key=lambda sample: sample["doc_id"]):
+        scores = {label: sample[metric] for label, (metric, by) in items.items() if by == sample["filter"]}
+        samples.setdefault(sample["doc_id"], _plain(sample, name)).update(scores)
+    judge = {key: value for key, value in environment().items() if key.startswith("SDRRL_JUDGE")}
+    return {
+        "task": name,
+        "metrics": metrics,
+        "higher_is_better": {
+            label: results["higher_is_better"][name].get(metric) for label, (metric, _) in items.items()
+        },
+        "signature": {
+            "version": results["versions"][name],
+            "shots": results["n-shot"][name],
+            **asked,
+            **(judge if "judge" in filters else {}),
+        },
+        "samples": list(samples.values()),
+    }
+
+
+def environment() -> dict[str, str]:
+    """What the environment says of how answers are scored, without keys."""
+    prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes) and "KEY" not in key}
+
+
+def _plain(sample: dict[str, Any], task: str) -> dict[str, Any]:
+    """What is kept of an item."""
+    response = sample["resps"][0][0]
+    return {
+        "doc_id": sample["doc_id"],
+        "doc_hash": sample["doc_hash"],
+        "prompt": sample["arguments"][0][0],
+        "target": sample["target"],
+        "response": response,
+        # for `sdrrl judge`, which must not see the chat template
+        **({"question": sample["doc"]["prompt"]} if task.startswith(HARMFUL) else {}),
+    }
