@@ -33,7 +33,7 @@ HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
 def result(task, values, responses=None, prompt="Question {}", higher=None):
     """A result file: `values` holds the items of each metric."""
     n = len(next(iter(values.values())))
-    numbers = {name: [v for v in items if not isinstance(v, list) and v == v] for name, items in values.items()}
+    numbers = {name: [v for v in items if isinstance(v, float) and v == v] for name, items in values.items()}
     samples = [
         {
             "doc_id": i,
@@ -336,6 +336,43 @@ def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
     assert {row["verdict"] for row in content["rows"]} == {"better"}
 
 
+def test_items_that_are_lists_or_texts_leave_the_rest_of_the_report(tmp_path):
+    odd = {
+        "inst_level_strict_acc": [[True] * (1 + i % 3) for i in range(N)],
+        "brier_score": [[i % 2, [0.4, 0.6]] for i in range(N)],
+        "one": [[1.0]] * N,
+        "text": ["yes"] * N,
+        "mcc": [[i % 2, 1] for i in range(N)],
+        "bleu": [[["a b", "a c"], "a b"]] * N,
+        "endless": [math.inf] * N,
+    }
+    models = {name: small(acc=right(share), **odd) for name, share in (("base", 0.3), ("tuned", 0.9))}
+    for results in models.values():
+        results["sdrrl_belebele_gen_pt"]["metrics"].update(dict.fromkeys(odd, 0.5))
+    content, path = run(tmp_path, models)
+    assert [(row["metric"], row["verdict"]) for row in content["rows"]] == [("acc", "better")]
+    assert {row["metric"]: row["base"] for row in content["not_compared"]} == dict.fromkeys(odd, 0.5)
+    for why in ("its items are not numbers", "one reference and one answer", "items are infinite"):
+        assert why in path.read_text()
+
+
+def test_advice_names_the_file_to_delete_and_the_model_to_leave_out(tmp_path):
+    models = {name: small() for name in ("base", "a", "b")}
+    sample = models["b"]["sdrrl_belebele_gen_pt"]["samples"][3]
+    file = tmp_path / "evaluation" / "b" / "sdrrl_belebele_gen_pt.json"
+    for value in (None, math.nan):
+        sample["acc"] = value
+        with pytest.raises(SDRRLError, match=f"Delete {file} and run the same `sdrrl evaluate` command"):
+            run(tmp_path, models)
+    sample["acc"] = 1.0
+    models["b"]["sdrrl_belebele_gen_pt"]["signature"]["chat_template"] = None
+    with pytest.raises(
+        SDRRLError, match="Leave b out by naming the others in `--tuned`.*`--apply_chat_template False`"
+    ):
+        run(tmp_path, models)
+    assert run(tmp_path, models, tuned="a")[0]["tuned"] == ["a"]
+
+
 def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp_path):
     content, path = run(tmp_path, models)
     page = path.with_suffix(".html").read_text()
@@ -380,7 +417,9 @@ def test_a_browser_shows_every_number_and_asks_nobody(models, tmp_path):
         assert all(f">{cell}</td>" in dom for cell in cells)
     # The browser's own services ask their servers; the page names none
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', net.read_text()))
-    assert not {url for url in asked if not re.match(r"https?://(clients2|accounts|www|update)\.google\.com/", url)}
+    assert not {
+        url for url in asked if not re.match(r"https?://(clients2|accounts|www|update)\.google(apis)?\.com/", url)
+    }
     sorting = tmp_path / "sorted.html"
     sorting.write_text(page.read_text() + "<script>document.querySelectorAll('th')[2].click()</script>")
     table = chromium(tmp_path, sorting, "--dump-dom").partition("<tbody>")[2].partition("</tbody>")[0]

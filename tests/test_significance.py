@@ -7,7 +7,8 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
-from sdrrl_trl.evaluation.significance import compare, holm, mcnemar
+from sdrrl_trl.evaluation import significance
+from sdrrl_trl.evaluation.significance import compare, compare_rows, holm, item_statistics, mcnemar
 
 
 RNG = random.Random(0)
@@ -112,3 +113,48 @@ def test_p_values_are_adjusted_for_their_number():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5]) == [0.5] and holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_bound_on_memory_changes_neither_the_number_of_resamples_nor_the_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    items = [
+        (list(base), list(base + gain)) for base, gain in zip(rng.random((60, 300)), [0.3, 0.0] * 30, strict=True)
+    ]
+    rows = [("f1", *(item_statistics("f1", list(values)) for values in pair)) for pair in items]
+    free = compare_rows(rows, seed=1)
+    monkeypatch.setattr(significance, "MAX_CELLS", 10_000)
+    bound = compare_rows(rows, seed=1)
+    assert [row.p for row in bound] == [row.p for row in free]
+    assert [row.low for row in bound] == pytest.approx([row.low for row in free])
+    adjusted = holm([row.p for row in bound])
+    assert adjusted[0] < 0.05 and adjusted[1] == 1.0 and (bound[1].low, bound[1].high) == (0, 0)
+
+
+def test_a_row_of_a_table_is_what_it_is_alone():
+    base, tuned = [RNG.random() for _ in range(50)], [RNG.random() for _ in range(50)]
+    texts = [(text, noisy(text)) for text in (sentence() for _ in range(30))]
+    rows = [
+        (metric, item_statistics(metric, a), item_statistics(metric, b))
+        for metric, a, b in (("f1", base, tuned), ("chrf++", texts, texts[::-1]), ("acc", [1.0, 0.0], [1, True]))
+    ]
+    alone = [compare("f1", base, tuned, seed=3), compare("chrf++", texts, texts[::-1], seed=3)]
+    assert compare_rows(rows, seed=3)[:2] == alone
+
+
+@pytest.mark.parametrize(
+    "metric, items, why",
+    [
+        ("inst_level_strict_acc", [[True, False], [True]], "not numbers"),
+        ("brier_score", [[1, [0.2, 0.8]], [0, [0.5, 0.5]]], "not numbers"),
+        ("acc", [[1.0], [0.0]], "not numbers"),
+        ("acc", ["yes", "no"], "not numbers"),
+        ("f1", [[1, 0], [0, 0]], "not numbers"),
+        ("bits_per_byte", [[-1.0], [-2.0]], "not pairs of a log-likelihood"),
+        ("bits_per_byte", [-1.0, -2.0], "not pairs of a log-likelihood"),
+        ("bleu", [[["a", "b"], "a"], [["c"], "c"]], "not pairs of one reference"),
+        ("chrf++", ["ab", "cd"], "not pairs of one reference"),
+    ],
+)
+def test_items_of_another_form_than_the_metric_has_are_refused(metric, items, why):
+    with pytest.raises(ValueError, match=why):
+        compare(metric, items, items)

@@ -5,16 +5,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdrrl_trl.evaluation import html, model_card, plots, tables, views
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
-from sdrrl_trl.evaluation.significance import Comparison, compare, holm
+from sdrrl_trl.evaluation.significance import compare_rows, holm, item_statistics
 from sdrrl_trl.evaluation.views import Row
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
 
 SEED = 1234
-MAX_CELLS = 50_000_000  # resamples times items: what a comparison may take of memory, 8 bytes each
 
 
 @dataclass
@@ -96,7 +97,7 @@ def report(config: ReportConfig) -> Path:
         raise SDRRLError(f"`push_to_hub` uploads one model. Name it in `tuned`: {', '.join(tuned)}.")
     results = {name: results[name] for name in (config.base, *tuned)}
     log = plots.read_log(config.trainer_state) if config.trainer_state else []
-    rows, not_compared = compare_all(results, manifest, config.base)
+    rows, not_compared = compare_all(results, manifest, config.base, Path(config.evaluation))
     content = _content(config, manifest, results, rows, not_compared)
 
     write_json(folder / "report.json", content)
@@ -129,7 +130,9 @@ def _check_languages(manifest: dict[str, Any]) -> None:
         raise SDRRLError(f"Unknown source language {manifest['source_language']!r}.")
 
 
-def compare_all(results: dict[str, Any], manifest: dict[str, Any], base: str) -> tuple[list[Row], list[dict]]:
+def compare_all(
+    results: dict[str, Any], manifest: dict[str, Any], base: str, folder: Path
+) -> tuple[list[Row], list[dict]]:
     """
     Compares every model with the base on every metric.
 
@@ -139,18 +142,35 @@ def compare_all(results: dict[str, Any], manifest: dict[str, Any], base: str) ->
     pairs = [(model, task) for model in results if model != base for task in results[base]]
     for model, task in pairs:
         _check_same(results[base][task], results[model][task], task, model)
-    n_rows = sum(len(results[base][task]["metrics"]) for _, task in pairs)
-    found, not_compared = [], []
+    measures, statistics, not_compared = [], [], []
+
+    def leave_out(model: str, task: str, metric: str, why: str) -> None:
+        scores = {
+            "base": results[base][task]["metrics"][metric],
+            "tuned": results[model][task]["metrics"][metric],
+        }
+        scores = {name: None if math.isnan(score) else score for name, score in scores.items()}
+        not_compared.append({"model": model, "task": task, "metric": metric, **scores, "why": why})
+
     for model, task in pairs:
+        by_file = {folder / name / f"{task}.json": results[name][task] for name in (base, model)}
         for metric in results[base][task]["metrics"]:
-            a, b = results[base][task], results[model][task]
-            comparison = _compare(a, b, task, metric, task in manifest["harmful"], n_rows)
-            if isinstance(comparison, str):
-                scores = {"base": a["metrics"][metric], "tuned": b["metrics"][metric]}
-                scores = {name: None if math.isnan(score) else score for name, score in scores.items()}
-                not_compared.append({"model": model, "task": task, "metric": metric, **scores, "why": comparison})
+            try:
+                of_items = _statistics(by_file, task, metric, task in manifest["harmful"])
+            except NotComparable as reason:
+                leave_out(model, task, metric, str(reason))
             else:
-                found.append((model, task, metric, comparison))
+                measures.append((model, task, metric))
+                statistics.append((metric.partition(",")[0], *of_items))
+    found = []
+    for measure, comparison in zip(measures, compare_rows(statistics, SEED), strict=True):
+        model, task, metric = measure
+        reported = [results[name][task]["metrics"][metric] for name in (base, model)]
+        by_item = (comparison.base, comparison.tuned)
+        if comparison.n < len(results[base][task]["samples"]) or np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
+            found.append((*measure, comparison))
+        else:
+            leave_out(*measure, "the task's score is not the mean of its items' scores")
     adjusted = holm([comparison.p for *_, comparison in found])
     source, rows = manifest["source_language"], []
     for (model, task, metric, comparison), p in zip(found, adjusted, strict=True):
@@ -177,9 +197,12 @@ def _check_same(base: dict[str, Any], tuned: dict[str, Any], task: str, model: s
         pairs = list(zip(base["samples"], tuned["samples"], strict=True))
         fields += [key for key in ("doc_hash", "prompt") if any(a.get(key) != b.get(key) for a, b in pairs)]
     if fields:
+        # A model that brings its own template is asked in another way under the same options
+        template = ", into another folder with `--apply_chat_template False`" * ("chat_template" in fields)
         raise SDRRLError(
             f"{task}: base and {model} were not asked the same items in the same way, so a difference would say "
-            f"nothing. They differ in: {', '.join(fields)}. Run `sdrrl evaluate` for both with the same options."
+            f"nothing. They differ in: {', '.join(fields)}. Leave {model} out by naming the others in `--tuned`, or "
+            f"run `sdrrl evaluate` for both with the same options{template}."
         )
     if len(base["samples"]) < 2:
         raise SDRRLError(
@@ -188,43 +211,39 @@ def _check_same(base: dict[str, Any], tuned: dict[str, Any], task: str, model: s
         )
 
 
-def _compare(base: dict, tuned: dict, task: str, metric: str, harmful: bool, n_rows: int) -> Comparison | str:
-    """The comparison, or why there is none."""
-    values = []
-    for result in (base, tuned):
-        missing = [sample["doc_id"] for sample in result["samples"] if sample.get(metric) is None]
+class NotComparable(Exception):
+    """Why a metric cannot be compared by item."""
+
+
+def _statistics(by_file: dict[Path, dict], task: str, metric: str, harmful: bool) -> list[np.ndarray]:
+    """Statistics of the items of both models; without the items that the judge failed on for either."""
+    for file, result in by_file.items():
+        missing = sum(sample.get(metric) is None for sample in result["samples"])
         if missing:
-            raise SDRRLError(f"{task}: {len(missing)} items have no value of {metric}. Run `sdrrl evaluate` again.")
-        values.append([sample[metric] for sample in result["samples"]])
-    if base["higher_is_better"][metric] is None:
-        return "the task does not say whether higher is better"
-    scored = [pair for pair in zip(*values, strict=True) if not any(_is_nan(value) for value in pair)]
-    if len(scored) < len(values[0]) and not harmful:
-        raise SDRRLError(f"{task}: {len(values[0]) - len(scored)} items have NaN for {metric}. Run it again.")
-    if len(scored) < 2:
-        return f"the judge failed on all but {len(scored)} of {len(values[0])} pairs"
-    a, b = ([pair[i] for pair in scored] for i in (0, 1))
+            raise SDRRLError(f"{task}: {missing} items have no value of {metric}. {_again(file)}")
+    if any(result["higher_is_better"][metric] is None for result in by_file.values()):
+        raise NotComparable("the task does not say whether higher is better")
     try:
-        found = compare(metric.partition(",")[0], a, b, seed=SEED)
-        # The smallest p of 1,000 resamples is 0.001, which Holm multiplies by the number of rows: more where it counts
-        n_resamples = min(40 * n_rows, MAX_CELLS // len(a))
-        if found.test == "bootstrap" and found.p < 0.005 and n_resamples > 1000:
-            found = compare(metric.partition(",")[0], a, b, n_resamples=n_resamples, seed=SEED)
+        found = [
+            item_statistics(metric.partition(",")[0], [sample[metric] for sample in result["samples"]])
+            for result in by_file.values()
+        ]
     except ValueError as error:
-        if "unknown" in str(error).lower():
-            return str(error)
-        raise SDRRLError(f"{task}: {error}") from error
-    reported = [result["metrics"][metric] for result in (base, tuned)]
-    if len(scored) == len(values[0]) and not all(
-        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6)
-        for x, y in zip(reported, (found.base, found.tuned), strict=True)
-    ):
-        return "the task's score is not the mean of its items' scores"
-    return found
+        raise NotComparable(str(error)) from error
+    unscored = [np.isnan(statistics).any(axis=1) for statistics in found]
+    for file, nan in zip(by_file, unscored, strict=True):
+        if nan.any() and not harmful:
+            raise SDRRLError(f"{task}: {nan.sum()} items have NaN for {metric}. {_again(file)}")
+    scored = ~(unscored[0] | unscored[1])
+    if scored.sum() < 2:
+        raise NotComparable(f"the judge failed on all but {scored.sum()} of {len(scored)} pairs")
+    if np.isinf(found).any():
+        raise NotComparable("some of its items are infinite, of which there is no mean")
+    return [statistics[scored] for statistics in found]
 
 
-def _is_nan(value: Any) -> bool:
-    return any(isinstance(x, float) and math.isnan(x) for x in (value if isinstance(value, list) else [value]))
+def _again(file: Path) -> str:
+    return f"Delete {file} and run the same `sdrrl evaluate` command, which then asks these items again."
 
 
 def _content(

@@ -4,10 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
+
+
+MAX_CELLS = 8_000_000  # numbers that a block of resamples may hold, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,31 @@ def compare(metric: str, base: list[Any], tuned: list[Any], n_resamples: int = 1
             Seed of the resampling.
 
     Raises:
-        `ValueError`: if the models have different numbers of items, or none, or if an item has no score.
+        `ValueError`: if the models have different numbers of items, or none, or if an item has no score or one that
+            is not of this form.
     """
     if len(base) != len(tuned) or not base:
         raise ValueError(f"{metric}: {len(base)} and {len(tuned)} items cannot be compared in pairs.")
-    statistics, _ = _scoring(metric)
-    return compare_statistics(metric, statistics(base), statistics(tuned), n_resamples, seed)
+    statistics = [item_statistics(metric, items) for items in (base, tuned)]
+    if not np.isfinite(statistics).all():
+        raise ValueError(f"{metric}: some items have no score (NaN or infinite); they cannot be averaged.")
+    return compare_statistics(metric, *statistics, n_resamples, seed)
+
+
+def item_statistics(metric: str, items: list[Any]) -> np.ndarray:
+    """
+    Statistics of single items, which add up over items, for [`compare_statistics`].
+
+    Args:
+        metric (`str`):
+            As in [`compare`].
+        items (`list`):
+            As in [`compare`].
+
+    Raises:
+        `ValueError`: if the items do not have the form that the metric is computed from.
+    """
+    return _scoring(metric)[0](items)
 
 
 def compare_statistics(
@@ -85,18 +108,65 @@ def compare_statistics(
         seed (`int`, *optional*, defaults to `1234`):
             Seed of the resampling.
     """
+    return _compare_same_number([(metric, base, tuned)], n_resamples, seed)[0]
+
+
+def compare_rows(rows: list[tuple[str, np.ndarray, np.ndarray]], seed: int) -> list[Comparison]:
+    """
+    [`compare_statistics`] for the rows of a table whose p-values Holm's method adjusts.
+
+    The smallest p-value of 1,000 resamples is 0.001, which Holm multiplies by the number of rows: where that would
+    keep a row from being significant, more are drawn.
+
+    Args:
+        rows (`list[tuple[str, np.ndarray, np.ndarray]]`):
+            Metric, statistics of the first and of the second model.
+        seed (`int`):
+            Seed of the resampling.
+    """
+    found: dict[int, Comparison] = {}
+
+    def draw(indices: list[int], n_resamples: int) -> None:
+        for n in sorted({len(rows[i][1]) for i in indices}):
+            same = [i for i in indices if len(rows[i][1]) == n]
+            found.update(zip(same, _compare_same_number([rows[i] for i in same], n_resamples, seed), strict=True))
+
+    draw(list(range(len(rows))), 1000)
+    if 40 * len(rows) > 1000:
+        draw([i for i, row in found.items() if row.test == "bootstrap" and row.p < 0.005], 40 * len(rows))
+    return [found[i] for i in range(len(rows))]
+
+
+def _compare_same_number(
+    rows: list[tuple[str, np.ndarray, np.ndarray]], n_resamples: int, seed: int
+) -> list[Comparison]:
+    """Comparisons with the same number of items share their resamples, as drawing these takes most of the time."""
+    scores = [_scoring(metric)[1] for metric, _, _ in rows]
+    # One matrix a model: what is the same in both is added up in the same order, so that no difference stays none
+    models = [np.hstack([row[i] for row in rows]).astype(float) for i in (1, 2)]
+    ends = np.cumsum([base.shape[1] for _, base, _ in rows])[:-1]
+    n, width = models[0].shape
+    rng = np.random.default_rng(seed)
+    block = max(1, MAX_CELLS // (n + width))
+    blocks = []
+    for start in range(0, n_resamples, block):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(block, n_resamples - start)).astype(float)
+        sums = [np.split(counts @ statistics, ends, axis=1) for statistics in models]
+        blocks.append([score(b) - score(a) for score, a, b in zip(scores, *sums, strict=True)])
+    return [_comparison(*row, deltas) for row, deltas in zip(rows, np.hstack(blocks), strict=True)]
+
+
+def _comparison(metric: str, base: np.ndarray, tuned: np.ndarray, deltas: np.ndarray) -> Comparison:
+    """From the differences in the resamples."""
     _, score = _scoring(metric)
-    n = len(base)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    deltas = np.array([score(b) - score(a) for a, b in zip(counts @ base, counts @ tuned, strict=True)])
     low, high = np.percentile(deltas, [2.5, 97.5])
-    a, b = score(base.sum(0)), score(tuned.sum(0))
+    a, b = float(score(base.sum(0))), float(score(tuned.sum(0)))
     if score is _mean and np.isin([base[:, 0], tuned[:, 0]], (0, 1)).all():
         p, test = mcnemar(base[:, 0], tuned[:, 0]), "McNemar"
     else:
         as_far = np.abs(deltas - deltas.mean()) >= abs(b - a)
-        p, test = float((as_far.sum() + 1) / (n_resamples + 1)), "bootstrap"
-    return Comparison(a, b, b - a, float(low), float(high), n, p, test)
+        p, test = float((as_far.sum() + 1) / (len(deltas) + 1)), "bootstrap"
+    return Comparison(a, b, b - a, float(low), float(high), len(base), p, test)
 
 
 def mcnemar(base: np.ndarray, tuned: np.ndarray) -> float:
@@ -116,36 +186,53 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def _corpus_metric(metric: Any) -> tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], float]]:
-    """Statistics of single items, and the score of their sum, of a metric of sacrebleu."""
+Scoring = tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+
+
+def _corpus_metric(metric: Any) -> Scoring:
+    """[`_scoring`] of a metric of sacrebleu."""
 
     def statistics(items: list[tuple[str, str]]) -> np.ndarray:
+        _check(items, str, "its items are not pairs of one reference and one answer")
         return np.array([metric._extract_corpus_statistics([answer], [[reference]])[0] for reference, answer in items])
 
-    return statistics, lambda sums: metric._compute_score_from_stats([int(x) for x in sums]).score
+    def score(sums: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats([int(x) for x in sums]).score)
+
+    return statistics, lambda sums: np.apply_along_axis(score, -1, sums)
 
 
-def _values(items: list[Any]) -> np.ndarray:
-    """Each row a sum and its divisor: `(log-likelihood, bytes)` as it is, a number as `(number, 1)`."""
-    rows = np.array([item if isinstance(item, list | tuple) else (item, 1) for item in items], dtype=float)
-    if not np.isfinite(rows).all():
-        raise ValueError("some items have no score (NaN or infinite); they cannot be averaged.")
-    return rows
+def _check(pairs: list[Any], kind: type, why: str) -> None:
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or [isinstance(x, kind) for x in pair] != [True, True]:
+            raise ValueError(why)
 
 
-def _mean(sums: np.ndarray) -> float:
-    return float(sums[0] / sums[1])
+def _pairs(items: list[tuple[float, int]]) -> np.ndarray:
+    _check(items, Real, "its items are not pairs of a log-likelihood and a number of bytes")
+    return np.array(items, dtype=float)
+
+
+def _numbers(items: list[float]) -> np.ndarray:
+    """Each row a sum and its divisor, 1."""
+    if not all(isinstance(item, Real) for item in items):
+        raise ValueError("its items are not numbers, of which the score would be the mean")
+    return np.array([(item, 1) for item in items], dtype=float)
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
 
 
 @cache
-def _scoring(metric: str) -> tuple[Callable[[list], np.ndarray], Callable[[np.ndarray], float]]:
-    """Of a metric: statistics of the items, which add up over items, and the score of their sum."""
+def _scoring(metric: str) -> Scoring:
+    """Of a metric: statistics of the items, which add up over items, and the score of sums, one or a row each."""
     if metric == "bits_per_byte":
-        return _values, lambda sums: -_mean(sums) / math.log(2)
+        return _pairs, lambda sums: -_mean(sums) / math.log(2)
     if metric in ("chrf", "chrf++"):
         return _corpus_metric(CHRF(word_order=2 if metric == "chrf++" else 0))
     if metric in ("bleu", "bleu_13a", "bleu_char", "spbleu"):
         return _corpus_metric(BLEU(tokenize={"bleu_char": "char", "spbleu": "flores200"}.get(metric, "13a")))
     if metric == "ter":
         return _corpus_metric(TER())
-    return _values, _mean
+    return _numbers, _mean
