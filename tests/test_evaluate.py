@@ -1,18 +1,23 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from conftest import CannedGenerator, data_dir
+from lm_eval.api.task import Task
 from peft import LoraConfig, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
+from sdrrl_trl.evaluation import run_tasks
 from sdrrl_trl.evaluation.evaluate import load_results
 from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.evaluation.run_tasks import chunks
 from sdrrl_trl.evaluation.suite import language_of
 from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.utils import write_json
 
 
 @pytest.fixture
@@ -74,6 +79,75 @@ def test_several_adapters_on_one_base_do_not_add_up(tiny_model, adapter, transfe
     folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
     scores = {name: tasks["sdrrl_heldout_bpb_pt"]["metrics"] for name, tasks in load_results(folder).items()}
     assert scores["a"] == scores["b"] == scores["c"] != scores["base"]
+
+
+def test_prompts_are_made_once_for_models_with_the_same_chat_template_and_anew_for_another(
+    tiny_model, adapter, transfer_set, tmp_path, monkeypatch
+):
+    made, make = [], Task.build_all_requests
+    monkeypatch.setattr(
+        Task, "build_all_requests", lambda task, **how: made.append(task.task_name) or make(task, **how)
+    )
+    shouting = shutil.copytree(adapter, tmp_path / "shouting")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content | upper")
+    tokenizer.save_pretrained(shouting)
+    models = [f"base={tiny_model}", f"same={tiny_model}", f"tuned={adapter}", f"shouting={shouting}"]
+    config = options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models)
+    results = load_results(evaluate(config))
+    tasks = list(results["base"])
+    assert sorted(made) == sorted(2 * tasks)
+    assert results["base"] == results["same"]
+    for task in tasks:
+        prompts = {model: [sample["prompt"] for sample in results[model][task]["samples"]] for model in results}
+        assert prompts["base"] == prompts["tuned"] != prompts["shouting"]
+        assert results["base"][task]["samples"] != results["tuned"][task]["samples"]  # the answers are its own
+
+
+def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone(monkeypatch):
+    class FakeTask:
+        def __init__(self, n):
+            self.eval_docs = range(n)
+
+    tasks = {name: FakeTask(n) for name, n in {"a": 200, "b": 300, "c": 13, "large": 5000, "d": 1}.items()}
+    assert chunks(list(tasks), tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
+    assert chunks(["b", "large"], tasks, limit=None) == [["b"], ["large"]]
+    assert chunks(list(tasks), tasks, limit=100) == [["a", "b", "c", "large", "d"]]
+
+
+def test_what_was_evaluated_before_a_kill_is_kept_chunk_by_chunk(
+    tiny_model, adapter, transfer_set, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_tasks, "CHUNK_ITEMS", 12)  # two tasks of six items
+    written = []
+
+    def write_or_fail(path, result):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_json(path, result)
+
+    monkeypatch.setattr(run_tasks, "write_json", write_or_fail)
+    config = options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    times = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.undo()
+    results = load_results(evaluate(config))
+    assert len(results["base"]) == len(results["tuned"]) == 4
+    assert {path: path.stat().st_mtime_ns for path in written} == times
+
+
+def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, transfer_set, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(folder)
+    config = options(str(folder), str(folder), transfer_set, tmp_path / "evaluation", apply_chat_template=False)
+    result = load_results(evaluate(config))["base"]["sdrrl_heldout_bpb_pt"]
+    assert result["signature"]["chat_template"] is None
+    assert not any("<|im_start|>" in sample["prompt"] for sample in result["samples"])
 
 
 def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, transfer_set, tmp_path):
