@@ -15,9 +15,11 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.model_card import BEGIN
+from sdrrl_trl.evaluation.published import PUBLISHED
 from sdrrl_trl.evaluation.report import ReportConfig, Row, report
 from sdrrl_trl.evaluation.significance import Comparison
-from sdrrl_trl.evaluation.views import PUBLISHED, answer_language, benchmark_of, gaps, role_of
+from sdrrl_trl.evaluation.summary import summary
+from sdrrl_trl.evaluation.views import answer_language, benchmark_of, gaps, role_of
 
 
 N = 60
@@ -169,6 +171,7 @@ def test_benchmark_and_language_of_the_answers(task, language, benchmark, of_ans
 def test_roles_say_what_a_row_is_evidence_of():
     assert role_of("sdrrl_belebele_gen_pt", "acc", "pt", "en", []) == "target"
     assert role_of("sdrrl_belebele_gen_en", "acc", "en", "en", []) == "source"
+    assert role_of("hellaswag", "acc", None, "en", []) == role_of("hellaswag", "acc", None, None, []) == "other"
     assert role_of("sdrrl_heldout_gen_en", "chrf++", "en", "en", []) == "agreement"
     assert role_of("sdrrl_pku", "acc", "en", "en", ["sdrrl_pku"]) == "safety"
     assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en", ["sdrrl_multijail_pt"]) == "form"
@@ -176,7 +179,7 @@ def test_roles_say_what_a_row_is_evidence_of():
 
 def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(models, tmp_path):
     content, path = run(tmp_path, models)
-    assert content["schema"] == 2 and len(content["rows"]) == 3 * 5 + 1
+    assert content["schema"] == 3 and len(content["rows"]) == 3 * 5 + 1
     text = path.read_text()
     for row in content["rows"]:
         c = row["comparison"]
@@ -196,6 +199,52 @@ def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
     assert "English, the source language, shows no evidence of loss on 2 measures" in sentences
     assert "in a wrong language" in sentences and "Safety: 0 of 6 measures better, 0 worse" in sentences
     assert all(sentence in path.read_text() for sentence in content["summary"]["tuned"])
+
+
+def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
+    models = {name: small() | small("hellaswag", acc=right(share)) for name, share in (("base", 0.9), ("tuned", 0.2))}
+    languages = {"hellaswag": None, "sdrrl_belebele_gen_pt": "pt"}
+    folder = save(tmp_path / "e", models, languages=languages)
+    text = report(ReportConfig(str(folder), str(tmp_path / "r"))).read_text()
+    assert "Target languages gained on 0 of 1 measure; 0 got worse" in text
+    assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
+
+
+def test_without_a_source_language_none_is_called_source_or_target(models, tmp_path):
+    folder = save(tmp_path / "e", models, source=None)
+    text = report(ReportConfig(str(folder), str(tmp_path / "r"))).read_text()
+    assert "* Languages gained on 5 of 7 measures" in text and "`--source_language`, or `--transfer_set`" in text
+    assert "not measured" not in text and "arget languages" not in text.split("## ")[0]
+
+
+def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
+    for name in ("sdrrl_belebele_gen_th", "sdrrl_multijail_th"):
+        for sample in models["tuned"][name]["samples"]:
+            sample["response"] = " "
+    content, _ = run(tmp_path / "1", models)
+    rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
+    assert rates["th", "tuned"]["wrong_language"] is None and rates["th", "base"]["wrong_language"] == 0
+    sentences = " ".join(content["summary"]["tuned"])
+    assert "Of the answers in 1 target language, 8.4% are in a wrong language, 32.4% before." in sentences
+    assert "More answers are empty in Thai (100.0%, 0.0% before)." in sentences and "repetitive" not in sentences
+    for name, result in models["tuned"].items():
+        for sample in result["samples"] if name.endswith("pt") and "bpb" not in name else ():
+            sample["response"] = "não sei " * 30 if "xlsum" in name else ""
+    sentences = " ".join(run(tmp_path / "2", models)[0]["summary"]["tuned"])
+    assert "empty in Portuguese (66.7%, 0.6% before), Thai" in sentences
+    assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
+    for sample in models["tuned"]["sdrrl_xlsum_pt"]["samples"]:
+        sample["response"] = ""
+    sentences = " ".join(run(tmp_path / "3", models)[0]["summary"]["tuned"])
+    assert "In no target language did both models write anything" in sentences and "0.0% are" not in sentences
+
+
+@pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70%"), (-3.0, "none")])
+def test_a_gap_is_closed_by_nothing_a_share_or_all(models, tmp_path, closed, said):
+    content, _ = run(tmp_path, models)
+    for gap in content["gaps"]:
+        gap["closed"] = closed
+    assert f"Training closed {said} of the base model's gap to English" in " ".join(summary([], content, "tuned"))
 
 
 def test_gap_closed_is_the_share_of_the_distance_to_the_source_language(models, tmp_path):
@@ -236,6 +285,7 @@ def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_pat
     (row,) = [r for r in content["rows"] if r["task"] == "sdrrl_multijail_pt" and r["metric"] == "safe_rate"]
     assert row["comparison"]["n"] == N - 1
     entry = content["safety"][0]
+    assert entry["n"] == 3 * (N - 1)
     assert entry["safe_rate"] == pytest.approx(30 / 59) and entry["judge_failed"] == pytest.approx(1 / 60)
 
 

@@ -77,7 +77,7 @@ def _subplots(*args: int, **options: Any) -> tuple[Any, Any]:
 
 def _panels(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows of the main metric of each benchmark, by title."""
-    rows = [row for row in rows if row.role in ("target", "source", "safety")]
+    rows = [row for row in rows if row.role in ("target", "source", "other", "safety")]
     main: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "attack_success_rate")):  # else the first one
         main.setdefault(row.benchmark, row.metric)

@@ -9,7 +9,9 @@ import numpy as np
 
 from sdrrl_trl.evaluation import html, model_card, plots, tables, views
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
+from sdrrl_trl.evaluation.published import published
 from sdrrl_trl.evaluation.significance import compare_rows, holm, item_statistics
+from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.evaluation.views import Row
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
@@ -178,7 +180,7 @@ def compare_all(
         role = views.role_of(task, metric, language, source, manifest["harmful"])
         higher = results[base][task]["higher_is_better"][metric]
         rows.append(Row(model, task, metric, language, role, higher, comparison, p))
-    order = ("target", "source", "agreement", "form", "safety")
+    order = ("target", "source", "other", "agreement", "form", "safety")
     rows.sort(key=lambda r: (list(results).index(r.model), order.index(r.role), str(r.language), r.task, r.metric))
     return rows, not_compared
 
@@ -254,7 +256,7 @@ def _content(
     files = [Path(file) for file in config.timings if Path(file).exists()]
     derived = ("verdict", "title")
     content = {
-        "schema": 2,
+        "schema": 3,
         "version": package_version("sdrrl-trl"),
         "base": config.base,
         "tuned": [name for name in results if name != config.base],
@@ -268,11 +270,11 @@ def _content(
         "answers": views.answers(results, manifest["languages"]),
         "safety": views.safety(results, manifest),
         "groups": views.group_means(results, manifest, config.base),
-        "published": views.published(results, manifest["languages"]),
+        "published": published(results, manifest["languages"]),
         "signatures": {task: {**result["signature"], "seed": SEED} for task, result in results[config.base].items()},
         "seconds": {stage: seconds for file in files for stage, seconds in read_json(file).items()},
     }
-    return content | {"summary": {name: views.summary(rows, content, name) for name in content["tuned"]}}
+    return content | {"summary": {name: summary(rows, content, name) for name in content["tuned"]}}
 
 
 def markdown(content: dict[str, Any], rows: list[Row], figures: dict[str, Path]) -> str:

@@ -187,8 +187,9 @@ def _safety(content: dict[str, Any]) -> Table:
         "Safety",
         ["prompts", "model", "safe", "unsafe", "invalid", "judge failed", "n"],
         lines,
-        "Safe, unsafe and invalid are shares of the judged answers; groups count each language alike. `id`: languages "
-        "that MLC (arXiv 2602.16660) trains on, `ood`: others. Rates of different judges must not be compared.",
+        "Safe, unsafe and invalid are shares of the n judged answers, judge failed is one of all; groups count each "
+        "language alike. `id`: languages that MLC (arXiv 2602.16660) trains on, `ood`: others. Rates of different "
+        "judges must not be compared.",
     )
 
 

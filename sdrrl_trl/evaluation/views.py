@@ -1,10 +1,9 @@
-"""What `sdrrl report` says beside its table: gap closed, source language kept, form of the answers, safety, means."""
+"""What `sdrrl report` shows beside its table: gap closed, source language kept, form of the answers, safety, means."""
 
 import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,9 @@ class Row:
         task (`str`): Name of the task.
         metric (`str`): Name of the metric.
         language (`str`, *optional*): Tag of the language that the task is about.
-        role (`str`): What the row is evidence of: `"target"`, `"source"`, `"safety"`, `"form"` (language and format of
-            the answers), or `"agreement"` (with the base model's own answers, neither good nor bad).
+        role (`str`): What the row is evidence of: `"target"`, `"source"`, `"other"` (the task's language is not
+            known), `"safety"`, `"form"` (language and format of the answers), or `"agreement"` (with the base model's
+            own answers, neither good nor bad).
         higher_is_better (`bool`): Direction of the metric.
         comparison ([`Comparison`]): The numbers.
         p_holm (`float`): P-value after Holm's correction for all rows.
@@ -116,7 +116,9 @@ def role_of(task: str, metric: str, language: str | None, source: str | None, ha
         return "form"
     if task in harmful:
         return "safety"
-    if language is None or language != source:
+    if language is None:
+        return "other"
+    if language != source:
         return "target"
     # The held-out answers in the source language are the base model's own
     return "agreement" if task.startswith("sdrrl_heldout_gen") else "source"
@@ -206,7 +208,7 @@ def answers(results: dict[str, Any], languages: dict[str, str | None]) -> list[d
                     continue
                 count = tally[tag, model]
                 count["n"] += 1
-                count["empty"] += not text.strip()
+                count["written" if text.strip() else "empty"] += 1
                 count["repetitive"] += is_repetitive(text, LANGUAGES[tag].spaces if tag else True)
                 if text.strip() and tag:
                     count["wrong"] += _is_wrong_language(sample, text, tag)
@@ -215,7 +217,7 @@ def answers(results: dict[str, Any], languages: dict[str, str | None]) -> list[d
             "language": tag,
             "model": model,
             "n": count["n"],
-            "wrong_language": count["wrong"] / max(count["n"] - count["empty"], 1) if tag else None,
+            "wrong_language": count["wrong"] / count["written"] if tag and count["written"] else None,
             "empty": count["empty"] / count["n"],
             "repetitive": count["repetitive"] / count["n"],
         }
@@ -230,14 +232,17 @@ def _is_wrong_language(sample: dict[str, Any], text: str, tag: str) -> bool:
     return not (sample["in_language"] if "in_language" in sample else in_language(text, tag))
 
 
-def _mean(results: dict[str, Any], model: str, tasks: list[str], metric: str) -> float | None:
+def mean_of(results: dict[str, Any], model: str, tasks: list[str], metric: str) -> float | None:
     """Mean over tasks, each counting alike; `None` if one of them has no value."""
     values = [results[model][task]["metrics"].get(metric, math.nan) for task in tasks]
     return None if any(math.isnan(value) for value in values) else sum(values) / len(values)
 
 
 def safety(results: dict[str, Any], manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rates of safe, unsafe, invalid and unjudged answers: groups of tasks (each task counting alike), then tasks."""
+    """
+    Rates of safe, unsafe, invalid (of the `n` judged) and unjudged answers (of all): groups of tasks, each task
+    counting alike, then tasks.
+    """
     first = next(iter(results.values()))
     judged = [task for task in manifest["harmful"] if "safe_rate" in first[task]["metrics"]]
     groups = {name: tasks for name, tasks in manifest["groups"].items() if tasks and set(tasks) <= set(judged)}
@@ -246,8 +251,8 @@ def safety(results: dict[str, Any], manifest: dict[str, Any]) -> list[dict[str, 
             "name": name,
             "model": model,
             "tasks": len(tasks),
-            "n": sum(len(results[model][task]["samples"]) for task in tasks),
-            **{rate: _mean(results, model, tasks, rate) for rate in RATES},
+            "n": sum(not math.isnan(s["safe_rate"]) for task in tasks for s in results[model][task]["samples"]),
+            **{rate: mean_of(results, model, tasks, rate) for rate in RATES},
         }
         for name, tasks in (groups | {task: [task] for task in judged}).items()
         for model in results
@@ -264,173 +269,7 @@ def group_means(results: dict[str, Any], manifest: dict[str, Any], base: str) ->
         if len(tasks) < 2 or len({benchmark_of(task, manifest["languages"][task]) for task in tasks}) > 1:
             continue  # a mean over different benchmarks says nothing
         for metric in results[base][tasks[0]]["metrics"]:
-            values = {model: _mean(results, model, tasks, metric) for model in results}
+            values = {model: mean_of(results, model, tasks, metric) for model in results}
             if None not in values.values():
                 means.append({"group": group, "metric": metric, "tasks": len(tasks), "values": values})
     return means
-
-
-_CC = "CC-Tuning (arXiv 2506.00875)"
-_MLC = "MLC (arXiv 2602.16660)"
-_SDRRL = "SDRRL (arXiv 2402.12204)"
-_OTHER_PROMPTS = "7-8B base models tuned on other data, 1,000 of the items, prompts of their own"
-_LIKELIHOOD = "ours compares log-likelihoods, theirs generates; " + _OTHER_PROMPTS
-_UNKNOWN = "prompt, shots and base model of the row are not known"
-_JUDGE = "judge, decoding and base model of the row are not known"
-# (benchmark, metric, languages, published score, origin, why it is not comparable)
-PUBLISHED = [
-    ("sdrrl_xnli_gen_*", "acc", "en ar el hi ru sw th tr ur zh", 52.36, _CC, _OTHER_PROMPTS),
-    ("xnli_*", "acc", "en ar el hi ru sw th tr ur zh", 52.36, _CC, _LIKELIHOOD),
-    (
-        "sdrrl_xstorycloze_gen_*",
-        "acc",
-        "ar en es eu hi id ru sw te zh",
-        80.67,
-        _CC,
-        "7-8B base models tuned on other data, prompts of their own",
-    ),
-    ("xstorycloze_*", "acc", "ar en es eu hi id ru sw te zh", 80.67, _CC, _LIKELIHOOD),
-    ("sdrrl_mmmlu_gen_*", "acc", "en ar bn es hi id ko pt sw yo", 47.28, _CC, _OTHER_PROMPTS),
-    ("sdrrl_mmmlu_*", "acc", "en ar bn es hi id ko pt sw yo", 47.28, _CC, _LIKELIHOOD),
-    (
-        "sdrrl_pku_saferlhf_gen",
-        "safe_rate",
-        "en",
-        57.22,
-        _MLC,
-        "theirs are 180 prompts that are not known; " + _JUDGE,
-    ),
-    (
-        "sdrrl_multijail_*",
-        "attack_success_rate",
-        "en",
-        33.65,
-        _MLC,
-        "whether 33.65 counts safe or unsafe answers is not clear; " + _JUDGE,
-    ),
-    ("sdrrl_multijail_*", "attack_success_rate", "ko", 7.3, _MLC, _JUDGE),
-    ("sdrrl_belebele_gen_*", "acc", "cs", 52.11, _SDRRL, _UNKNOWN),
-    ("belebele_*", "acc", "cs", 52.11, _SDRRL, _UNKNOWN),
-    ("sdrrl_flores_*-eng_Latn", "bleu_13a", "cs", 36.38, _SDRRL, "BLEU's tokenizer, " + _UNKNOWN),
-    ("sdrrl_flores_eng_Latn-*", "bleu_13a", "cs", 27.91, _SDRRL, "BLEU's tokenizer, " + _UNKNOWN),
-]
-
-
-def published(results: dict[str, Any], languages: dict[str, str | None]) -> list[dict[str, Any]]:
-    """Published rows of SDRRL beside ours (0 to 100, mean over the languages in common), where the task was run."""
-    found = []
-    for benchmark, metric, tags, score, origin, why in PUBLISHED:
-        wanted = tags.split()
-        tasks = [
-            task
-            for task, tag in languages.items()
-            if benchmark_of(task, tag) == benchmark and (tag in wanted or "*" not in benchmark)
-        ]
-        values = {model: _mean(results, model, tasks, metric) for model in results} if tasks else {None: None}
-        if None in values.values():
-            continue
-        if len(tasks) < len(wanted):
-            why = f"only {len(tasks)} of {len(wanted)} languages were run; {why}"
-        scale = 1 if metric.startswith("bleu") else 100
-        values = {model: scale * value for model, value in values.items()}
-        found.append(
-            {
-                "benchmark": benchmark,
-                "metric": metric,
-                "languages": wanted if len(wanted) == len(tasks) else sorted({languages[task] for task in tasks}),
-                "published": score,
-                "origin": origin,
-                "ours": values,
-                "not_comparable_because": why,
-            }
-        )
-    return found
-
-
-def summary(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:
-    """Three to six sentences that answer: does it help, does it hurt, can I believe it?"""
-    rows = [row for row in rows if row.model == model]
-    source = content["source_language"]
-    sentences = [_gains(rows, n_rows=len(content["rows"]))]
-    closed = [gap["closed"] for gap in content["gaps"] if gap["model"] == model and gap["closed"] is not None]
-    if closed:
-        sentences.append(
-            f"Of the base model's gap to {language_name(source)}, training closed {median(closed):.0%} (median of "
-            f"{_count(len(closed), 'measure')} with such a gap)."
-        )
-    sentences.append(_kept([kept for kept in content["source"] if kept["model"] == model], source))
-    sentences.append(_wrong_language(content["answers"], model, content["base"], source))
-    sentences.append(_safety([row for row in rows if row.role == "safety"]))
-    few = sum(row.verdict == FEW for row in rows)
-    if few:
-        sentences.append(
-            f"{few} of {_count(len(rows), 'comparison')} rest on fewer than {MIN_ITEMS} items and prove nothing."
-        )
-    return sentences
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _gains(rows: list[Row], n_rows: int) -> str:
-    verdicts = Counter(row.verdict for row in rows if row.role == "target")
-    if not verdicts:
-        return "No target language was measured."
-    parts = [f"{verdicts['worse']} got worse"]
-    others = {"no evidence of change": "showed no evidence of change", FEW: "had too few items"}
-    parts += [f"{verdicts[name]} {text}" for name, text in others.items() if verdicts[name]]
-    return (
-        f"Target languages gained on {verdicts['better']} of {_count(verdicts.total(), 'measure')}; "
-        f"{', '.join(parts)} (p < {ALPHA} after Holm's correction for "
-        f"{_count(n_rows, 'comparison')})."
-    )
-
-
-def _kept(kept: list[dict[str, Any]], source: str | None) -> str:
-    if not kept:
-        return "Whether the source language was kept was not measured."
-    worse = [entry["title"] for entry in kept if entry["verdict"] == "worse"]
-    few = sum(entry["verdict"] == FEW for entry in kept)
-    worst = max(kept, key=lambda entry: entry["worst_loss"] or 0.0)
-    found = (
-        f"got worse on {len(worse)} of {_count(len(kept), 'measure')} ({', '.join(worse)})"
-        if worse
-        else (
-            f"shows no evidence of loss on {_count(len(kept), 'measure')}"
-            + (f", {few} of them with too few items" * (few > 0))
-        )
-    )
-    return (
-        f"{language_name(source)}, the source language, {found}; at the worst end of the 95 % intervals it lost "
-        f"{worst['worst_loss'] or 0.0:.1%} of the base score ({worst['title']})."
-    )
-
-
-def _wrong_language(rates: list[dict[str, Any]], model: str, base: str, source: str | None) -> str:
-    mean = {}
-    for name in (base, model):
-        of_model = [rate["wrong_language"] for rate in rates if rate["model"] == name and rate["language"] != source]
-        of_model = [rate for rate in of_model if rate is not None]
-        if not of_model:
-            return "No task let the models write in a target language."
-        mean[name] = sum(of_model) / len(of_model)
-    return (
-        f"Of the answers in {_count(len(of_model), 'target language')}, {mean[model]:.1%} are in a wrong language, "
-        f"{mean[base]:.1%} before."
-    )
-
-
-def _safety(rows: list[Row]) -> str:
-    if not rows:
-        return "Safety was not measured."
-    verdicts = Counter(row.verdict for row in rows)
-    means = []
-    for metric, text in (("safe_rate", "safe"), ("attack_success_rate", "unsafe"), ("invalid_rate", "invalid")):
-        of = [row.comparison for row in rows if row.metric.partition(",")[0] == metric]
-        if of:
-            before, after = (sum(values) / len(of) for values in zip(*((c.base, c.tuned) for c in of), strict=True))
-            means.append(f"{text} {before:.1%} before, {after:.1%} now")
-    return f"Safety: {verdicts['better']} of {_count(len(rows), 'measure')} better, {verdicts['worse']} worse" + (
-        f"; answers to harmful prompts: {'; '.join(means)}." if means else "."
-    )
