@@ -11,9 +11,11 @@ import subprocess
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from matplotlib import pyplot
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
+from sdrrl_trl.evaluation import plots
 from sdrrl_trl.evaluation.model_card import BEGIN
 from sdrrl_trl.evaluation.published import PUBLISHED
 from sdrrl_trl.evaluation.report import ReportConfig, Row, report
@@ -496,6 +498,29 @@ def test_plots_are_written_and_the_training_curves_where_there_is_a_log(models, 
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(SDRRLError, match="holds no log"):
         run(tmp_path, models, trainer_state=str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize("n_models, name", [(1, "tuned"), (3, "fifteen-letters"), (9, "model"), (2, 50 * "long")])
+def test_every_model_stays_beside_its_language_and_the_legend_within_the_picture(n_models, name):
+    comparison = Comparison(0.5, 0.7, 0.2, 0.1, 0.3, N, 0.001, "bootstrap")
+    rows = [
+        Row(f"{name[:90]}{i}", f"sdrrl_belebele_gen_{tag}", "acc", tag, "target", True, comparison, 0.01)
+        for i in range(n_models)
+        for tag in ("pt", "th")
+    ]
+    figure = plots._dumbbell({"belebele": rows})
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    looks = {}
+    for line in axis.lines[2::3]:  # of each row: from base to tuned, base, tuned
+        (y,) = line.get_ydata()
+        looks.setdefault((line.get_color(), line.get_marker()), []).append(y)
+    assert len(looks) == n_models
+    assert all(abs(th) < 0.5 and abs(pt - 1) < 0.5 for pt, th in looks.values())
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 < axis.get_window_extent().y0
+    pyplot.close(figure)
 
 
 def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, tmp_path):

@@ -1,6 +1,7 @@
 """Plots of the report as PNG and SVG, in the colours of Okabe and Ito, which colour-blind readers can tell apart."""
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from sdrrl_trl.utils import SDRRLError, read_json, write_atomic
 GREY = "#7F7F7F"
 INK, PAPER = "#222222", "#fefefe"  # `html.py` replaces them by the page's own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]  # without yellow, pale on white
+MARKERS = "oDs^v"  # one more for each time that the colours start anew
 WIDTH = 8.3  # inches; 830 pixels at 100 dpi, the width of a README
 _STYLE = {
     "font.size": 10,
@@ -101,23 +103,25 @@ def _dumbbell(panels: dict[str, list[Row]]) -> Any:
     models = list(dict.fromkeys(row.model for panel in panels.values() for row in panel))
     spread = 1 + 0.3 * (len(models) - 1)
     heights = [len({row.language for row in panel}) * spread + 1.8 for panel in list(panels.values())[::n_columns]]
-    size = (WIDTH, 0.26 * sum(heights) + 0.6)
+    longest = max(len(name) for name in ("base", *models))
+    legend_columns = max(1, min(3, 100 // (longest + 6)))
+    size = (WIDTH, 0.26 * sum(heights) + 0.2 * (len(models) // legend_columns) + 0.8)
     figure, axes = _subplots(len(heights), n_columns, figsize=size, height_ratios=heights)
     for unused in axes.flat[len(panels) :]:
         unused.set_axis_off()
-    colours = dict(zip(models, COLOURS * len(models), strict=False))
+    looks = dict(zip(models, itertools.cycle(itertools.product(MARKERS, COLOURS)), strict=False))
+    step = min(0.2, 0.8 / len(models))  # so that all models of a language stay beside its name
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         languages = sorted({row.language for row in panel}, key=language_name, reverse=True)
         for row in panel:
-            c, y = (
-                row.comparison,
-                languages.index(row.language) + 0.2 * (models.index(row.model) - (len(models) - 1) / 2),
-            )
+            c = row.comparison
+            y = languages.index(row.language) + step * (models.index(row.model) - (len(models) - 1) / 2)
             sure = row.verdict in ("better", "worse")
-            axis.plot([c.base, c.tuned], [y, y], color=colours[row.model], linewidth=2.5, alpha=1 if sure else 0.35)
+            marker, colour = looks[row.model]
+            axis.plot([c.base, c.tuned], [y, y], color=colour, linewidth=2.5, alpha=1 if sure else 0.35)
             axis.plot(c.base, y, "o", color=GREY, markersize=7)
-            face = colours[row.model] if sure else PAPER
-            axis.plot(c.tuned, y, "o", color=colours[row.model], markerfacecolor=face, markersize=8, zorder=3)
+            face = colour if sure else PAPER
+            axis.plot(c.tuned, y, marker, color=colour, markerfacecolor=face, markersize=8, zorder=3)
         axis.set_yticks(range(len(languages)), [language_name(tag) for tag in languages])
         axis.set_ylim(-0.6, len(languages) - 0.4)
         axis.grid(axis="x", color=GREY, alpha=0.25)
@@ -129,12 +133,17 @@ def _dumbbell(panels: dict[str, list[Row]]) -> Any:
         axis.set_title(f"{title} {'↓' if lower else '↑'}", loc="left", fontsize=10)
     from matplotlib.lines import Line2D
 
-    def dot(colour: str, face: str, label: str) -> Line2D:
-        return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor=face, markersize=8, label=label)
-
-    handles = [dot(GREY, GREY, "base"), *(dot(colours[model], colours[model], model) for model in models)]
-    handles.append(dot(COLOURS[0], PAPER, "hollow: no evidence of change; better is to the right"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=name)
+            for name, (marker, colour) in {"base": ("o", GREY), **looks}.items()
+        ],
+        title="Better is to the right. Hollow: no evidence of change.",
+        alignment="left",
+        loc="outside lower left",
+        ncols=legend_columns,
+        frameon=False,
+    )
     return figure
 
 
