@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, metadata_load
@@ -544,6 +545,91 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
 def test_a_model_without_a_card_gets_one_beside_the_report(models, tmp_path):
     _, path = run(tmp_path, models)
     assert BEGIN in (path.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "1: x", "license: \tmit: x"])
+def test_a_card_with_broken_metadata_is_named_before_anything_is_written(models, tmp_path, metadata):
+    card = tmp_path / "model" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"---\n{metadata}\n---\n# Mine\n")
+    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(card.parent)})
+    with pytest.raises(SDRRLError, match=f"top of {card} cannot be read, so.*Correct the lines") as error:
+        report(ReportConfig(str(folder), str(tmp_path / "report")))
+    assert "losing it" in str(error.value) and not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("base, kept", [("org/base", True), ("{folder}", False), ("/models/base", False)])
+def test_a_card_names_the_base_model_only_by_its_id_on_the_hub(models, tmp_path, base, kept):
+    base = base.format(folder=tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    tags = f"[lora, 'base_model:adapter:{base}']"
+    (model / "README.md").write_text(f"---\nbase_model: {base}\ntags: {tags}\n---\n# Mine\n")
+    folder = save(tmp_path / "evaluation", models, models={"base": base, "tuned": str(model)})
+    report(ReportConfig(str(folder), str(tmp_path / "report")))
+    metadata = metadata_load(model / "README.md")
+    assert metadata.get("base_model") == (base if kept else None)
+    assert metadata["tags"] == ["lora"] + kept * [f"base_model:adapter:{base}"]
+
+
+def uploaded(monkeypatch, has_card=False):
+    """What a fake hub gets: path in the repository to content."""
+    files = {}
+
+    class Api:
+        def create_repo(self, *_, **__): ...
+
+        def file_exists(self, *_):
+            return has_card
+
+        def create_commit(self, repo_id, operations, commit_message):
+            files.update(
+                {op.path_in_repo: Path(op.path_or_fileobj).read_bytes().decode(errors="replace") for op in operations}
+            )
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.metadata_update", lambda repo, data, **_: files.update(metadata=str(data)))
+    return files
+
+
+@pytest.mark.parametrize("inside", ["report", "model"])
+def test_the_upload_holds_no_text_of_harmful_items_wherever_the_evaluation_lies(models, tmp_path, monkeypatch, inside):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "adapter_model.safetensors").write_text("")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "old.txt").write_text(HARMFUL_TEXT)
+    folder = save(tmp_path / inside / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
+    files = uploaded(monkeypatch)
+    report(ReportConfig(str(folder), str(tmp_path / "report"), push_to_hub="me/it"))
+    figures = {f"report/{name}.{ending}" for name in ("report", "heatmap") for ending in ("png", "svg")}
+    assert set(files) == {"adapter_model.safetensors", "README.md", "report/report.md", "report/report.json"} | figures
+    assert not any("lock" in text for name, text in files.items() if not name.endswith("png"))
+
+
+def test_a_model_without_a_card_is_uploaded_with_the_one_beside_the_report(models, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("")
+    for results in models.values():
+        for tag in ("en", "pt", "th"):
+            del results[f"sdrrl_multijail_{tag}"]
+    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)}, groups={})
+    report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="me/it", dry_run=True))
+    listed = capsys.readouterr().out
+    files = uploaded(monkeypatch)
+    report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="me/it"))
+    assert BEGIN in files["README.md"] and "library_name: transformers" in files["README.md"]
+    assert {line.split()[0] for line in listed.splitlines()[1:]} == set(files) and "report/report.html" in files
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_card_on_the_hub_is_kept_and_gets_the_scores(models, tmp_path, monkeypatch, has_card):
+    files = uploaded(monkeypatch, has_card)
+    save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": "org/tuned"})
+    report(ReportConfig(str(tmp_path / "evaluation"), str(tmp_path / "r"), push_to_hub="me/it"))
+    assert ("metadata" in files, "README.md" in files) == (has_card, not has_card)
+    assert "report/report.md" in files
 
 
 def test_a_dry_run_of_the_upload_lists_the_files_but_not_harmful_samples(models, tmp_path, capsys):

@@ -3,55 +3,76 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sdrrl_trl.evaluation.tables import comparison_table
 from sdrrl_trl.evaluation.views import Row
-from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, summary
+from sdrrl_trl.transfer.publish import is_non_commercial, summary
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
 
 BEGIN, END = "<!-- sdrrl report: begin -->", "<!-- sdrrl report: end -->"
-# Of a model's folder, what only the training needs; of a report, what it is made of elsewhere
-IGNORED = ["checkpoint-*", "*.lock", ".*", "options*.json", "runs/*"]
+# Of a model's files, what only the training needs, and a page with samples
+IGNORED = ["*.lock", ".*", "options*.json", "report.html"]
+
+
+def load(model_path: str, beside: Path) -> tuple[Path, Any]:
+    """
+    Where the card of a model is, or will be, and the card.
+
+    Args:
+        model_path (`str`):
+            Folder or hub id of the model.
+        beside (`Path`):
+            Card beside the report, for a model that has none here.
+
+    Raises:
+        `SDRRLError`: if the metadata of the card cannot be read.
+    """
+    from huggingface_hub import ModelCard
+
+    own = Path(model_path) / "README.md"
+    path = own if own.is_file() else beside
+    new = f"---\nlibrary_name: transformers\n---\n# {Path(model_path).name}\n"
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else new
+        return path, ModelCard(text, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise SDRRLError(
+            f"The metadata at the top of {path} cannot be read, so the results cannot be added without losing it. "
+            f"Correct the lines between the two `---`, or move the file away for a new card. The mistake: {error}"
+        ) from error
 
 
 def write(
-    content: dict[str, Any],
-    rows: list[Row],
-    manifest: dict[str, Any],
-    model: str,
-    transfer_set: str | None,
-    folder: Path,
-) -> Path:
+    path: Path, card: Any, content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None
+) -> None:
     """
-    Writes the results into the model's own card, replacing those of an earlier report, or, if the model has none here,
-    into a card beside the report.
+    Writes the results into a card, replacing those of an earlier report.
 
     Args:
+        path (`Path`):
+            Where to write.
+        card (`ModelCard`):
+            The card so far, from [`load`].
         content (`dict[str, Any]`):
             What `report.json` holds.
         rows (`list[Row]`):
             The comparisons.
-        manifest (`dict[str, Any]`):
-            Manifest of the evaluation.
         model (`str`):
             Name of the tuned model.
-        transfer_set (`str`, *optional*):
-            What it was trained on.
-        folder (`Path`):
-            Folder of the report.
-
-    Returns:
-        `Path`: the card.
+        data_set (`dict[str, Any]`, *optional*):
+            Manifest of the transfer set that it was trained on.
     """
-    from huggingface_hub import ModelCard
-
-    own = Path(manifest["models"][model]) / "README.md"
-    path = own if own.is_file() else folder / ("README.md" if len(content["tuned"]) == 1 else f"README_{model}.md")
-    text = path.read_text(encoding="utf-8") if path.is_file() else f"---\nlibrary_name: transformers\n---\n# {model}\n"
-    card = ModelCard(text, ignore_metadata_errors=True)
-    data_set = load_manifest(Path(transfer_set)) if transfer_set else None
-    card.data.model_name = card.data.model_name or Path(manifest["models"][model]).name
+    card.data.model_name = card.data.model_name or Path(content["models"][model]).name
     card.data.eval_results = eval_results([row for row in rows if row.model == model])
+    # PEFT notes the folder that the base model was loaded from, which the hub rejects
+    bases = card.data.base_model or []
+    if not all(map(_on_hub, [bases] if isinstance(bases, str) else bases)):
+        card.data.base_model = None
+    tags = map(str, card.data.tags or [])
+    tags = [tag for tag in tags if not tag.startswith("base_model:") or _on_hub(tag.rpartition(":")[2])]
+    card.data.tags = tags or None
     if data_set:
         options, licences = data_set["options"], data_set["licences"]
         card.data.language = [options["source_language"], *options["target_languages"]]
@@ -65,7 +86,17 @@ def write(
     else:
         body = f"{body}\n\n{section}"
     write_atomic(path, f"---\n{card.data.to_yaml()}\n---\n{body}\n")
-    return path
+
+
+def _on_hub(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return not Path(model).is_dir()
 
 
 def eval_results(rows: list[Row]) -> list[Any]:
@@ -109,14 +140,29 @@ def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dic
     return "\n\n".join(parts)
 
 
-def push(repo_id: str, model_path: str, report: Path, harmful: bool, dry_run: bool) -> None:
+def push(repo_id: str, model_path: str, card: Path, report_files: list[Path], harmful: bool, dry_run: bool) -> None:
     """
-    Uploads model, card and report, the page with the samples only if none of them is harmful.
+    Uploads model, card and report: the files at the top of the model's folder, as the folders in it may be checkpoints
+    or an evaluation with its samples, and what the report wrote.
+
+    Args:
+        repo_id (`str`):
+            Model repository.
+        model_path (`str`):
+            Folder or hub id of the tuned model; what is on the hub is not uploaded again.
+        card (`Path`):
+            Its card.
+        report_files (`list[Path]`):
+            What the report wrote.
+        harmful (`bool`):
+            Whether the page shows harmful samples, and is not uploaded.
+        dry_run (`bool`):
+            Only print what would be uploaded.
 
     Raises:
         `SDRRLError`: if the hub refuses.
     """
-    from huggingface_hub import HfApi, metadata_load, metadata_update
+    from huggingface_hub import CommitOperationAdd, HfApi, metadata_load, metadata_update
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
@@ -125,26 +171,28 @@ def push(repo_id: str, model_path: str, report: Path, harmful: bool, dry_run: bo
     except HFValidationError as error:
         raise SDRRLError(f"`push_to_hub`: {error}") from error
     model = Path(model_path)
-    uploads = [(report, "report", [*IGNORED, "README*.md", *(["report.html"] if harmful else [])])]
+    uploads = {f"report/{file.name}": file for file in report_files if not (harmful and file.name == "report.html")}
     if model.is_dir():
-        uploads.insert(0, (model, "", IGNORED))
+        files = {file.name: file for file in sorted(model.iterdir()) if file.is_file()}
+        uploads |= {name: files[name] for name in filter_repo_objects(files, ignore_patterns=IGNORED)}
+        uploads["README.md"] = card
     if dry_run:
         print(f"Would upload to {repo_id}:")
-        for folder, where, ignored in uploads:
-            files = (str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file())
-            for file in filter_repo_objects(files, ignore_patterns=ignored):
-                print(f"  {Path(where) / file} ({(folder / file).stat().st_size:,} bytes)")
+        for name, file in sorted(uploads.items()):
+            print(f"  {name} ({file.stat().st_size:,} bytes)")
+        if not model.is_dir():
+            print("  README.md: the results in its metadata; all of it if the repository has none")
         if harmful:
             print("Not report.html: it shows harmful prompts and answers.")
         return
     api = HfApi()
     try:
         api.create_repo(repo_id, exist_ok=True)
-        for folder, where, ignored in uploads:
-            api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=where, ignore_patterns=ignored)
-        if not (model / "README.md").is_file():
-            metadata_update(
-                repo_id, {"model-index": metadata_load(report / "README.md")["model-index"]}, overwrite=True
-            )
+        if not model.is_dir() and api.file_exists(repo_id, "README.md"):
+            metadata_update(repo_id, {"model-index": metadata_load(card)["model-index"]}, overwrite=True)
+        else:
+            uploads["README.md"] = card
+        operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
+        api.create_commit(repo_id, operations, commit_message="Model and report")
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise SDRRLError(f"The upload to {repo_id} failed: {error}") from error

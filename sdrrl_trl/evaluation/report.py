@@ -14,6 +14,7 @@ from sdrrl_trl.evaluation.significance import compare_rows, holm, item_statistic
 from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.evaluation.views import Row
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
 
@@ -99,6 +100,11 @@ def report(config: ReportConfig) -> Path:
         raise SDRRLError(f"`push_to_hub` uploads one model. Name it in `tuned`: {', '.join(tuned)}.")
     results = {name: results[name] for name in (config.base, *tuned)}
     log = plots.read_log(config.trainer_state) if config.trainer_state else []
+    data_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
+    names = ["README.md"] if len(tuned) == 1 else [f"README_{name}.md" for name in tuned]
+    cards = [
+        model_card.load(manifest["models"][model], folder / name) for model, name in zip(tuned, names, strict=True)
+    ]
     rows, not_compared = compare_all(results, manifest, config.base, Path(config.evaluation))
     content = _content(config, manifest, results, rows, not_compared)
 
@@ -107,11 +113,18 @@ def report(config: ReportConfig) -> Path:
     write_atomic(folder / "report.md", markdown(content, rows, figures))
     page = html.render(content, rows, results, manifest, figures, config.samples)
     write_atomic(folder / "report.html", page)
-    for name in tuned:
-        model_card.write(content, rows, manifest, name, config.transfer_set, folder)
+    for name, (path, card) in zip(tuned, cards, strict=True):
+        model_card.write(path, card, content, rows, name, data_set)
     if config.push_to_hub:
+        written = [folder / f"report.{ending}" for ending in ("md", "json", "html")]
+        written += [figure.with_suffix(ending) for figure in figures.values() for ending in (".png", ".svg")]
         model_card.push(
-            config.push_to_hub, manifest["models"][tuned[0]], folder, bool(manifest["harmful"]), config.dry_run
+            config.push_to_hub,
+            manifest["models"][tuned[0]],
+            cards[0][0],
+            written,
+            bool(manifest["harmful"]),
+            config.dry_run,
         )
     return folder / "report.md"
 
