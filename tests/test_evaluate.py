@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation import run_tasks
-from sdrrl_trl.evaluation.evaluate import load_results
+from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
+from sdrrl_trl.evaluation.models import base_of
 from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.evaluation.run_tasks import chunks
 from sdrrl_trl.evaluation.suite import language_of
@@ -176,6 +178,7 @@ def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_mode
         ("sdrrl_flores_eng_Latn-por_Latn", "pt"),
         ("sdrrl_flores_por_Latn-eng_Latn", "en"),
         ("hellaswag", None),
+        ("agieval_lsat_ar", None),  # analytical reasoning
     ],
 )
 def test_the_language_of_a_task_is_that_of_its_answers(task, language):
@@ -199,6 +202,63 @@ def test_results_of_another_model_are_not_mixed_in(tiny_model, adapter, transfer
     evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
     with pytest.raises(SDRRLError, match="models"):
         evaluate(options(tiny_model, tiny_model, transfer_set, tmp_path / "evaluation"))
+
+
+def test_a_model_can_be_added_to_an_evaluation(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(
+        options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=[f"base={tiny_model}"])
+    )
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("base/*.json")}
+    evaluate(options(tiny_model, adapter, transfer_set, folder, batch_size=2))
+    assert before and before == {file: file.stat().st_mtime_ns for file in folder.glob("base/*.json")}
+    assert set(load_results(folder)) == {"base", "tuned"}
+
+
+def test_a_damaged_result_is_named_and_made_again(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    whole = load_results(folder)
+    (folder / "tuned" / "sdrrl_heldout_gen_pt.json").write_text('{"metrics": ')
+    with pytest.raises(SDRRLError, match="tuned/sdrrl_heldout_gen_pt.json.*command again"):
+        load_results(folder)
+    evaluate(options(tiny_model, adapter, transfer_set, folder))
+    assert load_results(folder) == whole
+
+
+def test_an_adapter_that_changes_its_base_does_not_change_the_next_one(tiny_model, adapter, transfer_set, tmp_path):
+    lora = LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    pissa = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    pissa.save_pretrained(tmp_path / "a_pissa")
+    models = [f"pissa={tmp_path / 'a_pissa'}", f"tuned={adapter}"]
+    alone = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "alone", models=models[1:])))
+    both = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "both", models=models)))
+    assert both["tuned"] == alone["tuned"] != both["pissa"]
+
+
+def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfer_set, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.layers[0].mlp.up_proj.weight.data.fill_(math.nan)
+    for part in (model, AutoTokenizer.from_pretrained(tiny_model)):
+        part.save_pretrained(tmp_path / "broken")
+    models = [f"base={tiny_model}", f"broken={tmp_path / 'broken'}"]
+    with pytest.raises(SDRRLError, match="'broken' are NaN on .*sdrrl_heldout_gen_pt"):
+        evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
+    assert (tmp_path / "evaluation" / "base" / "sdrrl_heldout_gen_pt.json").exists()
+    assert not list((tmp_path / "evaluation").glob("broken/*.json"))
+
+
+def test_the_source_language_is_that_of_the_transfer_set_or_given(tiny_model, adapter, transfer_set, tmp_path):
+    for given, known in ((None, "en"), ("pt", "pt")):
+        folder = tmp_path / str(given)
+        evaluate(options(tiny_model, adapter, transfer_set, folder, source_language=given, limit=2))
+        assert load_evaluation(folder)["source_language"] == known
+    with pytest.raises(SDRRLError, match="xx"):
+        options(tiny_model, adapter, transfer_set, tmp_path, source_language="xx")
+
+
+def test_one_base_has_one_name_however_its_path_is_written(tiny_model, monkeypatch):
+    monkeypatch.chdir(Path(tiny_model).parent)
+    assert base_of(str(tiny_model)) == base_of(Path(tiny_model).name)
+    assert base_of("org/model") == "org/model"
 
 
 def test_the_report_holds_every_comparison_with_interval_and_n(tiny_model, adapter, transfer_set, tmp_path):

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.models import base_of, processes
-from sdrrl_trl.evaluation.run_tasks import environment, run_tasks
+from sdrrl_trl.evaluation.run_tasks import environment, is_complete, run_tasks
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
 from sdrrl_trl.evaluation.tasks import held_out_tasks
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
+from sdrrl_trl.transfer.store import check_options, clear_stage, recorded_options
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, write_json
 
 
 HELD_OUT = "sdrrl_heldout"
-_RESULT_KEYS = ("metrics", "higher_is_better", "signature", "samples")
 
 
 @dataclass
@@ -36,6 +35,9 @@ class EvaluationConfig:
             Folder made by `sdrrl build`.
         languages (`list[str]`, *optional*):
             Only tasks about these languages.
+        source_language (`str`, *optional*):
+            Language whose loss the report tells from the gain in the others. Default: that of `transfer_set`; if there
+            is none either, all languages count as targets.
         limit (`int`, *optional*):
             Use only the first so many items of each task.
         backend (`str`, *optional*, defaults to `"hf"`):
@@ -60,6 +62,9 @@ class EvaluationConfig:
     output_dir: str = field(metadata={"help": "Folder of the results."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
     languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
+    source_language: str | None = field(
+        default=None, metadata={"help": "Language that must not be lost. Default: that of the transfer set."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
     model_args: str | None = field(default=None, metadata={"help": "lm-eval's options of another backend."})
@@ -85,6 +90,8 @@ class EvaluationConfig:
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
         if HELD_OUT in self.tasks and self.transfer_set is None:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
+        if self.source_language is not None:
+            self.source_language = get_language(self.source_language).tag
         for name in ("limit", "batch_size", "max_gen_toks"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -114,12 +121,16 @@ def evaluate(config: EvaluationConfig) -> Path:
 
         for path in config.model_paths.values():
             check_model(base_of(path), config.apply_chat_template)
-    names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "batch_size", "backend", "model_args")
-    options = {name: getattr(config, name) for name in names} | {"models": fingerprints, "environment": environment()}
-    system_prompt = source_language = None
+    names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "backend", "model_args")
+    options = {name: getattr(config, name) for name in names} | {"environment": environment()}
+    # Models may come later; one that is there already must still be the same
+    known = {} if config.overwrite_stage else (recorded_options(folder, "evaluate") or {}).get("models", {})
+    options["models"] = {name: fingerprints.get(name, known[name]) for name in known} or fingerprints
+    system_prompt, source_language = None, config.source_language
     if config.transfer_set:
         manifest = load_manifest(Path(config.transfer_set))
-        system_prompt, source_language = (manifest["options"][key] for key in ("system_prompt", "source_language"))
+        system_prompt = manifest["options"]["system_prompt"]
+        source_language = source_language or manifest["options"]["source_language"]
         options["held_out"] = manifest["sha256"].get("test.parquet")
         if HELD_OUT in config.tasks and options["held_out"] is None:
             raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
@@ -132,7 +143,8 @@ def evaluate(config: EvaluationConfig) -> Path:
         if state.is_main_process:
             if config.overwrite_stage:
                 clear_stage(folder, "evaluate")
-            record_options(folder, options, "evaluate")
+            options["models"] |= fingerprints
+            write_json(folder / "options.json", {"stage": "evaluate", "options": options})
         state.wait_for_everyone()
         run_tasks(config, selection.tasks, system_prompt)
         if state.is_main_process:
@@ -169,8 +181,15 @@ def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         `SDRRLError`: if the evaluation is not complete.
     """
     manifest = load_evaluation(folder)
+    files = [folder / model / f"{task}.json" for model in manifest["models"] for task in manifest["tasks"]]
+    broken = [str(file) for file in files if not is_complete(file)]
+    if broken:
+        raise SDRRLError(
+            f"{len(broken)} results are missing or damaged: {', '.join(broken[:5])}. Without them the models were not "
+            "asked the same. Run the same `sdrrl evaluate` command again: it makes these anew and keeps the others."
+        )
     return {
-        model: {task: read_json(folder / model / f"{task}.json", _RESULT_KEYS) for task in manifest["tasks"]}
+        model: {task: read_json(folder / model / f"{task}.json") for task in manifest["tasks"]}
         for model in manifest["models"]
     }
 

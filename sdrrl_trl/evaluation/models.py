@@ -27,14 +27,20 @@ def loaded_models(config: "EvaluationConfig", names: list[str]) -> Iterator[tupl
         from peft import PeftModel
 
         from sdrrl_trl.engines.transformers import load_model, load_tokenizer
+        from sdrrl_trl.trainer.teacher import changes_base
 
         base, base_tokenizer = load_model(base_path, dtype=config.dtype)
-        for name, path in sorted(models, key=lambda model: model[1] != base_path):  # the bare model first
-            model = base if path == base_path else PeftModel.from_pretrained(base, path)
+        for name, path in sorted(models, key=lambda model: _is_adapter(model[1])):  # the bare model first
+            model = PeftModel.from_pretrained(base, path) if _is_adapter(path) else base
             own = (Path(path) / "tokenizer_config.json").exists()
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
             yield name, _hf_model(model, tokenizer, config.batch_size)
-            base = base if path == base_path else model.unload()
+            if _is_adapter(path):
+                base = model.unload()
+                if any(
+                    map(changes_base, model.peft_config.values())
+                ):  # as PiSSA: the next one needs the base as it was
+                    base, _ = load_model(base_path, dtype=config.dtype)
 
 
 def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
@@ -61,13 +67,30 @@ def no_tying(model: Any) -> Iterator[None]:
         del model.tie_weights
 
 
+@contextmanager
+def watch_for_nan(model: Any) -> Iterator[Any]:
+    """Gives a tensor that turns true once the model's logits hold a NaN, which lm-eval takes for an answer."""
+    import torch
+
+    found = torch.zeros((), dtype=torch.bool, device=model.device)
+
+    def look(module, args, logits):
+        found.logical_or_(logits.isnan().any())
+
+    handle = model.get_output_embeddings().register_forward_hook(look)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 def _other_backend(config: "EvaluationConfig", base: str, path: str) -> Any:
     from lm_eval.api.registry import get_model
 
-    arguments = {"model" if "completions" in config.backend else "pretrained": base}
+    arguments = {"model": path} if "completions" in config.backend else {"pretrained": base}
     if config.backend == "vllm":
         arguments["dtype"] = config.dtype
-        if path != base:
+        if _is_adapter(path):
             arguments["lora_local_path"] = path
     given = dict(pair.split("=", 1) for pair in (config.model_args or "").split(",") if pair)
     try:
@@ -87,5 +110,12 @@ def processes() -> Any:
 
 
 def base_of(path: str) -> str:
-    adapter = Path(path) / "adapter_config.json"
-    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"] if adapter.exists() else path
+    """Base model of an adapter, else the model itself; local ones by one name, however they are written."""
+    if _is_adapter(path):
+        adapter = Path(path) / "adapter_config.json"
+        path = read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def _is_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").exists()

@@ -10,14 +10,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrrl_trl.evaluation.models import loaded_models, processes
+from accelerate.utils import gather_object
+
+from sdrrl_trl.evaluation.models import loaded_models, processes, watch_for_nan
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.utils import package_version, progress, sha256, timed, write_json
+from sdrrl_trl.utils import SDRRLError, package_version, progress, read_json, sha256, timed, write_json
 
 
 if TYPE_CHECKING:
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig
 
+RESULT_KEYS = ("metrics", "higher_is_better", "signature", "samples")
 CHUNK_ITEMS = 512  # so few that a killed run loses little, so many that the last batch of a chunk does not count
 
 
@@ -35,7 +38,8 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
     """
     folder = Path(config.output_dir)
     pending = {
-        name: [task for task in tasks if not (folder / name / f"{task}.json").exists()] for name in config.model_paths
+        name: [task for task in tasks if not is_complete(folder / name / f"{task}.json")]
+        for name in config.model_paths
     }
     state = processes()
     state.wait_for_everyone()  # before the first result is written, so that all see the same
@@ -52,9 +56,26 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
     )
     with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
         for name, lm, chunk in progress(units, total, "evaluate", "model × task", done=done):
-            results = _evaluate_tasks(lm, {task: tasks[task] for task in chunk}, config, system_prompt, made_with)
+            chosen = {task: tasks[task] for task in chunk}
+            with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
+                results = _evaluate_tasks(lm, chosen, config, system_prompt, made_with)
+            if any(gather_object([bool(found_nan)])):
+                raise SDRRLError(
+                    f"The logits of the model {name!r} are NaN on one of {', '.join(chunk)}. It knows no answers, but "
+                    "lm-eval would count its first choices as such. Its training may have diverged, or "
+                    f"`dtype={config.dtype}` be too narrow: try `float32`, or leave the model out."
+                )
             for task, result in results.items():
                 write_json(folder / name / f"{task}.json", result)
+
+
+def is_complete(file: Path) -> bool:
+    """Whether there is a result that can be read; a damaged one is made again."""
+    try:
+        read_json(file, RESULT_KEYS)
+    except SDRRLError:
+        return False
+    return True
 
 
 def chunks(names: list[str], tasks: dict[str, Any], limit: int | None) -> list[list[str]]:

@@ -187,6 +187,8 @@ def language_of(task: str, content: dict[str, Any] | None = None) -> str | None:
     for tag in (content or {}).get("tag", ()):
         if tag.startswith("sdrrl_lang_"):
             return tag.removeprefix("sdrrl_lang_")
+    if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning
+        return None
     code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]
     by_flores = {language.flores: tag for tag, language in LANGUAGES.items()}
     return by_flores.get(code, code if code in LANGUAGES else None)

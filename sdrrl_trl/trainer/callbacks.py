@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
-from sdrrl_trl.evaluation.models import no_tying
+from sdrrl_trl.evaluation.models import no_tying, watch_for_nan
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.transfer.publish import load_manifest
@@ -160,7 +160,7 @@ class LMEvalCallback(TrainerCallback):
 
         start = time.monotonic()
         accelerator = self.trainer.accelerator
-        with _undisturbed(self.trainer), _watch_for_nan(self.trainer) as found_nan:
+        with _undisturbed(self.trainer), watch_for_nan(self.trainer.model) as found_nan:
             with no_tying(self.trainer.model):
                 lm = HFLM(
                     pretrained=self.trainer.model,
@@ -418,21 +418,6 @@ def _undisturbed(trainer: "SFTTrainer") -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _watch_for_nan(trainer: "SFTTrainer") -> Iterator[torch.Tensor]:
-    """Gives a tensor that turns true once the model's logits hold a NaN."""
-    found = torch.zeros((), dtype=torch.bool, device=trainer.accelerator.device)
-
-    def look(module, args, logits):
-        found.logical_or_(logits.isnan().any())
-
-    handle = trainer.model.get_output_embeddings().register_forward_hook(look)
-    try:
-        yield found
-    finally:
-        handle.remove()
 
 
 def _log(trainer: "SFTTrainer", figures: dict[str, float]) -> None:

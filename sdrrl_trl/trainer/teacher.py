@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -233,15 +233,20 @@ def check_adapter_can_be_turned_off(model: PeftModel) -> None:
         `SDRRLError`: for LoRA with trained biases, or initialised by decomposing the base weights.
     """
     for config in model.peft_config.values():
-        if not isinstance(config, LoraConfig):
-            continue
-        init = config.init_lora_weights
-        if config.bias != "none" or (isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal")):
+        if changes_base(config):
             raise SDRRLError(
-                f"With `bias={config.bias!r}` and `init_lora_weights={init!r}`, the model without its adapter is not "
-                "the initial model, so it cannot be the teacher for `kl_coef`. Give `ref_model`, or use `bias='none'` "
-                "and a plain initialisation."
+                f"With `bias={config.bias!r}` and `init_lora_weights={config.init_lora_weights!r}`, the model without "
+                "its adapter is not the initial model, so it cannot be the teacher for `kl_coef`. Give `ref_model`, "
+                "or use `bias='none'` and a plain initialisation."
             )
+
+
+def changes_base(config: PeftConfig) -> bool:
+    """Whether an adapter changes weights of the base model itself, which stay changed when it is taken off."""
+    if not isinstance(config, LoraConfig):
+        return False
+    init = config.init_lora_weights
+    return config.bias != "none" or (isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"))
 
 
 @torch.no_grad()

@@ -163,7 +163,7 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     Raises:
         `SDRRLError`: naming the options that differ; for the folder of another stage.
     """
-    recorded = _recorded(folder, stage)
+    recorded = recorded_options(folder, stage)
     if recorded is None:
         return
     options = json.loads(json.dumps(options))  # as they are read back: tuples become lists
@@ -190,7 +190,7 @@ def clear_stage(folder: Path, stage: str) -> None:
     Raises:
         `SDRRLError`: if the folder holds something else.
     """
-    if _recorded(folder, stage) is not None:
+    if recorded_options(folder, stage) is not None:
         old = folder.with_name(f".{folder.name}.old")  # at once, so that a kill does not leave half a stage
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -202,7 +202,7 @@ def clear_stage(folder: Path, stage: str) -> None:
         )
 
 
-def _recorded(folder: Path, stage: str) -> dict[str, Any] | None:
+def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
     """Options that a stage has recorded in its folder."""
     path = folder / "options.json"
     if not path.exists():
