@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import gather_object
-
 from sdrrl_trl.evaluation.models import loaded_models, processes, watch_for_nan
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.utils import SDRRLError, package_version, progress, read_json, sha256, timed, write_json
@@ -36,6 +34,8 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
         system_prompt (`str`, *optional*):
             Asked before every question.
     """
+    from accelerate.utils import gather_object
+
     folder = Path(config.output_dir)
     pending = {
         name: [task for task in tasks if not is_complete(folder / name / f"{task}.json")]

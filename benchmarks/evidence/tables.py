@@ -1,0 +1,210 @@
+"""
+Tables and plots of what `run.py` has measured.
+
+    python benchmarks/evidence/tables.py [--write]
+
+Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md, and the plots beside it. A
+figure of several seeds is that of all their items together. Differences are paired by item and seed; 95 % intervals
+and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234). Bold is p below 0.05 after
+Holm's correction over the table.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from sdrrl_trl.evaluation.significance import compare_statistics, holm
+
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "results.md"
+TARGETS = {"pt": "Portuguese", "es": "Spanish"}
+# Held-out text: name, where it is in the results, what it is. "T" stands for the target language
+LIKELIHOODS = {
+    "T own": "test/T/own",
+    "T references": "test/T/reference",
+    "T FLORES": "test/T/flores",
+    "en own": "test/en/own",
+    "en references": "test/en/reference",
+    "en FLORES": "test/en/flores",
+}
+TEXTS = {
+    "answers T chrF++": ("answers/T", "chrf++/reference"),
+    "answers en chrF++": ("answers/en", "chrf++/reference"),
+    "en-T chrF++": ("flores/en-T", "chrf++/reference"),
+    "T-en chrF++": ("flores/T-en", "chrf++/reference"),
+    "wrong language, T": ("answers/T", "wrong_language"),
+    "repetitive, T": ("answers/T", "repetitive"),
+}
+Runs = dict[str, dict[int, dict]]  # by arm and seed
+
+
+def read(target: str) -> Runs:
+    runs: Runs = defaultdict(dict)
+    for file in sorted((HERE / "results").glob(f"{target}-*.json")):
+        run = json.loads(file.read_text())
+        runs[run["arm"]][run["seed"]] = run
+    pools = {run["pool"] for seeds in runs.values() for run in seeds.values()}
+    if len(pools) > 1:
+        raise SystemExit(f"The {target} runs were made from {len(pools)} different pools: they cannot be compared.")
+    return runs
+
+
+def statistics(runs: Runs, arm: str, seeds: list[int], measure: str, target: str) -> tuple[str, np.ndarray]:
+    """Metric and statistics of each item, summed over seeds. The base model is the same for all seeds."""
+    found = []
+    for seed in seeds:
+        run = runs[arm][0 if arm == "base" else seed]
+        if measure in LIKELIHOODS:
+            metric, items = "bits_per_byte", run["likelihoods"][LIKELIHOODS[measure].replace("T", target)]
+        else:
+            place, name = TEXTS[measure]
+            items = run["texts"][place.replace("T", target)][name]
+            metric = name.partition("/")[0]
+            items = items if metric == "chrf++" else [[item, 1] for item in items]
+        found.append(np.array(items, dtype=float if measure in LIKELIHOODS else int))
+    return metric, sum(found)
+
+
+def score(runs: Runs, arm: str, measure: str, target: str) -> float:
+    metric, values = statistics(runs, arm, sorted(runs[arm]), measure, target)
+    return compare_statistics(metric, values, values, n_resamples=1).base
+
+
+def difference(runs: Runs, a: str, b: str, measure: str, target: str):
+    """`b` against `a` on the seeds that both have."""
+    seeds = sorted(runs[b] if a == "base" else set(runs[a]) & set(runs[b]))
+    metric, before = statistics(runs, a, seeds, measure, target)
+    _, after = statistics(runs, b, seeds, measure, target)
+    return compare_statistics(metric, before, after, n_resamples=2000), len(seeds)
+
+
+def shown(measure: str, value: float, sign: str = "") -> str:
+    return f"{value:{sign}.1f}" if "chrF++" in measure else f"{value:{sign}.3f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def scores_table(runs: Runs, target: str, measures: dict, arms: list[str]) -> str:
+    rows = [
+        [arm, str(len(runs[arm])), *(shown(measure, score(runs, arm, measure, target)) for measure in measures)]
+        for arm in arms
+        if arm in runs
+    ]
+    return table(["arm", "seeds", *(measure.replace("T", target) for measure in measures)], rows)
+
+
+def differences_table(runs: Runs, target: str, pairs: list[tuple[str, str]], measures: list[str]) -> str:
+    """A row for each pair of arms, the second against the first, with intervals."""
+    pairs = [(a, b) for a, b in pairs if a in runs and b in runs and (a == "base" or set(runs[a]) & set(runs[b]))]
+    found = [(a, b, m, *difference(runs, a, b, m, target)) for a, b in pairs for m in measures]
+    corrected = holm([comparison.p for *_, comparison, _ in found])
+    rows = defaultdict(list)
+    for (a, b, measure, c, n_seeds), p in zip(found, corrected, strict=True):
+        mark = "**" if p < 0.05 else ""
+        interval = f"{shown(measure, c.low, '+')} to {shown(measure, c.high, '+')}"
+        rows[f"{b} against {a}", n_seeds].append(f"{mark}{shown(measure, c.delta, '+')}{mark} ({interval})")
+    return table(
+        ["arms", "seeds", *(m.replace("T", target) for m in measures)],
+        [[name, str(n_seeds), *cells] for (name, n_seeds), cells in rows.items()],
+    )
+
+
+def cost_table(all_runs: dict[str, Runs]) -> str:
+    rows = []
+    for target, runs in all_runs.items():
+        for arm, seeds in runs.items():
+            for seed, run in seeds.items():
+                if "cost" not in run:
+                    continue
+                cost = run["cost"]
+                seconds = cost["seconds"]
+                rate = f"{run['tokens'] / seconds:.0f}" if seconds else "resumed"
+                rows.append(
+                    [f"{target} {arm}", str(seed), f"{run['supervised_tokens']:,}", f"{run['tokens']:,}"]
+                    + [str(run["rows"]), str(run["threads"]), f"{seconds or math.nan:.0f}", rate]
+                    + [str(cost["peak_memory_mb"])]
+                )
+    head = ["arm", "seed", "supervised tokens", "all tokens", "rows", "threads", "seconds", "tokens/s", "peak MB"]
+    return table(head, rows)
+
+
+def plot(runs: Runs, target: str, path: Path) -> None:
+    """Gain in the target language against loss in the source language, both on references, against the base model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for arm, seeds in runs.items():
+        if arm in ("base", "sdrrl_curve", "t_sft_curve"):
+            continue
+        gain, loss = (difference(runs, "base", arm, f"{name} FLORES", target)[0] for name in ("T", "en"))
+        axes.errorbar(
+            loss.delta,
+            -gain.delta,
+            xerr=[[loss.delta - loss.low], [loss.high - loss.delta]],
+            yerr=[[gain.high - gain.delta], [gain.delta - gain.low]],
+            marker="os^Dv<>"[len(axes.containers) % 7],
+            capsize=2,
+            label=f"{arm} ({len(seeds)})",
+        )
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel("loss in English: rise of bits per byte on FLORES")
+    axes.set_ylabel(f"gain in {TARGETS[target]}: fall of bits per byte on FLORES")
+    axes.legend(fontsize=8, title="arm (seeds)", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+
+
+def blocks() -> dict[str, str]:
+    """All tables by the name that marks their place in docs/results.md."""
+    all_runs = {target: runs for target in TARGETS if (runs := read(target))}
+    found = {"cost": cost_table(all_runs)}
+    for target, runs in all_runs.items():
+        arms = sorted(runs, key=lambda arm: (arm != "base", arm))
+        found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
+        found[f"{target} texts"] = scores_table(runs, target, TEXTS, arms)
+        against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
+        neutral = ["T references", "T FLORES", "en references", "en FLORES"]
+        found[f"{target} main"] = differences_table(runs, target, against, neutral)
+        found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:4])
+        parts = [("sdrrl", arm) for arm in arms if arm not in ("base", "sdrrl", "t_sft", "sft_en")]
+        found[f"{target} parts"] = differences_table(runs, target, parts, [*neutral[:2], "en own", "en FLORES"])
+    return found
+
+
+def fill(page: str, found: dict[str, str]) -> str:
+    """A page with the tables between their marks."""
+    for name, text in found.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if start in page:
+            before, rest = page.split(start)
+            page = f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}"
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="into docs/results.md")
+    write = parser.parse_args().write
+    found = blocks()
+    for name, text in found.items():
+        print(f"## {name}\n\n{text}\n")
+    if write:
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        for target in TARGETS:
+            if runs := read(target):
+                plot(runs, target, PAGE.with_name(f"evidence_{target}.png"))
+
+
+if __name__ == "__main__":
+    main()
