@@ -3,10 +3,10 @@ Tables and plots of what `run.py` has measured.
 
     python benchmarks/evidence/tables.py [--write]
 
-Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md, and the plots beside it. A
-figure of several seeds is that of all their items together. Differences are paired by item and seed; 95 % intervals
-and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234). Bold is p below 0.05 after
-Holm's correction over the table.
+Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md and README.md, and draws the
+plots. A figure of several seeds is that of all their items together. Differences are paired by item and seed; 95 %
+intervals and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234). Bold is p below 0.05
+after Holm's correction over the table.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from sdrrl_trl.evaluation.significance import compare_statistics, holm
 
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "results.md"
+ROOT = HERE.parents[1]
+PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 TARGETS = {"pt": "Portuguese", "es": "Spanish"}
 # Held-out text: name, where it is in the results, what it is. "T" stands for the target language
 LIKELIHOODS = {
@@ -161,12 +162,13 @@ def plot(runs: Runs, target: str, path: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("loss in English: rise of bits per byte on FLORES")
     axes.set_ylabel(f"gain in {TARGETS[target]}: fall of bits per byte on FLORES")
+    axes.set_title("up and to the left is better", fontsize=9)
     axes.legend(fontsize=8, title="arm (seeds)", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 
 def blocks() -> dict[str, str]:
-    """All tables by the name that marks their place in docs/results.md."""
+    """All tables by the name that marks their place in a page."""
     all_runs = {target: runs for target in TARGETS if (runs := read(target))}
     found = {"cost": cost_table(all_runs)}
     for target, runs in all_runs.items():
@@ -194,16 +196,17 @@ def fill(page: str, found: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/results.md")
+    parser.add_argument("--write", action="store_true", help="into the pages")
     write = parser.parse_args().write
     found = blocks()
     for name, text in found.items():
         print(f"## {name}\n\n{text}\n")
     if write:
-        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        for page in PAGES:
+            page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
         for target in TARGETS:
             if runs := read(target):
-                plot(runs, target, PAGE.with_name(f"evidence_{target}.png"))
+                plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
 
 
 if __name__ == "__main__":
