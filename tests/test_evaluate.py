@@ -224,14 +224,20 @@ def test_a_damaged_result_is_named_and_made_again(tiny_model, adapter, transfer_
     assert load_results(folder) == whole
 
 
-def test_an_adapter_that_changes_its_base_does_not_change_the_next_one(tiny_model, adapter, transfer_set, tmp_path):
-    lora = LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    pissa = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
-    pissa.save_pretrained(tmp_path / "a_pissa")
-    models = [f"pissa={tmp_path / 'a_pissa'}", f"tuned={adapter}"]
+@pytest.mark.parametrize("kind", [{"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_that_changes_its_base_does_not_change_the_next_one(
+    tiny_model, adapter, transfer_set, tmp_path, kind
+):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **kind)
+    first = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    with torch.no_grad():  # something was trained
+        for parameter in first.parameters():
+            parameter += 0.1 * parameter.requires_grad
+    first.save_pretrained(tmp_path / "first")
+    models = [f"first={tmp_path / 'first'}", f"tuned={adapter}"]
     alone = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "alone", models=models[1:])))
     both = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "both", models=models)))
-    assert both["tuned"] == alone["tuned"] != both["pissa"]
+    assert both["tuned"] == alone["tuned"] != both["first"]
 
 
 def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfer_set, tmp_path):

@@ -10,6 +10,7 @@ from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
 
+DOCUMENT_START = "<|endoftext|>"  # what stands between the documents of SmolLM2's pre-training
 N_GENERATED, N_FLORES_BPB, N_FLORES = 40, 100, 40
 
 
@@ -22,6 +23,7 @@ def measure_likelihoods(generator, held: dict, target: str, sentences: dict[str,
         ("test", "reference", "target", target),
         ("test", "own", "source", "en"),
         ("test", "reference", "source", "en"),
+        ("dev", "own", "target", target),
         ("dev", "reference", "target", target),
     ):
         sets[f"{split}/{language}/{answers}"] = [
@@ -32,7 +34,7 @@ def measure_likelihoods(generator, held: dict, target: str, sentences: dict[str,
             for row in held[split][answers][kind]
         ]
     for language, lines in sentences.items():
-        sets[f"test/{language}/flores"] = [(tokenizer.bos_token, line) for line in lines[:N_FLORES_BPB]]
+        sets[f"test/{language}/flores"] = [(DOCUMENT_START, line) for line in lines[:N_FLORES_BPB]]
     return {name: _log_likelihoods(model, tokenizer, pairs) for name, pairs in sets.items()}
 
 

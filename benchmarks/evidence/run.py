@@ -84,7 +84,10 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
 
     from sdrrl_trl import SDRRLConfig, SDRRLTrainer
     from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
+    from sdrrl_trl.transfer.store import record_options
     from sdrrl_trl.utils import read_json
+
+    record_options(folder, options | {"pool": facts["pool"]}, "train")  # refuses checkpoints of other options
 
     steps, n_points = options["steps"], options.get("points", 1)
     points = [folder / f"checkpoint-{steps * (i + 1) // n_points}" for i in range(n_points)]

@@ -20,11 +20,11 @@ from sdrrl_trl.engines.offline import smollm2
 from sdrrl_trl.languages import LANGUAGES
 
 
-N = 52_000
+N, TEMPLATE = 52_000, 30  # instructions; tokens of chat template and system prompt in a record
 TARGETS = "bg cs da fi hu id ja km ko nb pl pt sl th uk vi".split()  # the paper's
 PARAMETERS = 7e9
 GENERATED_PER_SECOND = 3_000  # new tokens a second of a 7B model in bfloat16 on one 80 GB GPU, many requests at once
-TRANSLATED_PER_SECOND = 1_500  # the same of MADLAD-400-3B
+TRANSLATED_PER_SECOND = 1_500  # the same of MADLAD-400-3B, whose own tokens are longer: the hours are an upper bound
 PEAK_FLOPS, UTILISATION = 989e12, 0.4  # dense bfloat16 of an H100, and the share of it that training reaches
 PRICE = 2.5  # US dollars for a GPU hour
 
@@ -37,7 +37,8 @@ def main() -> None:
     train, _ = data.load(work, "pt", tokenizer)
     rows = train["reference"]["source"]
     answer = sum(row["n_supervised"] for row in rows) / len(rows)
-    question = sum(row["n_tokens"] for row in rows) / len(rows) - answer
+    questions = [row["prompt"][-1]["content"] for row in rows]
+    question = sum(map(len, tokenizer(questions)["input_ids"])) / len(rows)
 
     def tokens_of(tag: str) -> int:
         return sum(map(len, tokenizer(data.sentences(DATA, LANGUAGES[tag].flores, 200))["input_ids"]))
@@ -49,18 +50,19 @@ def main() -> None:
 
     generated = N * answer
     translated = N * (question + answer) * mean * len(TARGETS)
-    # One record a translated pair, in the default proportions: source 2, target 3, the two mixed ones 1.5 each, ...
-    n_records = N * len(TARGETS)
-    both = {"source": (1, 1), "target": (mean, mean), "mixed": ((1 + mean) / 2, (1 + mean) / 2)}
-    shares = {"source": 2 / 8, "target": 3 / 8, "mixed": 3 / 8}
-    trained = n_records * sum(
-        share * (question * both[kind][0] + answer * both[kind][1]) for kind, share in shares.items()
-    )
+    # `size` as many records as there are translated pairs, in the default proportions without parallel data: source 2,
+    # target 3, the two mixed kinds 1.5 each; of kind `source` there are no more than questions
+    size = N * len(TARGETS)
+    lengths = {"source": question + answer, "target": (question + answer) * mean}
+    lengths["mixed"] = (lengths["source"] + lengths["target"]) / 2
+    counts = {"source": min(N, size * 2 / 8), "target": size * 3 / 8, "mixed": size * 3 / 8}
+    n_records = sum(counts.values())
+    trained = sum(n * (lengths[kind] + TEMPLATE) for kind, n in counts.items())
     train_rate = PEAK_FLOPS * UTILISATION / (6 * PARAMETERS)
     stages = [
         ("generate", f"{N:,} x {answer:.0f}", generated, GENERATED_PER_SECOND),
         ("translate", f"{N:,} x {question + answer:.0f} x {mean:.1f} x 16", translated, TRANSLATED_PER_SECOND),
-        ("train, one epoch", f"{n_records:,} x {trained / n_records:.0f}", trained, train_rate),
+        ("train, one epoch", f"{n_records:,.0f} x {trained / n_records:.0f}", trained, train_rate),
     ]
     lines, total = [], 0.0
     for stage, arithmetic, tokens, rate in stages:

@@ -5,8 +5,9 @@ Tables and plots of what `run.py` has measured.
 
 Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md and README.md, and draws the
 plots. A figure of several seeds is that of all their items together. Differences are paired by item and seed; 95 %
-intervals and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234). Bold is p below 0.05
-after Holm's correction over the table.
+intervals and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234): they say how far
+other items would change the difference, not how far another training would. Bold is p below 0.05 after Holm's
+correction over the table.
 """
 
 import argparse
@@ -33,6 +34,8 @@ LIKELIHOODS = {
     "en references": "test/en/reference",
     "en FLORES": "test/en/flores",
 }
+DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
+PARTS = ("sdrrl_references", "target_only", "without_", "kl_")  # arms that change one thing in `sdrrl`
 TEXTS = {
     "answers T chrF++": ("answers/T", "chrf++/reference"),
     "answers en chrF++": ("answers/en", "chrf++/reference"),
@@ -60,14 +63,14 @@ def statistics(runs: Runs, arm: str, seeds: list[int], measure: str, target: str
     found = []
     for seed in seeds:
         run = runs[arm][0 if arm == "base" else seed]
-        if measure in LIKELIHOODS:
-            metric, items = "bits_per_byte", run["likelihoods"][LIKELIHOODS[measure].replace("T", target)]
+        if measure not in TEXTS:
+            metric, items = "bits_per_byte", run["likelihoods"][(LIKELIHOODS | DEV)[measure].replace("T", target)]
         else:
             place, name = TEXTS[measure]
             items = run["texts"][place.replace("T", target)][name]
             metric = name.partition("/")[0]
             items = items if metric == "chrf++" else [[item, 1] for item in items]
-        found.append(np.array(items, dtype=float if measure in LIKELIHOODS else int))
+        found.append(np.array(items, dtype=int if measure in TEXTS else float))
     return metric, sum(found)
 
 
@@ -138,7 +141,7 @@ def cost_table(all_runs: dict[str, Runs]) -> str:
 
 
 def plot(runs: Runs, target: str, path: Path) -> None:
-    """Gain in the target language against loss in the source language, both on references, against the base model."""
+    """Gain in the target language against loss in the source language, both on FLORES, against the base model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,11 +179,13 @@ def blocks() -> dict[str, str]:
         found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
         found[f"{target} texts"] = scores_table(runs, target, TEXTS, arms)
         against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
-        neutral = ["T references", "T FLORES", "en references", "en FLORES"]
-        found[f"{target} main"] = differences_table(runs, target, against, neutral)
+        found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
         found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:4])
-        parts = [("sdrrl", arm) for arm in arms if arm not in ("base", "sdrrl", "t_sft", "sft_en")]
-        found[f"{target} parts"] = differences_table(runs, target, parts, [*neutral[:2], "en own", "en FLORES"])
+        changed = [arm for arm in arms if arm.startswith(PARTS)]
+        found[f"{target} parts"] = differences_table(
+            runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)
+        )
+        found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
     return found
 
 

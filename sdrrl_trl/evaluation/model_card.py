@@ -13,7 +13,8 @@ from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
 BEGIN, END = "<!-- sdrrl report: begin -->", "<!-- sdrrl report: end -->"
 # Of a model's files, what only the training needs, and a page with samples
-IGNORED = ["*.lock", ".*", "options*.json", "report.html"]
+IGNORED = ["*.lock", ".*", "options*.json", "report.html", "trainer_state.json"]
+IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*", "training_args.bin"]
 
 
 def load(model_path: str, beside: Path) -> tuple[Path, Any]:

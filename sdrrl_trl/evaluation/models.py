@@ -27,20 +27,31 @@ def loaded_models(config: "EvaluationConfig", names: list[str]) -> Iterator[tupl
         from peft import PeftModel
 
         from sdrrl_trl.engines.transformers import load_model, load_tokenizer
-        from sdrrl_trl.trainer.teacher import changes_base
 
         base, base_tokenizer = load_model(base_path, dtype=config.dtype)
         for name, path in sorted(models, key=lambda model: _is_adapter(model[1])):  # the bare model first
+            if base is None:
+                base, _ = load_model(base_path, dtype=config.dtype)
             model = PeftModel.from_pretrained(base, path) if _is_adapter(path) else base
             own = (Path(path) / "tokenizer_config.json").exists()
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
             yield name, _hf_model(model, tokenizer, config.batch_size)
             if _is_adapter(path):
-                base = model.unload()
-                if any(
-                    map(changes_base, model.peft_config.values())
-                ):  # as PiSSA: the next one needs the base as it was
-                    base, _ = load_model(base_path, dtype=config.dtype)
+                base = model.unload() if all(map(_leaves_base, model.peft_config.values())) else None
+
+
+def _leaves_base(config: Any) -> bool:
+    """
+    Whether taking an adapter off gives its base back as it was. PiSSA and the like change it, and PEFT leaves in it
+    what was trained beside the adapter, such as a head.
+    """
+    from peft import LoraConfig
+
+    from sdrrl_trl.trainer.teacher import changes_base
+
+    if not isinstance(config, LoraConfig) or changes_base(config):
+        return False
+    return not config.modules_to_save and not config.trainable_token_indices
 
 
 def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:

@@ -46,13 +46,22 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
     for task in tasks.values():  # as `lm_eval.simple_evaluate` does; that would also reset the random state, call git
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
+    for name, task in tasks.items():
+        if (n_items := n_items_of(task, config.limit)) < state.num_processes:
+            raise SDRRLError(
+                f"{name} has {n_items} items for {state.num_processes} processes, and lm-eval cannot leave one "
+                "without any: it would wait for ever. Use fewer processes, raise `limit`, or leave the task out."
+            )
     made_with: dict[str, Any] = {}
     total = len(tasks) * len(pending)
     done = total - sum(map(len, pending.values()))
+    # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
+    cut = chunks(list(tasks), tasks, config.limit)
     units = (
-        (len(chunk), (name, lm, chunk))
+        (len(left), (name, lm, left))
         for name, lm in loaded_models(config, [name for name in pending if pending[name]])
-        for chunk in chunks(pending[name], tasks, config.limit)
+        for chunk in cut
+        if (left := [task for task in chunk if task in pending[name]])
     )
     with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
         for name, lm, chunk in progress(units, total, "evaluate", "model × task", done=done):
@@ -78,13 +87,17 @@ def is_complete(file: Path) -> bool:
     return True
 
 
+def n_items_of(task: Any, limit: int | None) -> int:
+    """How many items of a task are asked."""
+    return len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
+
+
 def chunks(names: list[str], tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
     """Cuts a list of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
     cut: list[list[str]] = []
     n = 0
     for name in names:
-        size = len(tasks[name].eval_docs)
-        size = size if limit is None else min(limit, size)
+        size = n_items_of(tasks[name], limit)
         if not cut or n + size > CHUNK_ITEMS:
             cut.append([])
             n = 0

@@ -230,7 +230,7 @@ def check_adapter_can_be_turned_off(model: PeftModel) -> None:
     Refuses adapters that change the base model, so that without the adapter it is not the initial one.
 
     Raises:
-        `SDRRLError`: for LoRA with trained biases, or initialised by decomposing the base weights.
+        `SDRRLError`: for LoRA with trained biases or replicated layers, or initialised by decomposing base weights.
     """
     for config in model.peft_config.values():
         if changes_base(config):
@@ -246,7 +246,8 @@ def changes_base(config: PeftConfig) -> bool:
     if not isinstance(config, LoraConfig):
         return False
     init = config.init_lora_weights
-    return config.bias != "none" or (isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"))
+    decomposed = isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal")
+    return config.bias != "none" or decomposed or config.layer_replication is not None
 
 
 @torch.no_grad()
