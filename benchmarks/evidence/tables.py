@@ -179,6 +179,7 @@ def blocks() -> dict[str, str]:
         found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
         found[f"{target} texts"] = scores_table(runs, target, TEXTS, arms)
         against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
+        against += [("t_sft", "sdrrl_references")]
         found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
         found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:4])
         changed = [arm for arm in arms if arm.startswith(PARTS)]
