@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,15 @@ def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone(monkeypatch):
     assert chunks(list(tasks), tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
     assert chunks(["b", "large"], tasks, limit=None) == [["b"], ["large"]]
     assert chunks(list(tasks), tasks, limit=100) == [["a", "b", "c", "large", "d"]]
+
+
+def test_a_task_with_fewer_items_than_processes_is_named_before_any_model_is_loaded(tmp_path, monkeypatch):
+    state = SimpleNamespace(num_processes=4, wait_for_everyone=lambda: None)
+    monkeypatch.setattr(run_tasks, "processes", lambda: state)
+    task = SimpleNamespace(eval_docs=[1, 2, 3], get_config=lambda key: 0)
+    config = EvaluationConfig(["base=nowhere"], ["small"], str(tmp_path))
+    with pytest.raises(SDRRLError, match="small has 3 items for 4 processes"):
+        run_tasks.run_tasks(config, {"small": task}, None)
 
 
 def test_what_was_evaluated_before_a_kill_is_kept_chunk_by_chunk(
