@@ -6,10 +6,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks" / "evidence"))
-import data  # noqa: E402
-import run  # noqa: E402
-import tables  # noqa: E402
+sys.path.append(str(ROOT / "benchmarks"))
+from evidence import data, run, tables  # noqa: E402
 
 
 POOL = {kind: [{"kind": kind, "n": n, "n_supervised": 10 + n % 7} for n in range(50)] for kind in ("source", "target")}
