@@ -13,20 +13,14 @@ from pathlib import Path
 from datasets import Dataset
 
 from sdrrl_trl.engines.offline import FastTranslate
+from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer import record
 from sdrrl_trl.transfer.build import build_transfer_set
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.utils import sha256
+from sdrrl_trl.utils import sha256, write_atomic
 
 
-KINDS = (
-    "source",
-    "target",
-    "target_to_source",
-    "source_to_target",
-    "code_switch",
-    "translation",
-    "completion",
-)
+KINDS = tuple(kind for kind in record.KINDS if kind != "pivot")
 N_QUESTIONS, MAX_NEW_TOKENS = 700, 192
 CORPORA = {"pt": ("por", 1500), "es": ("spa", 1500)}  # Tatoeba's code, and how many pairs are used
 MAX_TOKENS = 600  # of a training row; longer ones are left out in all arms
@@ -164,12 +158,10 @@ def draw(pool: dict[str, list], proportions: dict[str, float], n_supervised: int
     return rows
 
 
-def sentences(data: Path, flores: str, n: int) -> list[str]:
-    return (data / "flores200" / "devtest" / f"{flores}.devtest").read_text().splitlines()[:n]
+def sentences(data: Path, tag: str, n: int) -> list[str]:
+    file = data / "flores200" / "devtest" / f"{LANGUAGES[tag].flores}.devtest"
+    return file.read_text().splitlines()[:n]
 
 
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+def write_compact(path: Path, content: dict) -> None:
+    write_atomic(path, json.dumps(content, ensure_ascii=False) + "\n")

@@ -23,7 +23,6 @@ import yaml
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SDRRL_DATA_DIR", HERE.parents[2] / "shared" / "data"))
 CONFIG = yaml.safe_load((HERE / "config.yaml").read_text())
-FLORES = {"en": "eng_Latn", "pt": "por_Latn", "es": "spa_Latn"}
 
 
 def options_of(arm: str) -> dict:
@@ -58,7 +57,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
         }
         facts["threads"], facts["pool"] = torch.get_num_threads(), data.pool_hash(work, target)
         points = [None] if arm == "base" else train_arm(folder, model, train, options, seed, facts)
-        sentences = {tag: data.sentences(DATA, FLORES[tag], measure.N_FLORES_BPB) for tag in (target, "en")}
+        sentences = {tag: data.sentences(DATA, tag, measure.N_FLORES_BPB) for tag in (target, "en")}
         start = time.monotonic()
         facts["points"] = {}
         for point in points:
@@ -72,7 +71,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
         facts["likelihoods"] = likelihoods
         facts["texts"] = measure.measure_texts(generator, held, target, sentences)
         facts["seconds_measured"] = round(time.monotonic() - start, 1)
-        data.write_json(result_file(target, arm, seed), facts)
+        data.write_compact(result_file(target, arm, seed), facts)
 
 
 def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, facts: dict) -> list[Path]:
@@ -138,7 +137,7 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
-    data.write_json(cost, facts["cost"])
+    data.write_compact(cost, facts["cost"])
     return points
 
 

@@ -17,7 +17,6 @@ from tables import table
 from transformers import AutoTokenizer
 
 from sdrrl_trl.engines.offline import smollm2
-from sdrrl_trl.languages import LANGUAGES
 
 
 N, TEMPLATE = 52_000, 30  # instructions; tokens of chat template and system prompt in a record
@@ -41,7 +40,7 @@ def main() -> None:
     question = sum(map(len, tokenizer(questions)["input_ids"])) / len(rows)
 
     def tokens_of(tag: str) -> int:
-        return sum(map(len, tokenizer(data.sentences(DATA, LANGUAGES[tag].flores, 200))["input_ids"]))
+        return sum(map(len, tokenizer(data.sentences(DATA, tag, 200))["input_ids"]))
 
     longer = {tag: tokens_of(tag) / tokens_of("en") for tag in TARGETS}
     mean = sum(longer.values()) / len(longer)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.models import base_of, processes
-from sdrrl_trl.evaluation.run_tasks import environment, is_complete, run_tasks
+from sdrrl_trl.evaluation.run_tasks import RESULT_KEYS, environment, run_tasks
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
 from sdrrl_trl.evaluation.tasks import held_out_tasks
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.transfer.store import check_options, clear_stage, recorded_options
+from sdrrl_trl.transfer.store import check_options, clear_stage, recorded_options, write_options
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, write_json
 
 
@@ -144,7 +144,7 @@ def evaluate(config: EvaluationConfig) -> Path:
             if config.overwrite_stage:
                 clear_stage(folder, "evaluate")
             options["models"] |= fingerprints
-            write_json(folder / "options.json", {"stage": "evaluate", "options": options})
+            write_options(folder, options, "evaluate")
         state.wait_for_everyone()
         run_tasks(config, selection.tasks, system_prompt)
         if state.is_main_process:
@@ -181,17 +181,21 @@ def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         `SDRRLError`: if the evaluation is not complete.
     """
     manifest = load_evaluation(folder)
-    files = [folder / model / f"{task}.json" for model in manifest["models"] for task in manifest["tasks"]]
-    broken = [str(file) for file in files if not is_complete(file)]
+    results: dict[str, dict[str, dict[str, Any]]] = {model: {} for model in manifest["models"]}
+    broken = []
+    for model, by_task in results.items():
+        for task in manifest["tasks"]:
+            file = folder / model / f"{task}.json"
+            try:
+                by_task[task] = read_json(file, RESULT_KEYS)
+            except SDRRLError:
+                broken.append(str(file))
     if broken:
         raise SDRRLError(
             f"{len(broken)} results are missing or damaged: {', '.join(broken[:5])}. Without them the models were not "
             "asked the same. Run the same `sdrrl evaluate` command again: it makes these anew and keeps the others."
         )
-    return {
-        model: {task: read_json(folder / model / f"{task}.json") for task in manifest["tasks"]}
-        for model in manifest["models"]
-    }
+    return results
 
 
 def select_tasks(config: EvaluationConfig) -> Selection:

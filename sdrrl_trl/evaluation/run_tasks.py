@@ -43,15 +43,7 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
     }
     state = processes()
     state.wait_for_everyone()  # before the first result is written, so that all see the same
-    for task in tasks.values():  # as `lm_eval.simple_evaluate` does; that would also reset the random state, call git
-        if task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", 0)
-    for name, task in tasks.items():
-        if (n_items := n_items_of(task, config.limit)) < state.num_processes:
-            raise SDRRLError(
-                f"{name} has {n_items} items for {state.num_processes} processes, and lm-eval cannot leave one "
-                "without any: it would wait for ever. Use fewer processes, raise `limit`, or leave the task out."
-            )
+    prepare_tasks(tasks, config.limit, state.num_processes)
     made_with: dict[str, Any] = {}
     total = len(tasks) * len(pending)
     done = total - sum(map(len, pending.values()))
@@ -76,6 +68,23 @@ def run_tasks(config: "EvaluationConfig", tasks: dict[str, Any], system_prompt: 
                 )
             for task, result in results.items():
                 write_json(folder / name / f"{task}.json", result)
+
+
+def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) -> None:
+    """
+    What `lm_eval.simple_evaluate` does before it evaluates; that would also reset the random state and call git.
+
+    Raises:
+        `SDRRLError`: for a task with fewer items than there are processes.
+    """
+    for name, task in tasks.items():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        if (n_items := n_items_of(task, limit)) < n_processes:
+            raise SDRRLError(
+                f"{name} has {n_items} items for {n_processes} processes, and lm-eval cannot leave one without any: "
+                "it would wait for ever. Use fewer processes, raise `limit`, or leave the task out."
+            )
 
 
 def is_complete(file: Path) -> bool:

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
 from sdrrl_trl.evaluation.models import no_tying, watch_for_nan
+from sdrrl_trl.evaluation.run_tasks import prepare_tasks
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.transfer.publish import load_manifest
@@ -139,14 +140,7 @@ class LMEvalCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         with _undisturbed(self.trainer):
             self._tasks = select(self.task_names, self.languages).tasks
-        n_processes = self.trainer.accelerator.num_processes
-        for name, task in self._tasks.items():
-            n_items = min(len(task.eval_docs), self.limit or math.inf)
-            if n_items < n_processes:  # lm-eval cannot leave a process without any
-                raise SDRRLError(
-                    f"{name} has {n_items} items to evaluate for {n_processes} processes. Each needs at least one: "
-                    "raise `limit`, or leave the task out."
-                )
+        prepare_tasks(self._tasks, self.limit, self.trainer.accelerator.num_processes)
         if self.at_start and state.global_step == 0:
             self._evaluate()
 
@@ -174,9 +168,7 @@ class LMEvalCallback(TrainerCallback):
             quiet = self.trainer.args.disable_tqdm
             lm.loglikelihood = partial(lm.loglikelihood, disable_tqdm=quiet)
             lm.generate_until = partial(lm.generate_until, disable_tqdm=quiet)
-            for task in self._tasks.values():  # as `lm_eval.simple_evaluate` does, which also seeds and calls git
-                if task.get_config("num_fewshot") is None:
-                    task.set_config("num_fewshot", 0)
+            for task in self._tasks.values():
                 task.set_fewshot_seed(seed=1234)
             result = evaluate(
                 lm,

@@ -180,7 +180,12 @@ def record_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     """Records the options of a stage when it starts for the first time; later, checks them ([`check_options`])."""
     check_options(folder, options, stage)
     if not (folder / "options.json").exists():
-        write_json(folder / "options.json", {"stage": stage, "options": options})
+        write_options(folder, options, stage)
+
+
+def write_options(folder: Path, options: dict[str, Any], stage: str) -> None:
+    """Writes the options of a stage over those that it has recorded."""
+    write_json(folder / "options.json", {"stage": stage, "options": options})
 
 
 def clear_stage(folder: Path, stage: str) -> None:
