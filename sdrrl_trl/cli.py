@@ -257,6 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         COMMANDS[arguments.command][0](rest)
         sys.stdout.flush()
+        distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()  # else a process whose threads still listen can abort at its exit
     except SDRRLError as error:
         print(f"sdrrl {arguments.command}: error: {error}", file=sys.stderr)
         sys.exit(2)

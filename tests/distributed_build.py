@@ -1,5 +1,6 @@
 """Run under torchrun by test_build_runs.py: one build shared by two processes."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,9 +13,6 @@ from sdrrl_trl import build_transfer_set
 
 if __name__ == "__main__":
     seeds, folder, logs, world_size = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    import os
-
     rank = int(os.environ["RANK"])
     generator, translator = StubGenerator(logs / f"asked-{rank}"), StubTranslator(logs / f"sent-{rank}")
     build_transfer_set(config(seeds, folder), generator, translator)

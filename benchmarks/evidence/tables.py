@@ -44,6 +44,9 @@ TEXTS = {
     "wrong language, T": ("answers/T", "wrong_language"),
     "repetitive, T": ("answers/T", "repetitive"),
 }
+CURVES = ("t_sft_curve", "sdrrl_curve")
+# What guessing gives, or always the most frequent answer if that is more
+CHANCE = {"mmmlu": 0.269, "xnli_gen": 0.367, "xstorycloze_gen": 0.528, "belebele_gen": 0.25}
 Runs = dict[str, dict[int, dict]]  # by arm and seed
 
 
@@ -121,6 +124,82 @@ def differences_table(runs: Runs, target: str, pairs: list[tuple[str, str]], mea
     )
 
 
+def curve(runs: Runs, arm: str, measure: str, target: str) -> list[tuple[int, float]]:
+    """Supervised tokens and bits per byte at the start and at each checkpoint."""
+    run = runs[arm][0]
+    points = {int(name.split("-")[1]): found for name, found in run["points"].items()}
+    points |= {0: runs["base"][0]["likelihoods"], run["options"]["steps"]: run["likelihoods"]}
+    key = LIKELIHOODS[measure].replace("T", target)
+    sums = {step: np.sum(found[key], axis=0) for step, found in sorted(points.items())}
+    tokens = run["supervised_tokens"] / run["options"]["steps"]
+    return [(round(step * tokens), -nats / n_bytes / math.log(2)) for step, (nats, n_bytes) in sums.items()]
+
+
+def curves_table(runs: Runs, target: str) -> str:
+    rows = []
+    for arm in CURVES:
+        if arm in runs:
+            curves = [curve(runs, arm, measure, target) for measure in LIKELIHOODS]
+            for point in zip(*curves, strict=True):
+                rows.append([arm, f"{point[0][0]:,}", *(f"{value:.3f}" for _, value in point)])
+    return table(["arm", "supervised tokens", *(measure.replace("T", target) for measure in LIKELIHOODS)], rows)
+
+
+def plot_curves(runs: Runs, target: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, measure in zip(axes, ("T FLORES", "en FLORES"), strict=True):
+        for arm, marker in zip(CURVES, "os", strict=True):
+            axis.plot(*zip(*curve(runs, arm, measure, target), strict=True), marker=marker, label=arm)
+        axis.set_title(measure.replace("T", TARGETS[target]).replace("en", "English"))
+        axis.set_xlabel("supervised tokens")
+        axis.set_ylabel("bits per byte, lower is better")
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def tasks_table(target: str) -> str:
+    """Benchmark tasks: the score of the model compared with, and differences of the others from it."""
+    file = HERE / "results" / f"tasks-{target}.json"
+    rows = []
+    for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+        c = row["comparison"]
+        benchmark = row["task"].removeprefix("sdrrl_").rpartition("_")[0]
+        mark = "**" if row["verdict"] in ("better", "worse") else ""
+        rows.append(
+            [f"{row['task'].removeprefix('sdrrl_')} {row['metric']}", f"{row['model']} against {row['base']}"]
+            + [str(c["n"]), f"{CHANCE[benchmark]:.3f}" if row["metric"] == "acc" else ""]
+            + [f"{c['base']:.3f}", f"{c['tuned']:.3f}"]
+            + [f"{mark}{c['delta']:+.3f}{mark} ({c['low']:+.3f} to {c['high']:+.3f})"]
+        )
+    return table(["task and metric", "arms", "n", "chance", "before", "after", "difference"], sorted(rows))
+
+
+def seeds_table(runs: Runs, target: str) -> str:
+    """How far the seed of the training changes scores: the mean over seeds, and the lowest and highest."""
+
+    def cells(by_measure: list[list[float]]) -> list[str]:
+        return [f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in by_measure]
+
+    scores = {
+        arm: [
+            [score({arm: {seed: run}}, arm, measure, target) for seed, run in sorted(seeds.items())]
+            for measure in LIKELIHOODS
+        ]
+        for arm, seeds in runs.items()
+        if len(seeds) > 1
+    }
+    rows = [[arm, str(len(runs[arm])), *cells(values)] for arm, values in scores.items()]
+    if {"sdrrl", "t_sft"} <= set(scores) and set(runs["sdrrl"]) == set(runs["t_sft"]):
+        changes = [np.subtract(*pair) for pair in zip(scores["sdrrl"], scores["t_sft"], strict=True)]
+        rows.append(["sdrrl minus t_sft", str(len(runs["sdrrl"])), *cells(changes)])
+    return table(["arm", "seeds", *(measure.replace("T", target) for measure in LIKELIHOODS)], rows)
+
+
 def cost_table(all_runs: dict[str, Runs]) -> str:
     rows = []
     for target, runs in all_runs.items():
@@ -149,7 +228,7 @@ def plot(runs: Runs, target: str, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     for arm, seeds in runs.items():
-        if arm in ("base", "sdrrl_curve", "t_sft_curve"):
+        if arm in ("base", *CURVES):
             continue
         gain, loss = (difference(runs, "base", arm, f"{name} FLORES", target)[0] for name in ("T", "en"))
         axes.errorbar(
@@ -187,6 +266,9 @@ def blocks() -> dict[str, str]:
             runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)
         )
         found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
+        found[f"{target} seeds"] = seeds_table(runs, target)
+        found[f"{target} curves"] = curves_table(runs, target)
+        found[f"{target} tasks"] = tasks_table(target)
     return found
 
 
@@ -213,6 +295,8 @@ def main() -> None:
         for target in TARGETS:
             if runs := read(target):
                 plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
+                if set(CURVES) <= set(runs):
+                    plot_curves(runs, target, ROOT / "docs" / f"curves_{target}.png")
 
 
 if __name__ == "__main__":
