@@ -78,7 +78,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
 
 def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, facts: dict) -> list[Path]:
     """Trains; notes in `facts` what it cost. Returns the folders of the checkpoints to measure, the last one last."""
-    import attention  # noqa: F401 (registers row_by_row)
+    import cpu  # noqa: F401 (registers row_by_row)
     import data
     from datasets import Dataset
     from peft import LoraConfig
