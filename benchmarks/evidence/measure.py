@@ -35,11 +35,11 @@ def measure_likelihoods(generator, held: dict, target: str, sentences: dict[str,
         ]
     for language, lines in sentences.items():
         sets[f"test/{language}/flores"] = [(DOCUMENT_START, line) for line in lines[:N_FLORES_BPB]]
-    return {name: _log_likelihoods(model, tokenizer, pairs) for name, pairs in sets.items()}
+    return {name: log_likelihoods(model, tokenizer, pairs) for name, pairs in sets.items()}
 
 
 @torch.inference_mode()
-def _log_likelihoods(model, tokenizer, pairs: list[tuple[str, str]], batch_size: int = 16) -> list[list[float]]:
+def log_likelihoods(model, tokenizer, pairs: list[tuple[str, str]], batch_size: int = 16) -> list[list[float]]:
     rows = []
     for before, text in pairs:
         ids = tokenizer(before + text, add_special_tokens=False)["input_ids"]

@@ -46,7 +46,7 @@ TEXTS = {
 }
 CURVES = ("t_sft_curve", "sdrrl_curve")
 # What guessing gives, or always the most frequent answer if that is more
-CHANCE = {"mmmlu": 0.269, "xnli_gen": 0.367, "xstorycloze_gen": 0.528, "belebele_gen": 0.25}
+CHANCE = {"mmmlu": 0.269, "xnli_gen": 0.367, "xstorycloze_gen": 0.528, "xstorycloze": 0.528, "belebele_gen": 0.25}
 Runs = dict[str, dict[int, dict]]  # by arm and seed
 
 
@@ -163,16 +163,16 @@ def plot_curves(runs: Runs, target: str, path: Path) -> None:
 
 
 def tasks_table(target: str) -> str:
-    """Benchmark tasks: the score of the model compared with, and differences of the others from it."""
+    """Benchmark tasks: the score of the arm compared with, and the difference of the other from it."""
     file = HERE / "results" / f"tasks-{target}.json"
+    found = json.loads(file.read_text())["rows"] if file.exists() else []
     rows = []
-    for row in json.loads(file.read_text())["rows"] if file.exists() else ():
-        c = row["comparison"]
-        benchmark = row["task"].removeprefix("sdrrl_").rpartition("_")[0]
-        mark = "**" if row["verdict"] in ("better", "worse") else ""
+    for row, p in zip(found, holm([row["comparison"]["p"] for row in found]), strict=True):
+        c, mark = row["comparison"], "**" if p < 0.05 else ""
+        task = row["task"].removeprefix("sdrrl_")
+        chance = f"{CHANCE[task.rpartition('_')[0]]:.3f}" if row["metric"] == "acc" else ""
         rows.append(
-            [f"{row['task'].removeprefix('sdrrl_')} {row['metric']}", f"{row['model']} against {row['base']}"]
-            + [str(c["n"]), f"{CHANCE[benchmark]:.3f}" if row["metric"] == "acc" else ""]
+            [f"{task} {row['metric']}", f"{row['model']} against {row['base']}", str(c["n"]), chance]
             + [f"{c['base']:.3f}", f"{c['tuned']:.3f}"]
             + [f"{mark}{c['delta']:+.3f}{mark} ({c['low']:+.3f} to {c['high']:+.3f})"]
         )

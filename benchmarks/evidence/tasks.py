@@ -1,30 +1,38 @@
 """
-Scores trained arms on benchmark tasks with `sdrrl evaluate` and `sdrrl report`, and keeps the comparisons.
+Scores trained arms on benchmark tasks, and keeps how they compare with `base` and with T-SFT.
 
     python benchmarks/evidence/tasks.py [--work evidence] [--target pt]
 
-Needs the checkpoints that `run.py` left in the same `--work`. Goes on where it was interrupted. `tables.py` shows the
-results.
+`sdrrl evaluate` and `sdrrl report` do the tasks. XStoryCloze is done a second time, by likelihood as lm-eval's
+`xstorycloze` does it (without a question, from the local file): a small model cannot answer with a letter. Needs the
+checkpoints that `run.py` left in the same `--work`. Goes on where it was interrupted. `tables.py` shows the results.
 """
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import data
+import measure
+from peft import PeftModel
 from run import DATA, HERE, KEEP_MEMORY, options_of
 
 from sdrrl_trl.engines.offline import smollm2
+from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.evaluation.significance import compare
 from sdrrl_trl.utils import read_json
 
 
 ARMS = ("t_sft", "sdrrl", "sdrrl_references")
-LIMIT = 300
+N_ITEMS, N_STORIES = 300, 500
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en", "belebele_gen_en", "xnli_gen_en", "xstorycloze_gen_en"],
-    "es": ["mmmlu_es", "mmmlu_en", "xstorycloze_gen_es", "xstorycloze_gen_en", "mkqa_en"],
+    "es": ["mmmlu_es", "mmmlu_en", "mkqa_en", "xstorycloze_gen_es", "xstorycloze_gen_en"],
 }
 
 
@@ -34,33 +42,62 @@ def main() -> None:
     parser.add_argument("--target", choices=list(TASKS), default="pt")
     arguments = parser.parse_args()
     target, folder = arguments.target, arguments.work / "tasks" / arguments.target
-    base, _ = smollm2()
-    checkpoints = {
-        arm: arguments.work / "runs" / f"{target}-{arm}-0" / f"checkpoint-{options_of(arm)['steps']}" for arm in ARMS
-    }
-    models = {"base": base} | {arm: path for arm, path in checkpoints.items() if path.exists()}
-    environment = os.environ | KEEP_MEMORY | {"SDRRL_DATA_DIR": str(DATA)}
-
-    def sdrrl(*options: str) -> None:
-        subprocess.run([sys.executable, "-m", "sdrrl_trl", *options], check=True, env=environment)
-
+    models = {"base": smollm2()[0]}
+    for arm in ARMS:
+        path = arguments.work / "runs" / f"{target}-{arm}-0" / f"checkpoint-{options_of(arm)['steps']}"
+        if path.exists():
+            models[arm] = str(path)
     sdrrl(
         "evaluate",
         *("--models", *(f"{name}={path}" for name, path in models.items())),
         *("--tasks", *(f"sdrrl_{task}" for task in TASKS[target])),
-        *("--limit", str(LIMIT), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
+        *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
-    kept = []
+    right = {name: stories(folder / f"stories-{name}.json", models["base"], path) for name, path in models.items()}
+    rows = []
     for of in ("base", "t_sft"):
         tuned = [name for name in models if name not in ("base", of)]
         report = folder.with_name(f"{target}-report-{of}")
         sdrrl("report", "--evaluation", str(folder), "--base", of, "--tuned", *tuned, "--output_dir", str(report))
         content = read_json(report / "report.json")
-        kept += [
-            {"base": of} | {name: row[name] for name in ("model", "task", "metric", "comparison", "p_holm", "verdict")}
+        rows += [
+            {"base": of} | {name: row[name] for name in ("model", "task", "metric", "comparison")}
             for row in content["rows"]
         ]
-    data.write_compact(HERE / "results" / f"tasks-{target}.json", {"rows": kept, "signatures": content["signatures"]})
+        for name in tuned:
+            for language in ("en", "es"):
+                found = compare("acc", right[of][language], right[name][language])
+                task = {"task": f"xstorycloze_{language}", "metric": "acc", "comparison": asdict(found)}
+                rows.append({"base": of, "model": name} | task)
+    signatures = content["signatures"] | {"xstorycloze": {"limit": N_STORIES, "shots": 0, "chat template": False}}
+    data.write_compact(HERE / "results" / f"tasks-{target}.json", {"rows": rows, "signatures": signatures})
+
+
+def sdrrl(*options: str) -> None:
+    environment = os.environ | KEEP_MEMORY | {"SDRRL_DATA_DIR": str(DATA)}
+    subprocess.run([sys.executable, "-m", "sdrrl_trl", *options], check=True, env=environment)
+
+
+def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
+    """Of each story of XStoryCloze, by language, whether the right ending is likelier than the wrong one."""
+    if file.exists():
+        return read_json(file)
+    generator = TransformersGenerator(base, dtype="float32")
+    if path != base:
+        PeftModel.from_pretrained(generator.model, path)  # puts the adapter into the model
+    right = {}
+    for language in ("en", "es"):
+        pairs, answers = [], []
+        for line in (DATA / "xstorycloze" / f"{language}.jsonl").read_text().splitlines()[:N_STORIES]:
+            story = json.loads(line)
+            context = re.sub(r"([.!?])(?=\S)", r"\1 ", story["context"])  # the file has no spaces between sentences
+            pairs += [(measure.DOCUMENT_START + context, f" {story[f'sentence_quiz{i}']}") for i in (1, 2)]
+            answers.append(story["answer_right_ending"])
+        found = [nats for nats, _ in measure.log_likelihoods(generator.model, generator.tokenizer, pairs)]
+        chosen = [1 if first > second else 2 for first, second in zip(found[::2], found[1::2], strict=True)]
+        right[language] = [int(choice == answer) for choice, answer in zip(chosen, answers, strict=True)]
+    data.write_compact(file, right)
+    return right
 
 
 if __name__ == "__main__":
