@@ -66,7 +66,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
             full = point is not None and not options["lora"]
             generator = TransformersGenerator(str(point) if full else model, dtype="float32", max_new_tokens=128)
             if point is not None and options["lora"]:
-                PeftModel.from_pretrained(generator.model, point)  # puts the adapter into the model
+                PeftModel.from_pretrained(generator.model, point).merge_adapter()  # into the generator's weights
             likelihoods = measure.measure_likelihoods(generator, held, target, sentences)
             if point is not points[-1]:
                 facts["points"][point.name] = likelihoods

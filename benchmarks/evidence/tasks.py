@@ -84,7 +84,7 @@ def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
         return read_json(file)
     generator = TransformersGenerator(base, dtype="float32")
     if path != base:
-        PeftModel.from_pretrained(generator.model, path)  # puts the adapter into the model
+        PeftModel.from_pretrained(generator.model, path).merge_adapter()  # into the generator's weights
     right = {}
     for language in ("en", "es"):
         pairs, answers = [], []
