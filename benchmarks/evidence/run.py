@@ -71,7 +71,8 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
             if point is not points[-1]:
                 facts["points"][point.name] = likelihoods
         facts["likelihoods"] = likelihoods
-        facts["texts"] = measure.measure_texts(generator, held, target, sentences)
+        if options["texts"]:
+            facts["texts"] = measure.measure_texts(generator, held, target, sentences)
         facts["seconds_measured"] = round(time.monotonic() - start, 1)
         data.write_compact(result_file(target, arm, seed), facts)
 
@@ -89,7 +90,8 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
     from sdrrl_trl.transfer.store import record_options
     from sdrrl_trl.utils import read_json
 
-    record_options(folder, options | {"pool": facts["pool"]}, "train")  # refuses checkpoints of other options
+    of_training = {name: value for name, value in options.items() if name != "texts"}
+    record_options(folder, of_training | {"pool": facts["pool"]}, "train")  # refuses checkpoints of other options
 
     steps, n_points = options["steps"], options.get("points", 1)
     points = [folder / f"checkpoint-{steps * (i + 1) // n_points}" for i in range(n_points)]

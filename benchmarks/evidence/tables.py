@@ -256,7 +256,8 @@ def blocks() -> dict[str, str]:
     for target, runs in all_runs.items():
         arms = sorted(runs, key=lambda arm: (arm != "base", arm))
         found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
-        found[f"{target} texts"] = scores_table(runs, target, TEXTS, arms)
+        wrote = [arm for arm in arms if all("texts" in run for run in runs[arm].values())]
+        found[f"{target} texts"] = scores_table(runs, target, TEXTS, wrote)
         against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
         against += [("t_sft", "sdrrl_references")]
         found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
