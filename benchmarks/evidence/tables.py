@@ -294,7 +294,7 @@ def main() -> None:
         for page in PAGES:
             page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
         for target in TARGETS:
-            if runs := read(target):
+            if len(runs := read(target)) > 1:
                 plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
                 if set(CURVES) <= set(runs):
                     plot_curves(runs, target, ROOT / "docs" / f"curves_{target}.png")
