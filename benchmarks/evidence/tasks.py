@@ -28,8 +28,8 @@ from sdrrl_trl.evaluation.significance import compare
 from sdrrl_trl.utils import read_json
 
 
-ARMS = ("t_sft", "sdrrl", "sdrrl_references")
-N_ITEMS, N_STORIES = 300, 500
+ARMS = ("t_sft", "sdrrl")
+N_ITEMS, N_STORIES = 150, 400
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en", "belebele_gen_en", "xnli_gen_en", "xstorycloze_gen_en"],
     "es": ["mmmlu_es", "mmmlu_en", "mkqa_en", "xstorycloze_gen_es", "xstorycloze_gen_en"],
