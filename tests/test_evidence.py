@@ -4,10 +4,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
-from evidence import data, run, tables  # noqa: E402
+from evidence import cpu, data, run, tables  # noqa: E402, F401
 
 
 POOL = {kind: [{"kind": kind, "n": n, "n_supervised": 10 + n % 7} for n in range(50)] for kind in ("source", "target")}
@@ -45,6 +48,21 @@ def test_no_row_comes_again_before_all_of_its_kind_were_used():
 def test_the_seed_decides_what_is_drawn():
     draws = [[row["n"] for row in data.draw(POOL, {"source": 1}, 300, seed)] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_rows_of_a_pack_attend_as_if_each_was_alone():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, attn_implementation="row_by_row",
+    )  # fmt: skip
+    model, lengths = LlamaForCausalLM(config).eval(), [7, 1, 12]
+    ids = torch.randint(0, 50, (1, sum(lengths)))
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = model(ids, position_ids=positions, use_cache=False).logits
+    model.set_attn_implementation("sdpa")
+    alone = [model(row, use_cache=False).logits for row in ids.split(lengths, dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1))
 
 
 def test_the_pages_show_what_the_results_say():

@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from datasets import Dataset
+from sacrebleu.metrics import CHRF
 
 from sdrrl_trl.engines.offline import FastTranslate
 from sdrrl_trl.languages import LANGUAGES
@@ -59,7 +60,7 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
     if not seeds.exists():
         seeds.parent.mkdir(parents=True, exist_ok=True)
         lines = (data / "instructions" / "alpaca_1000.jsonl").read_text().splitlines(keepends=True)
-        seeds.write_text("".join(lines[:N_QUESTIONS]))
+        write_atomic(seeds, "".join(lines[:N_QUESTIONS]))
     code, n = CORPORA[target]
     parallel = {}
     for tag, name in (("en", "eng"), (target, code)):
@@ -73,7 +74,9 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
         for stage, other in (("generate", ("pt", answers)), ("translate", (target, "own"))):
             there, here = (pool_folder(work, *of) / "stages" / stage for of in (other, (target, answers)))
             if there.exists() and not here.exists():
-                shutil.copytree(there, here)
+                shutil.rmtree(copy := here.with_name(f".{here.name}"), ignore_errors=True)
+                shutil.copytree(there, copy)
+                copy.rename(here)
         config = TransferConfig(
             seeds=str(seeds),
             output_dir=str(folder),
@@ -161,6 +164,15 @@ def draw(pool: dict[str, list], proportions: dict[str, float], n_supervised: int
 def sentences(data: Path, tag: str, n: int) -> list[str]:
     file = data / "flores200" / "devtest" / f"{LANGUAGES[tag].flores}.devtest"
     return file.read_text().splitlines()[:n]
+
+
+def translator_chrf(data: Path, n: int = 200) -> dict[str, float]:
+    """chrF of the translators from English, on the first sentences of FLORES devtest."""
+    lines = {tag: sentences(data, tag, n) for tag in ("en", "pt", "es")}
+    return {
+        target: CHRF().corpus_score(translator.translate(lines["en"], "en", target), [lines[target]]).score
+        for target, translator in (("pt", FastTranslate()), ("es", ThroughPortuguese()))
+    }
 
 
 def write_compact(path: Path, content: dict) -> None:

@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
         size += 8
     facts |= {"max_length": size, "rows": len(rows), "tokens": sum(row["n_tokens"] for row in rows)}
     facts["supervised_tokens"] = sum(row["n_supervised"] for row in rows)
+    facts["supervised_bytes"] = Counter()  # by language
+    for row in rows:
+        facts["supervised_bytes"][row["answer_language"]] += len(row["completion"][0]["content"].encode())
     cost = folder / "cost.json"
     if cost.exists():
         facts["cost"] = read_json(cost)
@@ -176,6 +180,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--work", str(arguments.work), "--only", target, arm, str(seed)]
         code = subprocess.run(command, env=os.environ | KEEP_MEMORY).returncode
         print(f"{target} {arm} {seed}: exit {code} after {time.monotonic() - start:.0f} s", flush=True)
+    if not arguments.list:
+        sys.exit(any(not result_file(*run).exists() for run in runs))
 
 
 if __name__ == "__main__":

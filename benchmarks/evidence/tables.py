@@ -35,18 +35,19 @@ LIKELIHOODS = {
     "en FLORES": "test/en/flores",
 }
 DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
-PARTS = ("sdrrl_references", "target_only", "without_", "kl_")  # arms that change one thing in `sdrrl`
+PARTS = ("sdrrl_references", "without_", "kl_")  # arms that change one thing in `sdrrl`
 TEXTS = {
     "answers T chrF++": ("answers/T", "chrf++/reference"),
     "answers en chrF++": ("answers/en", "chrf++/reference"),
+    "answers T chrF++ to own": ("answers/T", "chrf++/own"),
+    "answers en chrF++ to own": ("answers/en", "chrf++/own"),
     "en-T chrF++": ("flores/en-T", "chrf++/reference"),
     "T-en chrF++": ("flores/T-en", "chrf++/reference"),
-    "wrong language, T": ("answers/T", "wrong_language"),
     "repetitive, T": ("answers/T", "repetitive"),
+    "wrong language, T": ("answers/T", "wrong_language"),
+    "characters, T": ("answers/T", "characters"),
 }
 CURVES = ("t_sft_curve", "sdrrl_curve")
-# What guessing gives, or always the most frequent answer if that is more
-CHANCE = {"mmmlu": 0.269, "xnli_gen": 0.367, "xstorycloze_gen": 0.528, "xstorycloze": 0.528, "belebele_gen": 0.25}
 Runs = dict[str, dict[int, dict]]  # by arm and seed
 
 
@@ -70,7 +71,9 @@ def statistics(runs: Runs, arm: str, seeds: list[int], measure: str, target: str
             metric, items = "bits_per_byte", run["likelihoods"][(LIKELIHOODS | DEV)[measure].replace("T", target)]
         else:
             place, name = TEXTS[measure]
-            items = run["texts"][place.replace("T", target)][name]
+            texts = run["texts"][place.replace("T", target)]
+            # Without spaces: the number of unigrams in chrF's statistics
+            items = [item[0] for item in texts["chrf++/own"]] if name == "characters" else texts[name]
             metric = name.partition("/")[0]
             items = items if metric == "chrf++" else [[item, 1] for item in items]
         found.append(np.array(items, dtype=int if measure in TEXTS else float))
@@ -91,6 +94,8 @@ def difference(runs: Runs, a: str, b: str, measure: str, target: str):
 
 
 def shown(measure: str, value: float, sign: str = "") -> str:
+    if measure.startswith("characters"):
+        return f"{value:{sign}.0f}"
     return f"{value:{sign}.1f}" if "chrF++" in measure else f"{value:{sign}.3f}"
 
 
@@ -165,18 +170,17 @@ def plot_curves(runs: Runs, target: str, path: Path) -> None:
 def tasks_table(target: str) -> str:
     """Benchmark tasks: the score of the arm compared with, and the difference of the other from it."""
     file = HERE / "results" / f"tasks-{target}.json"
-    found = json.loads(file.read_text())["rows"] if file.exists() else []
+    content = json.loads(file.read_text()) if file.exists() else {"rows": []}
     rows = []
-    for row, p in zip(found, holm([row["comparison"]["p"] for row in found]), strict=True):
-        c, mark = row["comparison"], "**" if p < 0.05 else ""
-        task = row["task"].removeprefix("sdrrl_")
-        chance = f"{CHANCE[task.rpartition('_')[0]]:.3f}" if row["metric"] == "acc" else ""
+    for row, p in zip(content["rows"], holm([row["comparison"]["p"] for row in content["rows"]]), strict=True):
+        c, mark, task = row["comparison"], "**" if p < 0.05 else "", row["task"]
+        chance = f"{content['most_frequent'][task]:.3f}" if row["metric"] == "acc" else ""
         rows.append(
             [f"{task} {row['metric']}", f"{row['model']} against {row['base']}", str(c["n"]), chance]
             + [f"{c['base']:.3f}", f"{c['tuned']:.3f}"]
             + [f"{mark}{c['delta']:+.3f}{mark} ({c['low']:+.3f} to {c['high']:+.3f})"]
         )
-    return table(["task and metric", "arms", "n", "chance", "before", "after", "difference"], sorted(rows))
+    return table(["task", "arms", "n", "most frequent answer", "before", "after", "difference"], sorted(rows))
 
 
 def seeds_table(runs: Runs, target: str) -> str:
@@ -211,11 +215,13 @@ def cost_table(all_runs: dict[str, Runs]) -> str:
                 seconds = cost["seconds"]
                 rate = f"{run['tokens'] / seconds:.0f}" if seconds else "resumed"
                 rows.append(
-                    [f"{target} {arm}", str(seed), f"{run['supervised_tokens']:,}", f"{run['tokens']:,}"]
-                    + [str(run["rows"]), str(run["threads"]), f"{seconds or math.nan:.0f}", rate]
+                    [f"{target} {arm}", str(seed), f"{run['supervised_tokens']:,}"]
+                    + [f"{run['supervised_bytes'].get(tag, 0) / 1000:.0f}" for tag in (target, "en")]
+                    + [f"{run['tokens']:,}", str(run["rows"]), f"{seconds or math.nan:.0f}", rate]
                     + [str(cost["peak_memory_mb"])]
                 )
-    head = ["arm", "seed", "supervised tokens", "all tokens", "rows", "threads", "seconds", "tokens/s", "peak MB"]
+    head = ["arm", "seed", "supervised tokens", "kB in target language", "kB in English", "all tokens", "rows"]
+    head += ["seconds", "tokens/s", "peak MB"]
     return table(head, rows)
 
 
@@ -259,9 +265,9 @@ def blocks() -> dict[str, str]:
         wrote = [arm for arm in arms if all("texts" in run for run in runs[arm].values())]
         found[f"{target} texts"] = scores_table(runs, target, TEXTS, wrote)
         against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
-        against += [("t_sft", "sdrrl_references")]
+        against += [("t_sft", "sdrrl_references"), ("t_sft", "target_only"), ("target_only", "sdrrl")]
         found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
-        found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:4])
+        found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:-1])
         changed = [arm for arm in arms if arm.startswith(PARTS)]
         found[f"{target} parts"] = differences_table(
             runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)

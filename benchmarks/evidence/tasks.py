@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sdrrl_trl.utils import read_json
 
 ARMS = ("t_sft", "sdrrl")
 N_ITEMS, N_STORIES = 150, 400
+LANGUAGES = ("en", "es")  # of XStoryCloze by likelihood; it has no Portuguese, which is close to Spanish
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en", "belebele_gen_en", "xnli_gen_en", "xstorycloze_gen_en"],
     "es": ["mmmlu_es", "mmmlu_en", "mkqa_en", "xstorycloze_gen_es", "xstorycloze_gen_en"],
@@ -45,8 +47,9 @@ def main() -> None:
     models = {"base": smollm2()[0]}
     for arm in ARMS:
         path = arguments.work / "runs" / f"{target}-{arm}-0" / f"checkpoint-{options_of(arm)['steps']}"
-        if path.exists():
-            models[arm] = str(path)
+        if not path.exists():
+            raise SystemExit(f"error: {path} does not exist. Train it with run.py and the same --work.")
+        models[arm] = str(path)
     sdrrl(
         "evaluate",
         *("--models", *(f"{name}={path}" for name, path in models.items())),
@@ -54,6 +57,14 @@ def main() -> None:
         *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
     right = {name: stories(folder / f"stories-{name}.json", models["base"], path) for name, path in models.items()}
+    golds = {
+        task: [sample["target"] for sample in read_json(folder / "base" / f"sdrrl_{task}.json")["samples"]]
+        for task in TASKS[target]
+        if not task.startswith("mkqa")
+    }
+    golds |= {
+        f"xstorycloze_{language}": [story["answer_right_ending"] for story in read(language)] for language in LANGUAGES
+    }
     rows = []
     for of in ("base", "t_sft"):
         tuned = [name for name in models if name not in ("base", of)]
@@ -61,16 +72,25 @@ def main() -> None:
         sdrrl("report", "--evaluation", str(folder), "--base", of, "--tuned", *tuned, "--output_dir", str(report))
         content = read_json(report / "report.json")
         rows += [
-            {"base": of} | {name: row[name] for name in ("model", "task", "metric", "comparison")}
+            {"base": of, "task": row["task"].removeprefix("sdrrl_")}
+            | {name: row[name] for name in ("model", "metric", "comparison")}
             for row in content["rows"]
+            if row["metric"] in ("acc", "f1")
         ]
         for name in tuned:
-            for language in ("en", "es"):
+            for language in LANGUAGES:
                 found = compare("acc", right[of][language], right[name][language])
                 task = {"task": f"xstorycloze_{language}", "metric": "acc", "comparison": asdict(found)}
                 rows.append({"base": of, "model": name} | task)
     signatures = content["signatures"] | {"xstorycloze": {"limit": N_STORIES, "shots": 0, "chat template": False}}
-    data.write_compact(HERE / "results" / f"tasks-{target}.json", {"rows": rows, "signatures": signatures})
+    frequent = {task: Counter(map(str, gold)).most_common(1)[0][1] / len(gold) for task, gold in golds.items()}
+    content = {"rows": rows, "most_frequent": frequent, "signatures": signatures}
+    data.write_compact(HERE / "results" / f"tasks-{target}.json", content)
+
+
+def read(language: str) -> list[dict]:
+    lines = (DATA / "xstorycloze" / f"{language}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[:N_STORIES]]
 
 
 def sdrrl(*options: str) -> None:
@@ -86,10 +106,9 @@ def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
     if path != base:
         PeftModel.from_pretrained(generator.model, path).merge_adapter()  # into the generator's weights
     right = {}
-    for language in ("en", "es"):
+    for language in LANGUAGES:
         pairs, answers = [], []
-        for line in (DATA / "xstorycloze" / f"{language}.jsonl").read_text().splitlines()[:N_STORIES]:
-            story = json.loads(line)
+        for story in read(language):
             context = re.sub(r"([.!?])(?=\S)", r"\1 ", story["context"])  # the file has no spaces between sentences
             pairs += [(measure.DOCUMENT_START + context, f" {story[f'sentence_quiz{i}']}") for i in (1, 2)]
             answers.append(story["answer_right_ending"])
