@@ -33,8 +33,8 @@ ARMS = ("t_sft", "sdrrl")
 N_ITEMS, N_STORIES = 150, 400
 LANGUAGES = ("en", "es")  # of XStoryCloze by likelihood; it has no Portuguese, which is close to Spanish
 TASKS = {
-    "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en", "belebele_gen_en", "xnli_gen_en", "xstorycloze_gen_en"],
-    "es": ["mmmlu_es", "mmmlu_en", "mkqa_en", "xstorycloze_gen_es", "xstorycloze_gen_en"],
+    "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en"],
+    "es": ["mmmlu_es", "mmmlu_en", "mkqa_en"],
 }
 
 
