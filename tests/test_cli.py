@@ -131,3 +131,12 @@ def test_no_network_and_no_model_is_one_clear_error(tmp_path):
 
 def test_the_folder_of_tasks_is_printed():
     assert sdrrl("tasks").stdout.strip() == str(ROOT / "lm_eval_tasks")
+
+
+def test_a_command_that_is_done_leaves_its_process_group(tmp_path):
+    code = (
+        "import torch.distributed as dist; from sdrrl_trl.cli import main; "
+        f"dist.init_process_group('gloo', init_method='file://{tmp_path}/rendezvous', rank=0, world_size=1); "
+        "main(['tasks']); assert not dist.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
