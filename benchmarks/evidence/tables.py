@@ -35,7 +35,7 @@ LIKELIHOODS = {
     "en FLORES": "test/en/flores",
 }
 DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
-PARTS = ("sdrrl_references", "without_", "kl_")  # arms that change one thing in `sdrrl`
+PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "kl_")  # arms that change one thing in `sdrrl`
 TEXTS = {
     "answers T chrF++": ("answers/T", "chrf++/reference"),
     "answers en chrF++": ("answers/en", "chrf++/reference"),
@@ -271,6 +271,10 @@ def blocks() -> dict[str, str]:
         changed = [arm for arm in arms if arm.startswith(PARTS)]
         found[f"{target} parts"] = differences_table(
             runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)
+        )
+        settings = ("lr_3e-4", "lr_3e-3", "full")
+        found[f"{target} settings"] = differences_table(
+            runs, target, [(f"t_sft_{name}", f"sdrrl_{name}") for name in settings], list(LIKELIHOODS)
         )
         found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
         found[f"{target} seeds"] = seeds_table(runs, target)
