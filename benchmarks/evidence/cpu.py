@@ -23,5 +23,8 @@ def _row_by_row(module, query, key, value, attention_mask, position_ids, scaling
 
 AttentionInterface.register("row_by_row", _row_by_row)
 AttentionMaskInterface.register("row_by_row", lambda *args, **kwargs: None)
-assert callable(trl.trainer.utils._use_triton), "TRL has another name for it now"
-trl.trainer.utils._use_triton = lambda device: True  # decides there only whether all positions are scored
+
+
+def score_supervised_tokens_only() -> None:
+    assert callable(trl.trainer.utils._use_triton), "TRL has another name for it now"
+    trl.trainer.utils._use_triton = lambda device: True  # decides there only whether all positions are scored

@@ -80,7 +80,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
 
 def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, facts: dict) -> list[Path]:
     """Trains; notes in `facts` what it cost. Returns the folders of the checkpoints to measure, the last one last."""
-    import cpu  # noqa: F401 (registers row_by_row)
+    import cpu
     import data
     from datasets import Dataset
     from peft import LoraConfig
@@ -135,6 +135,7 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
     )
     columns = ("prompt", "completion", "kind", "question_language", "answer_language")
     rows = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+    cpu.score_supervised_tokens_only()
     trainer = SDRRLTrainer(model, config, train_dataset=rows, peft_config=lora if options["lora"] else None)
     if len(trainer.train_dataset) != steps:
         raise RuntimeError(f"{len(trainer.train_dataset)} packs for {steps} steps")
