@@ -273,7 +273,8 @@ def blocks() -> dict[str, str]:
             runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)
         )
         settings = ("lr_3e-4", "lr_3e-3", "full")
-        pairs = [(f"t_sft_{name}", f"sdrrl_{name}") for name in settings] + [("kl_1", "sdrrl_lr_3e-4")]
+        pairs = [(f"t_sft_{name}", f"sdrrl_{name}") for name in settings]
+        pairs += [("t_sft_lr_3e-3", "sdrrl"), ("kl_1", "sdrrl_lr_3e-4")]
         found[f"{target} settings"] = differences_table(runs, target, pairs, list(LIKELIHOODS))
         found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
         found[f"{target} seeds"] = seeds_table(runs, target)
