@@ -4,14 +4,23 @@ are not kept; what is kept of each item are numbers that add up (chrF++ statisti
 """
 
 import torch
+from peft import PeftModel
 from sacrebleu.metrics import CHRF
 
+from sdrrl_trl.engines.transformers import TransformersGenerator
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
 
 DOCUMENT_START = "<|endoftext|>"  # what stands between the documents of SmolLM2's pre-training
 N_GENERATED, N_FLORES_BPB, N_FLORES = 40, 100, 40
+
+
+def load(model: str, adapter: str | None) -> TransformersGenerator:
+    generator = TransformersGenerator(model, dtype="float32", max_new_tokens=128)
+    if adapter is not None:
+        PeftModel.from_pretrained(generator.model, adapter).merge_adapter()  # into the generator's weights
+    return generator
 
 
 def measure_likelihoods(generator, held: dict, target: str, sentences: dict[str, list[str]]) -> dict[str, list]:

@@ -44,10 +44,8 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
     import data
     import measure
     import torch
-    from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from sdrrl_trl.engines.transformers import TransformersGenerator
     from sdrrl_trl.utils import locked
 
     options, folder = options_of(arm), work / "runs" / f"{target}-{arm}-{seed}"
@@ -64,13 +62,13 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
         start = time.monotonic()
         facts["points"] = {}
         for point in points:
-            full = point is not None and not options["lora"]
-            generator = TransformersGenerator(str(point) if full else model, dtype="float32", max_new_tokens=128)
-            if point is not None and options["lora"]:
-                PeftModel.from_pretrained(generator.model, point).merge_adapter()  # into the generator's weights
+            if point is None or options["lora"]:
+                generator = measure.load(model, adapter=point)
+            else:
+                generator = measure.load(point, adapter=None)
             likelihoods = measure.measure_likelihoods(generator, held, target, sentences)
             if point is not points[-1]:
-                facts["points"][point.name] = likelihoods
+                facts["points"][Path(point).name] = likelihoods
         facts["likelihoods"] = likelihoods
         if options["texts"]:
             facts["texts"] = measure.measure_texts(generator, held, target, sentences)
@@ -78,7 +76,7 @@ def one(work: Path, model: str, target: str, arm: str, seed: int) -> None:
         data.write_compact(result_file(target, arm, seed), facts)
 
 
-def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, facts: dict) -> list[Path]:
+def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, facts: dict) -> list[str]:
     """Trains; notes in `facts` what it cost. Returns the folders of the checkpoints to measure, the last one last."""
     import cpu
     import data
@@ -95,7 +93,7 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
     record_options(folder, of_training | {"pool": facts["pool"]}, "train")  # refuses checkpoints of other options
 
     steps, n_points = options["steps"], options.get("points", 1)
-    points = [folder / f"checkpoint-{steps * (i + 1) // n_points}" for i in range(n_points)]
+    points = [str(folder / f"checkpoint-{steps * (i + 1) // n_points}") for i in range(n_points)]
     rows = data.draw(train[options["answers"]], options["proportions"], options["supervised_tokens"], seed)
     # The same number of steps for all: packs of the smallest size at which these rows fit into so many
     lengths = Dataset.from_dict({"input_ids": [[0] * row["n_tokens"] for row in rows]})

@@ -255,9 +255,12 @@ def plot(runs: Runs, target: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def blocks() -> dict[str, str]:
+def read_all() -> dict[str, Runs]:
+    return {target: runs for target in TARGETS if (runs := read(target))}
+
+
+def blocks(all_runs: dict[str, Runs]) -> dict[str, str]:
     """All tables by the name that marks their place in a page."""
-    all_runs = {target: runs for target in TARGETS if (runs := read(target))}
     found = {"cost": cost_table(all_runs)}
     for target, runs in all_runs.items():
         arms = sorted(runs, key=lambda arm: (arm != "base", arm))
@@ -297,14 +300,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="into the pages")
     write = parser.parse_args().write
-    found = blocks()
+    all_runs = read_all()
+    found = blocks(all_runs)
     for name, text in found.items():
         print(f"## {name}\n\n{text}\n")
     if write:
         for page in PAGES:
             page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
-        for target in TARGETS:
-            if len(runs := read(target)) > 1:
+        for target, runs in all_runs.items():
+            if len(runs) > 1:
                 plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
                 if set(CURVES) <= set(runs):
                     plot_curves(runs, target, ROOT / "docs" / f"curves_{target}.png")

@@ -20,11 +20,9 @@ from pathlib import Path
 
 import data
 import measure
-from peft import PeftModel
 from run import DATA, HERE, KEEP_MEMORY, options_of
 
 from sdrrl_trl.engines.offline import smollm2
-from sdrrl_trl.engines.transformers import TransformersGenerator
 from sdrrl_trl.evaluation.significance import compare
 from sdrrl_trl.utils import read_json
 
@@ -102,9 +100,7 @@ def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
     """Of each story of XStoryCloze, by language, whether the right ending is likelier than the wrong one."""
     if file.exists():
         return read_json(file)
-    generator = TransformersGenerator(base, dtype="float32")
-    if path != base:
-        PeftModel.from_pretrained(generator.model, path).merge_adapter()  # into the generator's weights
+    generator = measure.load(base, adapter=None if path == base else path)
     right = {}
     for language in LANGUAGES:
         pairs, answers = [], []
