@@ -69,5 +69,5 @@ def test_the_pages_show_what_the_results_say():
     found = tables.blocks(tables.read_all())
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
-        assert "<!-- pt main -->" in text
+        assert "<!-- end of pt " in text
         assert tables.fill(text, found) == text, "run `python benchmarks/evidence/tables.py --write`"

@@ -269,6 +269,12 @@ def blocks(all_runs: dict[str, Runs]) -> dict[str, str]:
         found[f"{target} texts"] = scores_table(runs, target, TEXTS, wrote)
         against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
         against += [("t_sft", "sdrrl_references"), ("t_sft", "target_only"), ("target_only", "sdrrl")]
+        found[f"{target} short"] = differences_table(
+            runs,
+            target,
+            [("base", "sft_en"), ("base", "t_sft"), ("base", "sdrrl"), ("t_sft", "sdrrl")],
+            list(LIKELIHOODS),
+        )
         found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
         found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:-1])
         changed = [arm for arm in arms if arm.startswith(PARTS)]

@@ -3,9 +3,10 @@ Scores trained arms on benchmark tasks, and keeps how they compare with `base` a
 
     python benchmarks/evidence/tasks.py [--work evidence] [--target pt]
 
-`sdrrl evaluate` and `sdrrl report` do the tasks. XStoryCloze is done a second time, by likelihood as lm-eval's
-`xstorycloze` does it (without a question, from the local file): a small model cannot answer with a letter. Needs the
-checkpoints that `run.py` left in the same `--work`. Goes on where it was interrupted. `tables.py` shows the results.
+`sdrrl evaluate` and `sdrrl report` do the tasks. A small model cannot answer with a letter, so BELEBELE and XNLI are
+lm-eval's own `belebele_eng_Latn` and `xnli_en`, which compare likelihoods, with local files in the place of the hub's;
+XStoryCloze is done here the way of lm-eval's `xstorycloze`, as the local files lack its columns. Needs the checkpoints
+that `run.py` left in the same `--work`. Goes on where it was interrupted. `tables.py` shows the results.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import data
+import lm_eval
 import measure
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
 from run import DATA, HERE, KEEP_MEMORY, options_of
 
 from sdrrl_trl.engines.offline import smollm2
@@ -32,7 +36,12 @@ N_ITEMS, N_STORIES = 150, 400
 LANGUAGES = ("en", "es")  # of XStoryCloze by likelihood; it has no Portuguese, which is close to Spanish
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en"],
-    "es": ["mmmlu_es", "mmmlu_en", "mkqa_en"],
+    "es": ["mmmlu_es", "mmmlu_en"],
+}
+# lm-eval's task: its file, the local data, its split, the column of the right answer
+ENGLISH = {
+    "belebele_eng_Latn": ("belebele/belebele_eng_Latn.yaml", "belebele/eng_Latn.jsonl", "test", "correct_answer_num"),
+    "xnli_en": ("xnli/xnli_en.yaml", "xnli/en.jsonl", "validation", "label"),
 }
 
 
@@ -54,15 +63,19 @@ def main() -> None:
         *("--tasks", *(f"sdrrl_{task}" for task in TASKS[target])),
         *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
-    right = {name: stories(folder / f"stories-{name}.json", models["base"], path) for name, path in models.items()}
+    right = {
+        name: stories(folder / f"stories-{name}.json", models["base"], path)
+        | english(folder / f"english-{name}.json", models["base"], path)
+        for name, path in models.items()
+    }
     golds = {
         task: [sample["target"] for sample in read_json(folder / "base" / f"sdrrl_{task}.json")["samples"]]
         for task in TASKS[target]
         if not task.startswith("mkqa")
     }
-    golds |= {
-        f"xstorycloze_{language}": [story["answer_right_ending"] for story in read(language)] for language in LANGUAGES
-    }
+    golds |= {f"xstorycloze_{tag}": [story["answer_right_ending"] for story in read(tag)] for tag in LANGUAGES}
+    for task, (_, file, _, column) in ENGLISH.items():
+        golds[task] = [json.loads(line)[column] for line in (DATA / file).read_text().splitlines()[:N_ITEMS]]
     rows = []
     for of in ("base", "t_sft"):
         tuned = [name for name in models if name not in ("base", of)]
@@ -76,11 +89,12 @@ def main() -> None:
             if row["metric"] in ("acc", "f1")
         ]
         for name in tuned:
-            for language in LANGUAGES:
-                found = compare("acc", right[of][language], right[name][language])
-                task = {"task": f"xstorycloze_{language}", "metric": "acc", "comparison": asdict(found)}
-                rows.append({"base": of, "model": name} | task)
-    signatures = content["signatures"] | {"xstorycloze": {"limit": N_STORIES, "shots": 0, "chat template": False}}
+            for task in right[name]:
+                found = compare("acc", right[of][task], right[name][task])
+                rows.append({"base": of, "model": name, "task": task, "metric": "acc", "comparison": asdict(found)})
+    by_likelihood = {"shots": 0, "chat template": False}
+    signatures = content["signatures"] | {"xstorycloze": by_likelihood | {"limit": N_STORIES}}
+    signatures |= {task: by_likelihood | {"limit": N_ITEMS, "lm_eval": lm_eval.__version__} for task in ENGLISH}
     frequent = {task: Counter(map(str, gold)).most_common(1)[0][1] / len(gold) for task, gold in golds.items()}
     content = {"rows": rows, "most_frequent": frequent, "signatures": signatures}
     data.write_compact(HERE / "results" / f"tasks-{target}.json", content)
@@ -110,7 +124,30 @@ def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
             answers.append(story["answer_right_ending"])
         found = [nats for nats, _ in measure.log_likelihoods(generator.model, generator.tokenizer, pairs)]
         chosen = [1 if first > second else 2 for first, second in zip(found[::2], found[1::2], strict=True)]
-        right[language] = [int(choice == answer) for choice, answer in zip(chosen, answers, strict=True)]
+        right[f"xstorycloze_{language}"] = [
+            int(choice == answer) for choice, answer in zip(chosen, answers, strict=True)
+        ]
+    data.write_compact(file, right)
+    return right
+
+
+def english(file: Path, base: str, path: str) -> dict[str, list[int]]:
+    """Of each item of lm-eval's BELEBELE and XNLI in English, by task, whether the right answer is the likeliest."""
+    if file.exists():
+        return read_json(file)
+    generator = measure.load(base, adapter=None if path == base else path)
+    tasks = []
+    for task, (config, local, split, _) in ENGLISH.items():
+        content = load_yaml(Path(lm_eval.__file__).parent / "tasks" / config, resolve_func=True)
+        files = {"data_files": {split: str(DATA / local)}}
+        local_data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, "training_split": None}
+        tasks.append(content | {"task": task} | local_data)
+    model = HFLM(pretrained=generator.model, tokenizer=generator.tokenizer, batch_size=16)
+    samples = lm_eval.simple_evaluate(model, tasks=tasks, limit=N_ITEMS, bootstrap_iters=0)["samples"]
+    right = {
+        task: [int(sample["acc"]) for sample in sorted(found, key=lambda sample: sample["doc_id"])]
+        for task, found in samples.items()
+    }
     data.write_compact(file, right)
     return right
 
