@@ -35,7 +35,8 @@ LIKELIHOODS = {
     "en FLORES": "test/en/flores",
 }
 DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
-PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "kl_")  # arms that change one thing in `sdrrl`
+# Arms that change one thing in `sdrrl`
+PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "more_switched", "kl_")
 TEXTS = {
     "answers T chrF++": ("answers/T", "chrf++/reference"),
     "answers en chrF++": ("answers/en", "chrf++/reference"),
