@@ -36,9 +36,9 @@ N_ITEMS, N_STORIES = 150, 400
 LANGUAGES = ("en", "es")  # of XStoryCloze by likelihood; it has no Portuguese, which is close to Spanish
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en"],
-    "es": ["mmmlu_es", "mmmlu_en"],
+    "es": ["mmmlu_es"],
 }
-# lm-eval's task: its file, the local data, its split, the column of the right answer
+# With the Portuguese arms only. lm-eval's task: its file, the local data, its split, the column of the right answer
 ENGLISH = {
     "belebele_eng_Latn": ("belebele/belebele_eng_Latn.yaml", "belebele/eng_Latn.jsonl", "test", "correct_answer_num"),
     "xnli_en": ("xnli/xnli_en.yaml", "xnli/en.jsonl", "validation", "label"),
@@ -63,19 +63,19 @@ def main() -> None:
         *("--tasks", *(f"sdrrl_{task}" for task in TASKS[target])),
         *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
-    right = {
-        name: stories(folder / f"stories-{name}.json", models["base"], path)
-        | english(folder / f"english-{name}.json", models["base"], path)
-        for name, path in models.items()
-    }
+    right = {name: stories(folder / f"stories-{name}.json", models["base"], path) for name, path in models.items()}
     golds = {
         task: [sample["target"] for sample in read_json(folder / "base" / f"sdrrl_{task}.json")["samples"]]
         for task in TASKS[target]
         if not task.startswith("mkqa")
     }
     golds |= {f"xstorycloze_{tag}": [story["answer_right_ending"] for story in read(tag)] for tag in LANGUAGES}
-    for task, (_, file, _, column) in ENGLISH.items():
-        golds[task] = [json.loads(line)[column] for line in (DATA / file).read_text().splitlines()[:N_ITEMS]]
+    if target == "pt":
+        for name, path in models.items():
+            right[name] |= english(folder / f"english-{name}.json", models["base"], path)
+        for task, (_, file, _, column) in ENGLISH.items():
+            lines = (DATA / file).read_text().splitlines()[:N_ITEMS]
+            golds[task] = [json.loads(line)[column] for line in lines]
     rows = []
     for of in ("base", "t_sft"):
         tuned = [name for name in models if name not in ("base", of)]
@@ -92,9 +92,9 @@ def main() -> None:
             for task in right[name]:
                 found = compare("acc", right[of][task], right[name][task])
                 rows.append({"base": of, "model": name, "task": task, "metric": "acc", "comparison": asdict(found)})
-    by_likelihood = {"shots": 0, "chat template": False}
-    signatures = content["signatures"] | {"xstorycloze": by_likelihood | {"limit": N_STORIES}}
-    signatures |= {task: by_likelihood | {"limit": N_ITEMS, "lm_eval": lm_eval.__version__} for task in ENGLISH}
+    signatures = content["signatures"] | {
+        task: {"limit": len(right["base"][task]), "shots": 0, "chat template": False} for task in right["base"]
+    }
     frequent = {task: Counter(map(str, gold)).most_common(1)[0][1] / len(gold) for task, gold in golds.items()}
     content = {"rows": rows, "most_frequent": frequent, "signatures": signatures}
     data.write_compact(HERE / "results" / f"tasks-{target}.json", content)
