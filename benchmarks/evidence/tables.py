@@ -285,6 +285,7 @@ def blocks(all_runs: dict[str, Runs]) -> dict[str, str]:
         settings = ("lr_3e-4", "lr_3e-3", "full")
         pairs = [(f"t_sft_{name}", f"sdrrl_{name}") for name in settings]
         pairs += [("t_sft_lr_3e-3", "sdrrl"), ("kl_1", "sdrrl_lr_3e-4")]
+        pairs += [(than, f"without_{kind}") for kind in ("source", "english_answers") for than in ("base", "t_sft")]
         found[f"{target} settings"] = differences_table(runs, target, pairs, list(LIKELIHOODS))
         found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
         found[f"{target} seeds"] = seeds_table(runs, target)
