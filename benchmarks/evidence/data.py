@@ -107,7 +107,7 @@ def pool_folder(work: Path, target: str, name: str) -> Path:
 
 
 def pool_hash(work: Path, target: str) -> str:
-    """Tells whether two results were made from the same records: other pools are made of the same answers."""
+    """Tells whether two results were made from the same answers, translations and held-out questions."""
     manifests = (pool_folder(work, target, answers) / "manifest.json" for answers in ("own", "reference"))
     return sha256("".join(json.loads(file.read_text())["sha256"]["train.parquet"] for file in manifests))[:12]
 
@@ -116,26 +116,28 @@ def load(work: Path, target: str, tokenizer) -> tuple[dict, dict]:
     """
     Returns:
         `tuple[dict, dict]`: training rows by pool and kind, each with its supervised and all tokens; held-out rows by
-        split (`dev`, `test`), pool and kind, in the same order of questions.
+        split (`dev`, `test`), answers and kind, in the same order of questions.
     """
     pools = {}
     for name in POOLS:
         pool = Dataset.from_parquet(str(pool_folder(work, target, name) / "train.parquet")).to_list()
         pools[name] = [row for row in pool if _count(row, tokenizer) <= MAX_TOKENS]
+    measured = {name: pools[name] for name in ("own", "reference")}
     complete = [
         {row["source_id"] for row in pool if row["kind"] == kind}
-        for pool in pools.values()
+        for pool in measured.values()
         for kind in ("source", "target")
     ]
     ids = sorted(set.intersection(*complete), key=sha256)
     held_out = {"test": ids[:N_TEST], "dev": ids[N_TEST : N_TEST + N_DEV]}
     closed = {id for split in held_out.values() for id in split}
     train = {name: defaultdict(list) for name in pools}
-    held = {split: {name: {} for name in pools} for split in held_out}
+    held = {split: {name: {} for name in measured} for split in held_out}
     for name, pool in pools.items():
         for row in pool:
             if row["source_id"] not in closed:
                 train[name][row["kind"]].append(row)
+    for name, pool in measured.items():
         by_id = {(row["kind"], row["source_id"]): row for row in pool}
         for split, wanted in held_out.items():
             held[split][name] = {kind: [by_id[kind, id] for id in wanted] for kind in ("source", "target")}

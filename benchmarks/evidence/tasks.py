@@ -3,10 +3,11 @@ Scores trained arms on benchmark tasks, and keeps how they compare with `base` a
 
     python benchmarks/evidence/tasks.py [--work evidence] [--target pt]
 
-`sdrrl evaluate` and `sdrrl report` do the tasks. A small model cannot answer with a letter, so BELEBELE and XNLI are
-lm-eval's own `belebele_eng_Latn` and `xnli_en`, which compare likelihoods, with local files in the place of the hub's;
-XStoryCloze is done here the way of lm-eval's `xstorycloze`, as the local files lack its columns. Needs the checkpoints
-that `run.py` left in the same `--work`. Goes on where it was interrupted. `tables.py` shows the results.
+`sdrrl evaluate` and `sdrrl report` do the tasks. A small model cannot write a letter as its answer, so BELEBELE and
+XNLI are lm-eval's own `belebele_eng_Latn` and `xnli_en`, which compare likelihoods (of the four letters, and of three
+texts), with local files in the place of the hub's; XStoryCloze is done here the way of lm-eval's `xstorycloze`, as the
+local files lack its columns. Needs the checkpoints that `run.py` left in the same `--work`. Goes on where it was
+interrupted. `tables.py` shows the results.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def main() -> None:
         *("--tasks", *(f"sdrrl_{task}" for task in TASKS[target])),
         *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
-    right = {name: stories(folder / f"stories-{name}.json", models["base"], path) for name, path in models.items()}
+    right = {
+        name: stories(folder / f"stories-{N_STORIES}-{name}.json", models["base"], path)
+        for name, path in models.items()
+    }
     golds = {
         task: [sample["target"] for sample in read_json(folder / "base" / f"sdrrl_{task}.json")["samples"]]
         for task in TASKS[target]
@@ -72,7 +76,7 @@ def main() -> None:
     golds |= {f"xstorycloze_{tag}": [story["answer_right_ending"] for story in read(tag)] for tag in LANGUAGES}
     if target == "pt":
         for name, path in models.items():
-            right[name] |= english(folder / f"english-{name}.json", models["base"], path)
+            right[name] |= english(folder / f"english-{N_ITEMS}-{name}.json", models["base"], path)
         for task, (_, file, _, column) in ENGLISH.items():
             lines = (DATA / file).read_text().splitlines()[:N_ITEMS]
             golds[task] = [json.loads(line)[column] for line in lines]
@@ -93,7 +97,7 @@ def main() -> None:
                 found = compare("acc", right[of][task], right[name][task])
                 rows.append({"base": of, "model": name, "task": task, "metric": "acc", "comparison": asdict(found)})
     signatures = content["signatures"] | {
-        task: {"limit": len(right["base"][task]), "shots": 0, "chat template": False} for task in right["base"]
+        task: {"limit": len(right["base"][task]), "shots": 0, "chat_template": None} for task in right["base"]
     }
     frequent = {task: Counter(map(str, gold)).most_common(1)[0][1] / len(gold) for task, gold in golds.items()}
     content = {"rows": rows, "most_frequent": frequent, "signatures": signatures}
