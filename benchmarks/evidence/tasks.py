@@ -34,11 +34,11 @@ from sdrrl_trl.utils import read_json
 
 ARMS = ("t_sft", "sdrrl")
 N_ITEMS, N_STORIES = 150, 400
-LANGUAGES = ("en", "es")  # of XStoryCloze by likelihood; it has no Portuguese, which is close to Spanish
 TASKS = {
     "pt": ["mmmlu_pt", "mmmlu_en", "mkqa_pt", "mkqa_en"],
     "es": ["mmmlu_es"],
 }
+STORIES = {"pt": ["en", "es"], "es": ["es"]}  # XStoryCloze has no Portuguese, which is close to Spanish
 # With the Portuguese arms only. lm-eval's task: its file, the local data, its split, the column of the right answer
 ENGLISH = {
     "belebele_eng_Latn": ("belebele/belebele_eng_Latn.yaml", "belebele/eng_Latn.jsonl", "test", "correct_answer_num"),
@@ -65,7 +65,7 @@ def main() -> None:
         *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
     )
     right = {
-        name: stories(folder / f"stories-{N_STORIES}-{name}.json", models["base"], path)
+        name: stories(folder / f"stories-{N_STORIES}-{name}.json", models["base"], path, STORIES[target])
         for name, path in models.items()
     }
     golds = {
@@ -73,7 +73,7 @@ def main() -> None:
         for task in TASKS[target]
         if not task.startswith("mkqa")
     }
-    golds |= {f"xstorycloze_{tag}": [story["answer_right_ending"] for story in read(tag)] for tag in LANGUAGES}
+    golds |= {f"xstorycloze_{tag}": [story["answer_right_ending"] for story in read(tag)] for tag in STORIES[target]}
     if target == "pt":
         for name, path in models.items():
             right[name] |= english(folder / f"english-{N_ITEMS}-{name}.json", models["base"], path)
@@ -114,13 +114,13 @@ def sdrrl(*options: str) -> None:
     subprocess.run([sys.executable, "-m", "sdrrl_trl", *options], check=True, env=environment)
 
 
-def stories(file: Path, base: str, path: str) -> dict[str, list[int]]:
+def stories(file: Path, base: str, path: str, languages: list[str]) -> dict[str, list[int]]:
     """Of each story of XStoryCloze, by language, whether the right ending is likelier than the wrong one."""
     if file.exists():
         return read_json(file)
     generator = measure.load(base, adapter=None if path == base else path)
     right = {}
-    for language in LANGUAGES:
+    for language in languages:
         pairs, answers = [], []
         for story in read(language):
             context = re.sub(r"([.!?])(?=\S)", r"\1 ", story["context"])  # the file has no spaces between sentences
