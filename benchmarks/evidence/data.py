@@ -1,6 +1,6 @@
 """
-The data of the evidence: pools of records for each target language, built by `sdrrl build` from the same questions
-with the model's own answers and with the references, and the questions that are held out of all. Run by itself it
+The data of the evidence: two pools of records for each target language, built by `sdrrl build` from the same questions
+with the model's own answers and with the references, and the questions that are held out of both. Run by itself it
 prints chrF of the two translators on FLORES.
 """
 
@@ -22,11 +22,6 @@ from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.utils import sha256, write_atomic
 
 
-POOLS = {  # options in which they differ
-    "own": {},
-    "reference": {"answer_source": "reference"},
-    "own_more_switched": {"code_switch_rate": 0.6},  # instead of 0.3
-}
 KINDS = tuple(kind for kind in record.KINDS if kind != "pivot")
 N_QUESTIONS, MAX_NEW_TOKENS = 700, 192
 CORPORA = {"pt": ("por", 1500), "es": ("spa", 1500)}  # Tatoeba's code, and how many pairs are used
@@ -61,7 +56,7 @@ class ThroughPortuguese:
 
 
 def make_pools(work: Path, data: Path, model: str, target: str) -> None:
-    """Builds the pools of a target language; what is there already is kept."""
+    """Builds both pools of a target language; what is there already is kept."""
     seeds = work / "questions.jsonl"
     if not seeds.exists():
         seeds.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +69,11 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
         parallel[tag] = str(work / f"tatoeba-{code}.{name}")
         Path(parallel[tag]).write_text("\n".join(lines) + "\n")
     translator = FastTranslate() if target == "pt" else ThroughPortuguese()
-    for name, different in POOLS.items():
-        folder = pool_folder(work, target, name)
+    for answers in ("own", "reference"):
+        folder = pool_folder(work, target, answers)
         # Answers are the same for all target languages, translations of questions for both kinds of answers
-        answers = different.get("answer_source", "own")
         for stage, other in (("generate", ("pt", answers)), ("translate", (target, "own"))):
-            there, here = (pool_folder(work, *of) / "stages" / stage for of in (other, (target, name)))
+            there, here = (pool_folder(work, *of) / "stages" / stage for of in (other, (target, answers)))
             if there.exists() and not here.exists():
                 shutil.rmtree(copy := here.with_name(f".{here.name}"), ignore_errors=True)
                 shutil.copytree(there, copy)
@@ -89,6 +83,7 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
             output_dir=str(folder),
             model_name_or_path=model,
             target_languages=[target],
+            answer_source=answers,
             dtype="float32",  # as all of the evidence: the same figures on processors with and without bfloat16
             max_new_tokens=MAX_NEW_TOKENS,
             parallel=parallel,
@@ -97,17 +92,16 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
             size=10**6,  # all that can be made; the arms draw from it
             test_size=0.0,
             licences={"seeds": "CC-BY-NC-4.0", "parallel": "CC-BY-2.0", "lexicon": "GPL", "model": "Apache-2.0"},
-            **different,
         )
         build_transfer_set(config, translator=translator)
 
 
-def pool_folder(work: Path, target: str, name: str) -> Path:
-    return work / "pools" / target / name
+def pool_folder(work: Path, target: str, answers: str) -> Path:
+    return work / "pools" / target / answers
 
 
 def pool_hash(work: Path, target: str) -> str:
-    """Tells whether two results were made from the same answers, translations and held-out questions."""
+    """Tells whether two results were made from the same records."""
     manifests = (pool_folder(work, target, answers) / "manifest.json" for answers in ("own", "reference"))
     return sha256("".join(json.loads(file.read_text())["sha256"]["train.parquet"] for file in manifests))[:12]
 
@@ -115,32 +109,30 @@ def pool_hash(work: Path, target: str) -> str:
 def load(work: Path, target: str, tokenizer) -> tuple[dict, dict]:
     """
     Returns:
-        `tuple[dict, dict]`: training rows by pool and kind, each with its supervised and all tokens; held-out rows by
-        split (`dev`, `test`), answers and kind, in the same order of questions.
+        `tuple[dict, dict]`: training rows by answers (`own`, `reference`) and kind, each with its supervised and all
+        tokens; held-out rows by split (`dev`, `test`), answers and kind, in the same order of questions.
     """
     pools = {}
-    for name in POOLS:
-        pool = Dataset.from_parquet(str(pool_folder(work, target, name) / "train.parquet")).to_list()
-        pools[name] = [row for row in pool if _count(row, tokenizer) <= MAX_TOKENS]
-    measured = {name: pools[name] for name in ("own", "reference")}
+    for answers in ("own", "reference"):
+        pool = Dataset.from_parquet(str(pool_folder(work, target, answers) / "train.parquet")).to_list()
+        pools[answers] = [row for row in pool if _count(row, tokenizer) <= MAX_TOKENS]
     complete = [
         {row["source_id"] for row in pool if row["kind"] == kind}
-        for pool in measured.values()
+        for pool in pools.values()
         for kind in ("source", "target")
     ]
     ids = sorted(set.intersection(*complete), key=sha256)
     held_out = {"test": ids[:N_TEST], "dev": ids[N_TEST : N_TEST + N_DEV]}
     closed = {id for split in held_out.values() for id in split}
-    train = {name: defaultdict(list) for name in pools}
-    held = {split: {name: {} for name in measured} for split in held_out}
-    for name, pool in pools.items():
+    train = {answers: defaultdict(list) for answers in pools}
+    held = {split: {answers: {} for answers in pools} for split in held_out}
+    for answers, pool in pools.items():
         for row in pool:
             if row["source_id"] not in closed:
-                train[name][row["kind"]].append(row)
-    for name, pool in measured.items():
+                train[answers][row["kind"]].append(row)
         by_id = {(row["kind"], row["source_id"]): row for row in pool}
         for split, wanted in held_out.items():
-            held[split][name] = {kind: [by_id[kind, id] for id in wanted] for kind in ("source", "target")}
+            held[split][answers] = {kind: [by_id[kind, id] for id in wanted] for kind in ("source", "target")}
     return train, held
 
 

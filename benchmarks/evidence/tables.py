@@ -37,7 +37,7 @@ LIKELIHOODS = {
 }
 DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
 # Arms that change one thing in `sdrrl`
-PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "more_switched", "kl_")
+PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "kl_")
 TEXTS = {
     "answers T chrF++": ("answers/T", "chrf++/reference"),
     "answers en chrF++": ("answers/en", "chrf++/reference"),
