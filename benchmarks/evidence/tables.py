@@ -237,11 +237,12 @@ def plot(runs: Runs, target: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    runs = first_seed(runs)
+    runs, points = first_seed(runs), {}
     for arm in runs:
         if arm in ("base", *CURVES):
             continue
         gain, loss = (difference(runs, "base", arm, f"{name} FLORES", target)[0] for name in ("T", "en"))
+        points[arm] = (loss.delta, -gain.delta)
         axes.errorbar(
             loss.delta,
             -gain.delta,
@@ -251,6 +252,9 @@ def plot(runs: Runs, target: str, path: Path) -> None:
             capsize=2,
             label=arm,
         )
+    if "kl_1" in points:
+        knob = [points[arm] for arm in ("sdrrl", "kl_0.1", "kl_1")]
+        axes.plot(*zip(*knob, strict=True), color="black", linestyle=":", linewidth=1, label="kl_coef 0, 0.1, 1")
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("loss in English: rise of bits per byte on FLORES")
