@@ -4,11 +4,10 @@ Tables and plots of what `run.py` has measured.
     python benchmarks/evidence/tables.py [--write]
 
 Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md and README.md, and draws the
-plots. Scores are those of seed 0, which all arms have; differences take all seeds that both arms have, and all their
-items together. Differences are paired by item and seed; 95 %
-intervals and p-values are from the paired bootstrap over the items (2,000 resamples, seed 1234): they say how far
-other items would change the difference, not how far another training would. Bold is p below 0.05 after Holm's
-correction over the table.
+plots. Scores are those of seed 0, which all arms have. Differences take all seeds that both arms have, and all their
+items together, paired by item and seed; 95 % intervals and p-values are from the paired bootstrap over the items
+(2,000 resamples, seed 1234): they say how far other items would change the difference, not how far another training
+would. Bold is p below 0.05 after Holm's correction over the table.
 """
 
 import argparse
@@ -276,14 +275,10 @@ def blocks(all_runs: dict[str, Runs]) -> dict[str, str]:
         found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
         wrote = [arm for arm in arms if all("texts" in run for run in runs[arm].values())]
         found[f"{target} texts"] = scores_table(runs, target, TEXTS, wrote)
-        against = [("base", arm) for arm in ("sft_en", "t_sft", "sdrrl")] + [("t_sft", "sdrrl"), ("sft_en", "sdrrl")]
-        against += [("t_sft", "sdrrl_references"), ("t_sft", "target_only"), ("target_only", "sdrrl")]
-        found[f"{target} short"] = differences_table(
-            runs,
-            target,
-            [("base", "sft_en"), ("base", "t_sft"), ("base", "sdrrl"), ("t_sft", "sdrrl")],
-            list(LIKELIHOODS),
-        )
+        short = [("base", "sft_en"), ("base", "t_sft"), ("base", "sdrrl"), ("t_sft", "sdrrl")]
+        found[f"{target} short"] = differences_table(runs, target, short, list(LIKELIHOODS))
+        against = [*short, ("sft_en", "sdrrl"), ("t_sft", "sdrrl_references")]
+        against += [("t_sft", "target_only"), ("target_only", "sdrrl")]
         found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
         found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:-1])
         changed = [arm for arm in arms if arm.startswith(PARTS)]
