@@ -162,6 +162,11 @@ def main() -> None:
         from sdrrl_trl.utils import SDRRLError
 
         target, arm, seed = arguments.only
+        if target not in data.CORPORA or arm not in CONFIG["arms"] or not seed.isdecimal():
+            parser.error(  # before the pools are built, which takes long
+                f"--only {target} {arm} {seed}: the target must be one of {', '.join(data.CORPORA)}, the seed a number, "
+                f"the arm one of {', '.join(CONFIG['arms'])}."
+            )
         model, _ = smollm2()
         try:
             data.make_pools(arguments.work, DATA, model, target)
