@@ -164,8 +164,8 @@ def main() -> None:
         target, arm, seed = arguments.only
         if target not in data.CORPORA or arm not in CONFIG["arms"] or not seed.isdecimal():
             parser.error(  # before the pools are built, which takes long
-                f"--only {target} {arm} {seed}: the target must be one of {', '.join(data.CORPORA)}, the seed a number, "
-                f"the arm one of {', '.join(CONFIG['arms'])}."
+                f"--only {target} {arm} {seed}: the target must be one of {', '.join(data.CORPORA)}, the seed a "
+                f"number, the arm one of {', '.join(CONFIG['arms'])}."
             )
         model, _ = smollm2()
         try:
