@@ -3,7 +3,8 @@ import sqlite3
 import pytest
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.transfer.store import Store, clear_stage
+from sdrrl_trl.stages import clear_stage
+from sdrrl_trl.transfer.store import Store
 
 
 OPTIONS = {"model": "a", "n": 1}

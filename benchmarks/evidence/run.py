@@ -85,8 +85,8 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
     from trl import pack_dataset
 
     from sdrrl_trl import SDRRLConfig, SDRRLTrainer
+    from sdrrl_trl.stages import record_options
     from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-    from sdrrl_trl.transfer.store import record_options
     from sdrrl_trl.utils import read_json
 
     of_training = {name: value for name, value in options.items() if name != "texts"}

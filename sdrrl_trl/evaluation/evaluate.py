@@ -10,8 +10,8 @@ from sdrrl_trl.evaluation.run_tasks import RESULT_KEYS, environment, run_tasks
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
 from sdrrl_trl.evaluation.tasks import held_out_tasks
 from sdrrl_trl.languages import get_language
+from sdrrl_trl.stages import check_options, clear_stage, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.transfer.store import check_options, clear_stage, recorded_options, write_options
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, write_json
 
 

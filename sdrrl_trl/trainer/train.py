@@ -11,8 +11,8 @@ from accelerate import PartialState
 
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
+from sdrrl_trl.stages import check_options, clear_stage, record_options
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.transfer.store import check_options, clear_stage, record_options
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, timed, write_json
 
 

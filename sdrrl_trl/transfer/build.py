@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generation, Generator, Translator
+from sdrrl_trl.stages import record_options
 from sdrrl_trl.transfer.code_switch import CodeSwitcher
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig
 from sdrrl_trl.transfer.filters import back_translation_chrf, reject_answer, reject_translation
@@ -22,7 +23,7 @@ from sdrrl_trl.transfer.mix import cells, check_quotas, forms_of, make_record, q
 from sdrrl_trl.transfer.parallel import bad_languages
 from sdrrl_trl.transfer.plan import Plan
 from sdrrl_trl.transfer.publish import load_manifest, publish, summary
-from sdrrl_trl.transfer.store import Store, record_options
+from sdrrl_trl.transfer.store import Store
 from sdrrl_trl.transfer.translate import Translations
 from sdrrl_trl.utils import SDRRLError, locked, sha256, timed
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.stages import check_options, clear_stage
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig
 from sdrrl_trl.transfer.generate import MAX_CHARACTERS
 from sdrrl_trl.transfer.items import Item
@@ -18,7 +19,6 @@ from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest
 from sdrrl_trl.transfer.seeds import Seeds
 from sdrrl_trl.transfer.segment import segment
-from sdrrl_trl.transfer.store import check_options, clear_stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version
 
 
