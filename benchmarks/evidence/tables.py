@@ -153,23 +153,6 @@ def curves_table(runs: Runs, target: str) -> str:
     return table(["arm", "supervised tokens", *(measure.replace("T", target) for measure in LIKELIHOODS)], rows)
 
 
-def plot_curves(runs: Runs, target: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, measure in zip(axes, ("T FLORES", "en FLORES"), strict=True):
-        for arm, marker in zip(CURVES, "os", strict=True):
-            axis.plot(*zip(*curve(runs, arm, measure, target), strict=True), marker=marker, label=arm)
-        axis.set_title(measure.replace("T", TARGETS[target]).replace("en", "English"))
-        axis.set_xlabel("supervised tokens")
-        axis.set_ylabel("bits per byte, lower is better")
-    axes[0].legend()
-    figure.savefig(path, dpi=150)
-
-
 def tasks_table(target: str) -> str:
     """Benchmark tasks: the score of the arm compared with, and the difference of the other from it."""
     file = HERE / "results" / f"tasks-{target}.json"
@@ -321,8 +304,6 @@ def main() -> None:
         for target, runs in all_runs.items():
             if len(runs) > 1:
                 plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
-                if set(CURVES) <= set(runs):
-                    plot_curves(runs, target, ROOT / "docs" / f"curves_{target}.png")
 
 
 if __name__ == "__main__":
