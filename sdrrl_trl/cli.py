@@ -3,8 +3,8 @@
 import argparse
 import difflib
 import errno
+import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     """
     Instances of option classes, from a YAML section and command-line arguments, which win.
 
+    The section is read as if it stood on the command line, so that types and choices are checked alike.
+
     Raises:
         `SDRRLError`: for unknown options, and for values of a wrong type.
     """
@@ -23,54 +25,33 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
 
     from sdrrl_trl.utils import SDRRLError
 
-    parser = TrlParser(dataclasses, prog=prog)
-    # Declared as `dict | str` or `list | str`, which the parser reads as text; it changes `field.type` meanwhile
-    declared = [vars(base).get("__annotations__", {}) for cls in dataclasses for base in cls.__mro__]
-    collections = {name for types in declared for name in types if re.search("(?i)dict|list", str(types[name]))}
-    actions = {action.dest: action for action in parser._actions if action.dest != "help" and action.nargs != 0}
+    class Parser(TrlParser):
+        def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
+            raise SDRRLError(f"{self.prog}: {message}")
+
+    parser = Parser(dataclasses, prog=prog, allow_abbrev=False)
+    actions = {action.dest: action for action in parser._actions}
+    given = []
     for name, value in section.items():
         if name not in actions:
             close = difflib.get_close_matches(str(name), actions, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise SDRRLError(f"Unknown option `{name}` in the configuration of `{prog}`.{hint}")
-        section = section | {name: _typed(name, value, actions[name], name in collections)}
-    missing = [name for name, action in actions.items() if action.required and name not in section]
-    if section and missing and not arguments:
-        raise SDRRLError(
-            f"The configuration of `{prog}` lacks {', '.join(f'`{name}`' for name in missing)}. Set them."
-        )
-    parser.set_defaults_with_config(**section)
+        if value is None:
+            if actions[name].default is not None:
+                raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
+            continue
+        values = value if isinstance(value, list) else [value]
+        if actions[name].type is str and any(isinstance(item, bool) for item in values):
+            raise SDRRLError(f"`{name}`: YAML reads {value!r} there. Put it in quotes if it is text, such as `'no'`.")
+        if isinstance(value, list) and actions[name].nargs == "+":
+            given += [f"--{name}", *map(str, value)]
+        else:
+            given.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
     try:
-        return parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
-    except SDRRLError:
-        raise
-    except (ValueError, TypeError, ImportError) as error:
-        raise SDRRLError(f"{prog}: {error}") from error
-
-
-def _typed(name: str, value: Any, action: argparse.Action, takes_collections: bool) -> Any:
-    """A value from a YAML file, checked as argparse checks one from the command line."""
-    from sdrrl_trl.utils import SDRRLError
-
-    if value is None:
-        if action.required or action.default is not None:
-            raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
-        return None
-    if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
-        if not takes_collections:
-            raise SDRRLError(f"`{name}` must be a single value, got {value!r}.")
-        return value
-    values = [value] if action.nargs == "+" and not isinstance(value, list) else value
-    for item in values if isinstance(values, list) else [values]:
-        try:
-            if isinstance(item, list | dict) or item is None or (action.type is str and isinstance(item, bool)):
-                raise ValueError("put it in quotes if it is text" if isinstance(item, bool) else "not a single value")
-            converted = action.type(str(item)) if action.type else item
-        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            raise SDRRLError(f"`{name}`: {item!r} is not a valid value ({error}).") from error
-        if action.choices is not None and converted not in action.choices:
-            raise SDRRLError(f"`{name}`: {item!r} is not one of {', '.join(map(str, action.choices))}.")
-    return values if isinstance(values, list) or isinstance(values, bool) else str(values)
+        return parser.parse_args_into_dataclasses([*given, *arguments], look_for_args_file=False)
+    except (TypeError, ImportError, ValueError) as error:  # of the option classes themselves
+        raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
 
 
 def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
