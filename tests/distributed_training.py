@@ -62,8 +62,8 @@ def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool
 
 
 def loss_and_gradients(model, ref_model, inputs):
-    teacher, head = teacher_states(model, ref_model, None, inputs)
-    outputs = model(**inputs, distillation={"teacher": teacher, "head": head, "kl_coef": 0.7})
+    teacher = teacher_states(model, ref_model, None, inputs)
+    outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7})
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return outputs.loss.detach(), {name: g.full_tensor() if sharded(g) else g for name, g in gradients.items()}

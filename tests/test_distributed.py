@@ -13,7 +13,11 @@ def launch(what, model, folder, world_size):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world_size == 2 else []
     script = str(Path(__file__).parent / "distributed_training.py")
     command = [sys.executable, *launcher, script, what, model, str(folder), str(world_size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}",
+    }
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads((folder / f"{what}-{world_size}.json").read_text())

@@ -87,29 +87,17 @@ def chunked_distillation(
         chunk_size (`int`, *optional*, defaults to `128`):
             Number of tokens whose logits exist at the same time.
     """
-    arguments = (labels, teacher.detach(), teacher_head, nll_weights, kl_weights, chunk_size)
-    outputs = _ChunkedDistillation.apply(
-        student, student_head.weight, student_head.bias, student_head.scale, student_head.cap, *arguments
-    )
-    return Distillation(*outputs)
+    head = student_head  # its tensors apart: autograd only follows what is handed over as such
+    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, nll_weights, kl_weights, chunk_size)
+    return Distillation(*_ChunkedDistillation.apply(student, head.weight, head.bias, *arguments))
 
 
 class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        student: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        scale: float,
-        cap: float | None,
-        labels: torch.Tensor,
-        teacher: torch.Tensor,
-        teacher_head: Head,
-        nll_weights: torch.Tensor,
-        kl_weights: torch.Tensor,
-        chunk_size: int,
+        ctx: Any, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
     ) -> tuple[torch.Tensor, ...]:
+        scale, cap, labels, teacher, teacher_head, nll_weights, kl_weights, chunk_size = arguments
         head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Sums over chunks in the data type of training would lose what is small beside the sum

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ class SDRRLConfig(SFTConfig):
 
     This class includes only the parameters that are specific to SDRRL training. For a full list of training arguments,
     please refer to the [`~trl.SFTConfig`] documentation. With none of the parameters below set, [`SDRRLTrainer`]
-    trains exactly as [`~trl.SFTTrainer`] does. None of them is in the paper as far as we know.
+    trains exactly as [`~trl.SFTTrainer`] does. None of them is in the paper as far as we know. `greater_is_better`
+    defaults to `False` for a `metric_for_best_model` such as `eval_bpb/pt`, `eval_nll/pt` or `eval_kl/pt`.
 
     Parameters:
         kl_coef (`float`, *optional*, defaults to `0.0`):
@@ -36,6 +38,9 @@ class SDRRLConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        # transformers takes the largest value of everything but a loss for the best
+        if self.greater_is_better is None and re.search("(nll|bpb|kl)/", self.metric_for_best_model or ""):
+            self.greater_is_better = False
         super().__post_init__()
         # `SFTConfig` itself reads numbers that YAML takes for text (`1e-1`), so text left here is none
         if isinstance(self.kl_coef, str) or not 0 <= self.kl_coef < math.inf:

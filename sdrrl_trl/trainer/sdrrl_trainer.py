@@ -27,10 +27,10 @@ class SDRRLTrainer(SFTTrainer):
 
     It takes the arguments of [`~trl.SFTTrainer`] in the same order, and trains exactly as it does unless
     [`SDRRLConfig`] asks for more. If the data have the columns `kind`, `question_language` and `answer_language` of a
-    transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the share of
-    the supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`), and for each language the
-    bits per UTF-8 byte of the supervised text (`bpb/<language>`), the loss that can be compared across scripts. All
-    are sums over the tokens since the last log, exact under packing, accumulation and over processes.
+    transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the bits per
+    UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
+    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`). All are sums over the tokens
+    since the last log, exact under packing, accumulation and over processes.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -138,8 +138,6 @@ class SDRRLTrainer(SFTTrainer):
                 "Context and sequence parallelism split each row over processes, past the kinds and languages of its "
                 "tokens and past the teacher. Use data parallelism, FSDP or DeepSpeed ZeRO."
             )
-        if self._is_vision_dataset:
-            raise SDRRLError("SDRRLTrainer trains on text only, the data set has images. Use `SFTTrainer` for it.")
         adapters = self.model.peft_config.values() if isinstance(self.model, PeftModel) else []
         if any(isinstance(adapter, PromptLearningConfig) for adapter in adapters):
             raise SDRRLError(
@@ -212,8 +210,8 @@ class SDRRLTrainer(SFTTrainer):
     def _distill(self, model, inputs: dict[str, Any]) -> DistillationOutput:
         del inputs["fused_lm_head"]
         with self.accelerator.autocast():
-            teacher, head = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
-        return model(**inputs, distillation={"teacher": teacher, "head": head, "kl_coef": self.args.kl_coef})
+            teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
+        return model(**inputs, distillation={"teacher": teacher, "kl_coef": self.args.kl_coef})
 
     def _add_to_sums(self, outputs, group_ids, label_bytes, row_ids) -> None:
         """Adds a batch to the sums of NLL, KL, tokens and bytes by group, shape `(number of groups, 4)`."""
@@ -253,15 +251,14 @@ class SDRRLTrainer(SFTTrainer):
                 kinds[kind] += group_sums
                 languages[answer] += group_sums
         metrics, total = {}, sums[:, 2].sum()
-        for name, (nll, kl, n_tokens, _) in [*kinds.items(), *languages.items()]:
+        for name, (nll, kl, n_tokens, n_bytes) in [*kinds.items(), *languages.items()]:
             if n_tokens > 0:
                 metrics[f"nll/{name}"] = (nll / n_tokens).item()
                 metrics[f"share/{name}"] = (n_tokens / total).item()
                 if self.args.kl_coef:
                     metrics[f"kl/{name}"] = (kl / n_tokens).item()
-        for language, (nll, _, _, n_bytes) in languages.items():
             if n_bytes > 0:
-                metrics[f"bpb/{language}"] = (nll / n_bytes).item() / math.log(2)
+                metrics[f"bpb/{name}"] = (nll / n_bytes).item() / math.log(2)
         return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):

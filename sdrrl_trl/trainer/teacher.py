@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx, use_adapter
 
-from sdrrl_trl.trainer.divergence import Head, chunked_distillation
+from sdrrl_trl.trainer.divergence import Distillation, Head, chunked_distillation
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -40,6 +40,15 @@ class DistillationOutput(FusedCausalLMOutput):
     """
 
     kl: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, result: Distillation, mask: torch.Tensor) -> "DistillationOutput":
+        """From the values of the tokens that `mask` marks."""
+        log_probs, kl, entropy, is_top1 = (
+            values.new_zeros(mask.shape).masked_scatter(mask, values)
+            for values in (-result.nll, result.kl, result.entropy, result.is_top1)
+        )
+        return cls(result.loss, log_probs, entropy, is_top1=is_top1, label_mask=mask, kl=kl)
 
 
 def prepare_teacher(
@@ -107,8 +116,8 @@ def add_distillation(model: PreTrainedModel) -> None:
 
     * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
       shape `(N, H)`, and the [`Head`];
-    * `model(..., labels=labels, distillation={"teacher": states, "head": head, "kl_coef": number})`, with what the
-      teacher has returned so, returns a [`DistillationOutput`].
+    * `model(..., labels=labels, distillation={"teacher": (states, head), "kl_coef": number})`, with what the teacher
+      has returned so, returns a [`DistillationOutput`].
     """
     text_config = model.config.get_text_config()
     scale, cap = logit_scale(text_config), text_config.to_dict().get("final_logit_softcapping")
@@ -125,43 +134,29 @@ def add_distillation(model: PreTrainedModel) -> None:
         # With the model split over devices (`device_map`), the backbone can end on another one than the head
         hidden, labels = hidden.to(weight.device), labels.to(weight.device)
         mask = labels != -100
+        hidden = hidden[mask]
         with maybe_gather_lm_head_ctx(weight, bias):
-            if not hidden_states_only:
-                return _compare(hidden[mask], Head(weight, bias, scale, cap), labels[mask], mask, **distillation)
-            head = [weight.detach(), None if bias is None else bias.detach()]
+            if distillation is not None:
+                ones = torch.ones(len(hidden), device=hidden.device)
+                weights = {"nll_weights": ones, "kl_weights": distillation["kl_coef"] * ones}
+                teacher, teacher_head = distillation["teacher"]
+                student_head = Head(weight, bias, scale, cap)
+                result = chunked_distillation(hidden, student_head, labels[mask], teacher, teacher_head, **weights)
+                return DistillationOutput.of(result, mask)
+            tensors = [weight.detach(), None if bias is None else bias.detach()]
             if any(isinstance(module, FSDPModule) for module in self.modules()):
                 # FSDP2 frees what it has gathered when this forward ends, and the student needs it after that
-                head = [None if parameter is None else parameter.clone() for parameter in head]
-            return hidden[mask], Head(*head, scale, cap)
+                tensors = [None if tensor is None else tensor.clone() for tensor in tensors]
+            return hidden, Head(*tensors, scale, cap)
 
     model.forward = types.MethodType(forward, model)
 
 
 def _whole(parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """A parameter that FSDP2 has left in shards, gathered. Each process has a gradient of its own: their mean counts."""
+    """A parameter that FSDP2 may have left in shards. Each process has a gradient of its own: their mean counts."""
     if not isinstance(parameter, DTensor):
         return parameter
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
-
-
-def _compare(
-    hidden: torch.Tensor,
-    student_head: Head,
-    labels: torch.Tensor,
-    mask: torch.Tensor,
-    teacher: torch.Tensor,
-    head: Head,
-    kl_coef: float,
-) -> DistillationOutput:
-    ones = torch.ones(len(hidden), device=hidden.device)
-    result = chunked_distillation(hidden, student_head, labels, teacher, head, ones, kl_coef * ones)
-    log_probs, entropy, is_top1, kl = (
-        values.new_zeros(mask.shape).masked_scatter(mask, values)
-        for values in (-result.nll, result.entropy, result.is_top1, result.kl)
-    )
-    return DistillationOutput(
-        loss=result.loss, log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask, kl=kl
-    )
 
 
 def logit_scale(config: Any) -> float:
@@ -227,24 +222,24 @@ def check_adapter_can_be_turned_off(model: PeftModel) -> None:
     Refuses adapters that change the base model, so that without the adapter it is not the initial one.
 
     Raises:
-        `SDRRLError`: for LoRA with trained biases or replicated layers, or initialised by decomposing base weights.
+        `SDRRLError`: for adapters with trained biases, and LoRA that replicates layers or decomposes base weights.
     """
     for config in model.peft_config.values():
         if changes_base(config):
             raise SDRRLError(
-                f"With `bias={config.bias!r}` and `init_lora_weights={config.init_lora_weights!r}`, the model without "
-                "its adapter is not the initial model, so it cannot be the teacher for `kl_coef`. Give `ref_model`, "
-                "or use `bias='none'` and a plain initialisation."
+                "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
+                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
+                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
             )
 
 
 def changes_base(config: PeftConfig) -> bool:
     """Whether an adapter changes weights of the base model itself, which stay changed when it is taken off."""
-    if not isinstance(config, LoraConfig):
-        return False
-    init = config.init_lora_weights
+    options = config.to_dict()
+    init = options.get("init_lora_weights")
     decomposed = isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal")
-    return config.bias != "none" or decomposed or config.layer_replication is not None
+    replicated = options.get("layer_replication") is not None
+    return options.get("bias", "none") != "none" or decomposed or replicated
 
 
 @torch.no_grad()
