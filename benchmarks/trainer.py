@@ -168,7 +168,7 @@ def kl_once(side, n_tokens, vocabulary, hidden_size):
     def sdrrl(rows):
         head = Head(weight)
         result = chunked_distillation(student[rows], head, labels[rows], teacher[rows], head, ones[rows], ones[rows])
-        return result.total
+        return result.loss
 
     def trl(rows):
         outputs = ChunkedLogProbFunction.apply(

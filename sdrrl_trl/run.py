@@ -25,8 +25,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         output_dir (`Path`):
             Folder of the run.
         overwrite_stage (`str`, *optional*):
-            Stage to do again: `"generate"`, `"translate"`, `"mix"`, `"train"` or `"evaluate"`. Those that
-            follow it are done again, too.
+            Stage to do again: `"generate"`, `"translate"`, `"mix"` or `"evaluate"`. A training is never thrown away:
+            delete its folder `model` yourself.
 
     Returns:
         `Path`: the report.
@@ -48,8 +48,6 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if overwrite_stage:
         if overwrite_stage in STAGES:
             sections["build"]["overwrite_stage"] = overwrite_stage
-        if overwrite_stage != "evaluate":
-            sections["train"]["overwrite_stage"] = "train"
         sections["evaluate"]["overwrite_stage"] = "evaluate"
     (build_config,) = parse((TransferConfig,), sections["build"], [], "build")
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")

@@ -1,31 +1,28 @@
 import json
 import logging
 import math
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CannedGenerator, data_dir, make_tiny_model
-from datasets import Dataset
 from lm_eval import simple_evaluate
 from peft import LoraConfig
 from test_build import config as build_config
-from test_trainer import rows
+from test_distributed import launch
+from test_trainer import make, rows
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, SDRRLTrainer, build_transfer_set
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError, SDRRLTrainer, build_transfer_set
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.suite import leaves, task_manager
 from sdrrl_trl.evaluation.tasks import tasks_dir
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]
+STEPS = {"max_steps": 4, "logging_steps": 2, "max_length": 512, "eval_steps": 1}
 
 
 @pytest.fixture
@@ -43,19 +40,6 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "sdrrl_trl.trainer.callbacks"]
 
 
-def make_trainer(model, folder, cls=SFTTrainer, peft_config=None, train_dataset=None, **options):
-    args = (SDRRLConfig if cls is SDRRLTrainer else SFTConfig)(
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        logging_steps=2,
-        disable_tqdm=True,
-        save_strategy="steps" if "save_steps" in options else "no",
-        **{"report_to": "none", "learning_rate": 1e-2, "max_steps": 4, "max_length": 512, **options},
-    )
-    return cls(model, args, train_dataset=train_dataset or rows(), peft_config=peft_config)
-
-
 def logged(trainer, name):
     return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
 
@@ -63,25 +47,19 @@ def logged(trainer, name):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"gradient_checkpointing": False, "peft_config": LoraConfig(target_modules=["q_proj"], lora_dropout=0.3)},
-        {"cls": SDRRLTrainer, "kl_coef": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {
-            "cls": SDRRLTrainer,
-            "packing": True,
-            "max_length": 128,
-            "peft_config": LoraConfig(target_modules=["v_proj"], lora_dropout=0.3),
-        },
+        {"cls": SFTTrainer},
+        {"cls": SFTTrainer, "gradient_checkpointing": False, "peft_config": LoraConfig(lora_dropout=0.3)},
+        {"kl_coef": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"packing": True, "max_length": 128, "peft_config": LoraConfig(lora_dropout=0.3)},
     ],
 )
-def test_a_run_with_the_callbacks_is_bit_for_bit_the_run_without(benchmarks, tiny_model, tmp_path, options):
+def test_a_run_with_lm_eval_is_bit_for_bit_the_run_without(benchmarks, tiny_model, tmp_path, options):
     dropout = {"model_init_kwargs": {"attention_dropout": 0.2}}  # so that a changed random state changes the losses
     runs = []
     for watched in (False, True):
-        trainer = make_trainer(tiny_model, tmp_path, **dropout, **options)
+        trainer = make(tiny_model, tmp_path, **{**STEPS, **dropout, **options})
         if watched:
-            trainer.add_callback(LMEvalCallback(trainer, TASKS, steps=1, limit=2, at_start=True))
-            trainer.add_callback(ForgettingCallback(trainer, rows=rows(), steps=1))
+            trainer.add_callback(LMEvalCallback(trainer, TASKS, limit=2))
         trainer.train()
         runs.append(trainer)
     for p, q in zip(*(trainer.model.parameters() for trainer in runs), strict=True):
@@ -91,7 +69,6 @@ def test_a_run_with_the_callbacks_is_bit_for_bit_the_run_without(benchmarks, tin
     assert [entry["step"] for entry in entries[0]] == [2, 4]
     assert entries[0] == entries[1]
     assert list(logged(runs[1], "lm_eval/xnli_en/acc")) == [0, 1, 2, 3, 4]
-    assert list(logged(runs[1], "forgetting/bpb")) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("tasks", [TASKS, ["sdrrl_xnli_gen_en"]])
@@ -99,7 +76,7 @@ def test_a_run_with_the_callbacks_is_bit_for_bit_the_run_without(benchmarks, tin
 def test_everything_is_afterwards_as_before(benchmarks, tmp_path, tasks, training):
     make_tiny_model(tmp_path / "model", tie_word_embeddings=True)
     lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]) if training == "lora" else None
-    trainer = make_trainer(str(tmp_path / "model"), tmp_path / "out", peft_config=lora)
+    trainer = make(str(tmp_path / "model"), tmp_path, cls=SFTTrainer, peft_config=lora, **STEPS | {"max_steps": 1})
     callback = LMEvalCallback(trainer, tasks, limit=2)
     trainer.add_callback(callback)
     trainer.train()
@@ -135,13 +112,13 @@ def test_everything_is_afterwards_as_before(benchmarks, tmp_path, tasks, trainin
 
 
 def test_the_scores_are_those_of_lm_eval_on_the_saved_model(benchmarks, tiny_model, tmp_path):
-    trainer = make_trainer(tiny_model, tmp_path / "out", learning_rate=3e-2, max_steps=6)
-    trainer.add_callback(LMEvalCallback(trainer, TASKS, steps=100, limit=24, at_start=True))
+    trainer = make(tiny_model, tmp_path, **STEPS | {"learning_rate": 3e-2, "eval_steps": 100})
+    trainer.add_callback(LMEvalCallback(trainer, TASKS, limit=24))
     trainer.train()
     trainer.save_model(str(tmp_path / "trained"))
     found = leaves(tasks_dir())
     changed = False
-    for step, path in ((0, tiny_model), (6, tmp_path / "trained")):
+    for step, path in ((0, tiny_model), (4, tmp_path / "trained")):
         result = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(path), "dtype": "float32"},
@@ -156,9 +133,9 @@ def test_the_scores_are_those_of_lm_eval_on_the_saved_model(benchmarks, tiny_mod
         for task, metric in ((TASKS[0], "acc"), (TASKS[1], "acc_norm")):
             scores = logged(trainer, f"lm_eval/{task}/{metric}")
             assert scores[step] == result[task][f"{metric},none"]
-            changed |= scores[0] != scores[6]
+            changed |= scores[0] != scores[4]
     assert changed
-    assert logged(trainer, "lm_eval/seconds")[6] > 0
+    assert logged(trainer, "lm_eval/seconds")[4] > 0
     assert not any("stderr" in name or "alias" in name for entry in trainer.state.log_history for name in entry)
 
 
@@ -169,35 +146,28 @@ class Poison(TrainerCallback):
         next(model.parameters()).data.fill_(math.nan)
 
 
-class StepCounter(TrainerCallback):
-    steps = 0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.steps += 1
-
-
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("tasks", "languages", "match"),
     [
-        ({"tasks": "sdrrl_quik"}, "sdrrl_quick"),
-        ({"tasks": "sdrrl_quick"}, "sdrrl doctor"),  # not all of its languages are there
-        ({"languages": ["xx"]}, "xx"),
-        ({"tasks": "sdrrl_xnli", "languages": ["pt"]}, "pt"),
+        (["sdrrl_quik"], None, "sdrrl_quick"),
+        (["sdrrl_quick"], None, "sdrrl doctor"),  # not all of its languages are there
+        (["sdrrl_quick"], ["xx"], "xx"),
+        (["sdrrl_xnli"], ["pt"], "pt"),
     ],
 )
-def test_unknown_tasks_and_missing_data_fail_before_the_first_step(benchmarks, tiny_model, tmp_path, options, match):
-    trainer = make_trainer(tiny_model, tmp_path)
-    counter = StepCounter()
-    trainer.add_callback(counter)
-    trainer.add_callback(LMEvalCallback(trainer, **options))
+def test_unknown_tasks_and_missing_data_fail_before_the_first_step(
+    benchmarks, tiny_model, tmp_path, tasks, languages, match
+):
+    trainer = make(tiny_model, tmp_path)
+    trainer.add_callback(LMEvalCallback(trainer, tasks, languages=languages))
     with pytest.raises(SDRRLError, match=match):
         trainer.train()
-    assert counter.steps == 0
+    assert trainer.state.global_step == 0
 
 
 def test_a_group_is_evaluated_in_the_languages_asked_for(benchmarks, tiny_model, tmp_path):
-    trainer = make_trainer(tiny_model, tmp_path, max_steps=1)
-    trainer.add_callback(LMEvalCallback(trainer, languages=["en"], limit=1))
+    trainer = make(tiny_model, tmp_path, max_steps=1)
+    trainer.add_callback(LMEvalCallback(trainer, ["sdrrl_quick"], limit=1, languages=["en"]))
     trainer.train()
     names = {name.split("/")[1] for name in trainer.state.log_history[0] if name.startswith("lm_eval/")}
     assert names == {"sdrrl_pku_saferlhf", "xnli_en", "xstorycloze_en", "belebele_eng_Latn", "seconds"}
@@ -205,175 +175,86 @@ def test_a_group_is_evaluated_in_the_languages_asked_for(benchmarks, tiny_model,
 
 @pytest.mark.parametrize("tasks", [TASKS, ["sdrrl_xnli_gen_en"]])
 def test_scores_of_a_model_that_gives_nan_are_nan(benchmarks, tiny_model, tmp_path, lines, tasks):
-    trainer = make_trainer(tiny_model, tmp_path, max_steps=1)
+    trainer = make(tiny_model, tmp_path, max_steps=1)
     trainer.add_callback(Poison())
-    trainer.add_callback(LMEvalCallback(trainer, tasks, limit=2, at_start=True))
+    trainer.add_callback(LMEvalCallback(trainer, tasks, limit=2))
     trainer.train()
     scores = logged(trainer, f"lm_eval/{tasks[0]}/acc")
     assert not math.isnan(scores[0]) and math.isnan(scores[1])
     assert len(lines()) == 1 and "NaN" in lines()[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"steps": 0}, "steps"),
-        ({"limit": 0}, "limit"),
-        ({"tasks": []}, "tasks"),
-    ],
-)
-def test_options_of_the_evaluation_that_cannot_work_are_refused(tiny_model, tmp_path, options, match):
-    with pytest.raises(SDRRLError, match=f"`{match}`"):
-        LMEvalCallback(make_trainer(tiny_model, tmp_path), **options)
+def other_answers():
+    """What a model unlearns that trains on `rows`."""
+    answer = [{"role": "assistant", "content": "Because air scatters it, 0123456789."}]
+    return rows().map(lambda row: {"completion": answer})
 
 
-def test_a_chat_template_must_be_there_to_ask_through_it(tiny_model, tmp_path):
-    trainer = make_trainer(tiny_model, tmp_path)
-    trainer.processing_class.chat_template = None
-    with pytest.raises(SDRRLError, match="apply_chat_template=False"):
-        LMEvalCallback(trainer)
-    with pytest.raises(SDRRLError, match="chat template"):
-        ForgettingCallback(trainer, rows=rows())
-    LMEvalCallback(trainer, apply_chat_template=False)
+def watch(model, folder, callback, poison=False, **options):
+    """A training whose evaluations are watched."""
+    evaluations = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "learning_rate": 0.3}
+    options = {**evaluations, "max_steps": 6, "eval_dataset": other_answers(), **options}
+    trainer = make(model, folder, **options)
+    if poison:
+        trainer.add_callback(Poison())
+    trainer.add_callback(callback)
+    return trainer
 
 
-def own_answers(n=9):
-    """Answers of very different lengths, for several languages' bytes."""
-    return [
-        {
-            "prompt": [{"role": "user", "content": f"Why is the sky blue {i}?"}],
-            "completion": [{"role": "assistant", "content": "O céu é azul. 하늘 " * (1 + (5 * i) % 9) + str(i)}],
-        }
-        for i in range(n)
-    ]
-
-
-@pytest.mark.parametrize("training", ["full", "lora", "bfloat16"])
-def test_the_bits_per_byte_are_those_of_the_answers_alone(tiny_model, tmp_path, training):
-    lora = LoraConfig(target_modules=["q_proj"]) if training == "lora" else None
-    dtype = {"model_init_kwargs": {"dtype": "bfloat16"}} if training == "bfloat16" else {}
-    trainer = make_trainer(tiny_model, tmp_path, cls=SDRRLTrainer, peft_config=lora, max_steps=2, **dtype)
-    trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), batch_size=4))
+@pytest.mark.parametrize("stop", [False, True])
+def test_beyond_the_bound_it_warns_once_or_stops(tiny_model, tmp_path, lines, stop):
+    trainer = watch(tiny_model, tmp_path, ForgettingCallback(0.01, stop=stop))
     trainer.train()
-    tokenizer, nll, n_bytes = trainer.processing_class, 0.0, 0
-    trainer.model.eval()
-    for row in own_answers():
-        question = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        answer = row["completion"][0]["content"]
-        ids = tokenizer(question + answer, return_tensors="pt")["input_ids"]
-        n = len(tokenizer(question)["input_ids"])
-        with torch.no_grad():
-            log_probs = trainer.model(ids).logits[0, :-1].float().log_softmax(-1)
-        nll -= log_probs.gather(-1, ids[0, 1:, None])[n - 1 :].sum().item()
-        n_bytes += len(answer.encode())
-    bpb, increase = logged(trainer, "forgetting/bpb"), logged(trainer, "forgetting/increase")
-    exact = pytest.approx(nll / math.log(2) / n_bytes, rel=2e-2 if training == "bfloat16" else 1e-5)
-    assert bpb[2] == exact
-    assert increase == {0: 0.0, 2: bpb[2] - bpb[0]}
-    assert bpb[0] != bpb[2]
+    bpb = logged(trainer, "eval_bpb/source")
+    assert bpb[2] - bpb[0] > 0.01
+    assert list(bpb) == ([0, 2] if stop else [0, 2, 4, 6])
+    assert trainer.state.global_step == (2 if stop else 6)
+    (line,) = lines()
+    assert "at step 2" in line and f"{bpb[2] - bpb[0]:.3f} more" in line and "bound=0.01" in line
 
 
-def test_the_initial_models_own_held_out_answers_come_from_a_transfer_set(seeds, tiny_model, tmp_path):
-    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
-    held_out = Dataset.from_parquet(str(folder / "test.parquet")).to_list()
-    own = [row for row in held_out if row["kind"] == "source"]
-    assert 0 < len(own) < len(held_out) or {row["kind"] for row in held_out} == {"source"}
-    trainer = make_trainer(tiny_model, tmp_path / "out", max_steps=1)
-    for options in ({"transfer_set": str(folder)}, {"rows": held_out}, {"rows": own}):
-        trainer.add_callback(ForgettingCallback(trainer, **options))
+def test_within_the_bound_nothing_happens_and_nan_is_beyond_any_bound(tiny_model, tmp_path, lines):
+    trainer = watch(tiny_model, tmp_path, ForgettingCallback(stop=True), learning_rate=1e-6)
     trainer.train()
-    figures = [entry["forgetting/bpb"] for entry in trainer.state.log_history if "forgetting/bpb" in entry]
-    assert len(figures) == 6 and len(set(figures)) == 2
-
-
-def test_a_transfer_set_without_held_out_questions_is_refused(seeds, tiny_model, tmp_path):
-    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.0), CannedGenerator())
-    with pytest.raises(SDRRLError, match="test_size"):
-        ForgettingCallback(make_trainer(tiny_model, tmp_path / "out"), str(folder))
-
-
-@pytest.mark.parametrize("action", ["warn", "stop"])
-def test_beyond_the_bound_it_warns_once_or_stops(tiny_model, tmp_path, lines, action):
-    trainer = make_trainer(tiny_model, tmp_path, max_steps=6, learning_rate=0.3)
-    trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), steps=2, bound=0.01, action=action))
+    assert trainer.state.global_step == 6 and lines() == []
+    trainer = watch(tiny_model, tmp_path, ForgettingCallback(1e9, stop=True), poison=True)
     trainer.train()
-    increase = logged(trainer, "forgetting/increase")
-    assert increase[2] > 0.01
-    assert list(increase) == ([0, 2] if action == "stop" else [0, 2, 4, 6])
-    assert trainer.state.global_step == (2 if action == "stop" else 6)
-    assert len(lines()) == 1
-    assert "at step 2" in lines()[0] and f"{increase[2]:.3f}" in lines()[0] and "bound=0.01" in lines()[0]
-
-
-def test_rows_that_are_too_long_are_left_out_with_a_word(tiny_model, tmp_path, lines):
-    callback = ForgettingCallback(make_trainer(tiny_model, tmp_path), rows=own_answers(), max_length=100)
-    kept = [len(ids) for ids, _, _ in callback._answers]
-    assert kept == sorted(kept) and max(kept) <= 100 and 0 < len(kept) < 9
-    assert lines() == [f"{9 - len(kept)} of 9 rows are longer than 100 tokens: left out."]
-
-
-def test_within_the_bound_nothing_happens(tiny_model, tmp_path, lines):
-    trainer = make_trainer(tiny_model, tmp_path, learning_rate=1e-6)
-    trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), steps=1, action="stop"))
-    trainer.train()
-    assert trainer.state.global_step == 4 and lines() == []
-
-
-def test_nan_is_beyond_any_bound(tiny_model, tmp_path, lines):
-    trainer = make_trainer(tiny_model, tmp_path)
-    trainer.add_callback(Poison())
-    trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), steps=1, bound=1e9, action="stop"))
-    trainer.train()
-    assert trainer.state.global_step == 1 and len(lines()) == 1
-    with pytest.raises(SDRRLError, match="NaN before the first step"):
-        trainer.train()
+    assert trainer.state.global_step == 2 and len(lines()) == 1
 
 
 def test_a_resumed_run_is_compared_with_the_initial_model(tiny_model, tmp_path, lines):
-    def run(resume, callback=True, **options):
-        trainer = make_trainer(tiny_model, tmp_path, save_steps=2, **options)
-        if callback:
-            trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), steps=2, bound=1e9))
-        trainer.train(resume_from_checkpoint=resume)
-        return logged(trainer, "forgetting/increase")
-
-    whole = run(None)
-    assert list(whole) == [0, 2, 4]
-    assert run(str(tmp_path / "checkpoint-2")) == whole
-    run(None, callback=False)
-    assert run(str(tmp_path / "checkpoint-2"))[2] == 0.0
-    assert len(lines()) == 1 and "not from the initial model" in lines()[0]
+    options = {"save_strategy": "steps", "save_steps": 2}
+    whole = watch(tiny_model, tmp_path, ForgettingCallback(), **options)
+    whole.train()
+    resumed = watch(tiny_model, tmp_path, ForgettingCallback(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    first = logged(whole, "eval_bpb/source")[0]
+    before, after = lines()
+    # `eval_on_start` evaluates the resumed model, too
+    assert f"it was {first:.3f} at step 0" in before and f"it was {first:.3f} at step 0" in after and "step 4" in after
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({}, "either `transfer_set` or `rows`"),
-        ({"rows": own_answers(), "transfer_set": "set"}, "either `transfer_set` or `rows`"),
-        ({"rows": own_answers(), "bound": -0.1}, "`bound`"),
-        ({"rows": own_answers(), "bound": math.nan}, "`bound`"),
-        ({"rows": own_answers(), "action": "abort"}, "`action`"),
-        ({"rows": own_answers(), "batch_size": 0}, "`batch_size`"),
-        ({"rows": own_answers(), "max_length": 3}, "`max_length=3`"),
-        ({"rows": []}, "no row of kind `source`"),
-        ({"rows": rows().filter(lambda row: row["kind"] == "target")}, "no row of kind `source`"),
-        ({"rows": [{"prompt": "Why?", "completion": "Because."}]}, "plain text"),
-        ({"rows": [{**own_answers()[0], "completion": [{"role": "assistant", "content": " "}]}]}, "empty"),
-        ({"transfer_set": "/nowhere"}, "sdrrl build"),
-    ],
-)
-def test_options_of_the_watch_that_cannot_work_are_refused(tiny_model, tmp_path, options, match):
-    with pytest.raises(SDRRLError, match=match):
-        ForgettingCallback(make_trainer(tiny_model, tmp_path), **options)
+def test_a_bound_below_zero_and_evaluations_without_the_figure_are_refused(tiny_model, tmp_path):
+    for bound in (-0.1, math.nan):
+        with pytest.raises(SDRRLError, match="`bound`"):
+            ForgettingCallback(bound)
+    others = rows().filter(lambda row: row["kind"] == "target")
+    with pytest.raises(SDRRLError, match="no `eval_bpb/source`"):
+        watch(tiny_model, tmp_path, ForgettingCallback(), eval_dataset=others).train()
+
+
+@pytest.mark.parametrize("metric", ["eval_bpb/pt", "nll/source", "eval_all_kl/pt"])
+def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
+    assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
+    assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
 
 
 def test_tensorboard_gets_all_figures_under_stable_names(benchmarks, tiny_model, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    trainer = make_trainer(tiny_model, tmp_path / "out", cls=SDRRLTrainer, report_to="tensorboard", kl_coef=0.1)
-    trainer.add_callback(LMEvalCallback(trainer, ["xnli_en"], steps=3, limit=2))
-    trainer.add_callback(ForgettingCallback(trainer, rows=own_answers(), steps=3))
+    trainer = make(tiny_model, tmp_path, **STEPS | {"report_to": "tensorboard", "kl_coef": 0.1, "eval_steps": 3})
+    trainer.add_callback(LMEvalCallback(trainer, ["xnli_en"], limit=2))
     trainer.train()
     trainer.evaluate(rows())
     scalars = {}
@@ -381,14 +262,13 @@ def test_tensorboard_gets_all_figures_under_stable_names(benchmarks, tiny_model,
         board = EventAccumulator(str(file)).Reload()
         for name in board.Tags()["scalars"]:
             scalars.setdefault(name, {}).update({event.step: event.value for event in board.Scalars(name)})
-    by_language = [f"{figure}/{language}" for figure in ("nll", "bpb", "kl", "share") for language in ("en", "pt")]
-    expected = {f"train/{name}": [2, 4] for name in ["loss", "nll/source", *by_language]}
-    expected |= {f"eval/{name}": [4] for name in ["loss", *by_language]}
-    expected |= {f"train/lm_eval/{name}": [3, 4] for name in ("xnli_en/acc", "seconds")}
-    expected |= {f"train/forgetting/{name}": [0, 3, 4] for name in ("bpb", "increase")}
+    by_name = [f"{figure}/{name}" for figure in ("nll", "bpb", "kl", "share") for name in ("en", "pt", "source")]
+    expected = {f"train/{name}": [2, 4] for name in ["loss", *by_name]}
+    expected |= {f"eval/{name}": [4] for name in ["loss", *by_name]}
+    expected |= {f"train/lm_eval/{name}": [0, 3, 4] for name in ("xnli_en/acc", "seconds")}
     for name, steps in expected.items():
         assert list(scalars[name]) == steps, name
-    for name in ("nll/pt", "bpb/pt", "forgetting/bpb", "lm_eval/xnli_en/acc"):
+    for name in ("nll/pt", "bpb/pt", "lm_eval/xnli_en/acc"):
         assert scalars[f"train/{name}"] == pytest.approx(logged(trainer, name), rel=1e-6)
 
 
@@ -399,26 +279,48 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, seeds, tiny_model,
     with pytest.raises(SystemExit):
         main([*command, "--eval_tasks", "sdrrl_quik"])
     assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    watch = ["--eval_tasks", *TASKS, "--eval_tasks_languages", "en", "--eval_tasks_steps", "2"]
-    main([*command, *watch, "--forgetting_bound", "0.1"])
+    main([*command, "--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1"])
     log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
-    assert [entry["step"] for entry in log if "lm_eval/xnli_en/acc" in entry] == [2]
-    assert [entry["step"] for entry in log if "forgetting/bpb" in entry] == [0, 2]
-    assert "lm_eval/xnli_en/acc 0." in capsys.readouterr().err
+    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source"):
+        assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_bpb/source " in shown
+
+
+def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(seeds, tiny_model, tmp_path, capsys):
+    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.0), CannedGenerator())
+    command = ["train", "--transfer_set", str(folder), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    with pytest.raises(SystemExit):
+        main([*command, "--model_name_or_path", tiny_model, "--bf16", "false", "--forgetting_bound", "0.1"])
+    assert "`test_size` above 0" in capsys.readouterr().err
+
+
+def train_watched(model, folder, n_processes):
+    """What is logged, and the share of the items of this process; run by distributed_training.py."""
+    options = {"per_device_train_batch_size": 8 // n_processes, "ddp_find_unused_parameters": False}
+    results = {}
+    for name, cls, lora in [("SFT", SFTTrainer, None), ("SDRRL, LoRA", SDRRLTrainer, LoraConfig())]:
+        trainer = make(model, folder, cls=cls, peft_config=lora, **STEPS | {"eval_steps": 2}, **options)
+        assert trainer.accelerator.num_processes == n_processes
+        # Odd numbers of items: the processes' shares differ
+        callback = LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], limit=5)
+        trainer.add_callback(callback)
+        trainer.train()
+        for task in callback._tasks.values():  # the items are shared, not done by each process
+            assert len({instance.doc_id for instance in task.instances}) <= math.ceil(5 / n_processes)
+        kept = ("loss", "grad_norm", "lm_eval/")
+        logs = [
+            {key: value for key, value in entry.items() if key.startswith(kept) and key != "lm_eval/seconds"}
+            for entry in trainer.state.log_history
+        ]
+        results[name] = [entry for entry in logs if entry]
+    return results
 
 
 def test_two_processes_find_what_one_does(benchmarks, tiny_model, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    script = str(Path(__file__).parent / "distributed_callbacks.py")
-    found = []
-    for n in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if n == 2 else []
-        command = [sys.executable, *launcher, script, tiny_model, str(tmp_path), str(n)]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, result.stderr[-3000:]
-        found.append(json.loads((tmp_path / f"{n}.json").read_text()))
+    found = [launch("callbacks", tiny_model, tmp_path, n) for n in (1, 2)]
     for case, (first, second) in {name: (found[0][name], found[1][name]) for name in found[0]}.items():
-        assert len(first) == len(second) == 9, case  # two losses, lm_eval at 0, 2 and 4, forgetting at 0, 2, 3 and 4
+        assert len(first) == len(second) == 5, case  # two losses, lm_eval at 0, 2 and 4
         for one, two in zip(first, second, strict=True):
             assert one.keys() == two.keys()
             for name in one:

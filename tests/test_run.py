@@ -96,6 +96,7 @@ def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(
     assert 5 <= resumed_from < 9999
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert f"train: goes on from step {resumed_from}\n" in result.stderr
     steps = [int(step) for step in re.findall(r"^train: (\d+)/", result.stderr, re.MULTILINE)]
     assert steps and min(steps) > resumed_from  # not from the start
     expected = (whole / "model" / "adapter_model.safetensors").read_bytes()

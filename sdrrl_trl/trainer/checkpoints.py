@@ -5,6 +5,8 @@ import logging
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 
 logger = logging.getLogger(__name__)
 
@@ -13,7 +15,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     """
     Newest complete checkpoint in the output folder of a [`~transformers.Trainer`], `None` if there is none.
 
-    Newer ones that are not complete are named in a warning; transformers 5.23 would try to resume from them and crash.
+    Newer ones that are not complete are named in a warning; transformers would try to resume from them and crash.
     """
     numbered = [
         (int(path.name.split("-")[1]), path) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()
@@ -32,9 +34,13 @@ def find_damage(checkpoint: Path) -> str | None:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # the last file to be written
     except (OSError, ValueError):
         return "trainer_state.json is missing or damaged"
-    weights = [*checkpoint.rglob("*.safetensors"), *checkpoint.rglob("*.bin"), *checkpoint.rglob("*.distcp")]
-    if not weights and not any(checkpoint.rglob("*_states.pt")):  # of DeepSpeed
+    # DeepSpeed and sharded FSDP keep weights and optimizer in folders of their own
+    sharded = any(checkpoint.rglob("*_states.pt")) or any(checkpoint.rglob("*.distcp"))
+    weights = [*checkpoint.glob("*model*.safetensors"), *checkpoint.glob("*model*.bin")]
+    if not weights and not sharded:
         return "it has no weights"
+    if not (checkpoint / "optimizer.pt").exists() and not (checkpoint / "optimizer.bin").exists() and not sharded:
+        return "it has no optimizer"
     for index in checkpoint.rglob("*.index.json"):  # of a model in several files
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -44,23 +50,11 @@ def find_damage(checkpoint: Path) -> str | None:
         if missing:
             return f"{missing[0]} is missing"
     for file in checkpoint.rglob("*.safetensors"):
-        if not _is_whole_safetensors(file):
+        try:
+            safe_open(file, "pt")  # checks the file's length against its header
+        except SafetensorError:
             return f"{file.name} is cut off"
     for file in [*checkpoint.rglob("*.pt"), *checkpoint.rglob("*.pth")]:
         if not zipfile.is_zipfile(file):
             return f"{file.name} is cut off"
     return None
-
-
-def _is_whole_safetensors(file: Path) -> bool:
-    """Whether the file is as long as its header says (8 bytes of the header's size, the header, the tensors)."""
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if 8 + size > file.stat().st_size:
-            return False
-        try:
-            tensors = json.loads(stream.read(size))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    return file.stat().st_size == 8 + size + max(ends, default=0)

@@ -1,7 +1,7 @@
 """Negative log-likelihood and KL divergence to a frozen teacher in chunks of tokens: no logits ever exist in full."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -38,14 +38,14 @@ class Distillation(NamedTuple):
     Result of [`chunked_distillation`].
 
     Args:
-        total (`torch.Tensor`): Weighted sum over the tokens, differentiable, a scalar.
+        loss (`torch.Tensor`): Weighted sum over the tokens, differentiable, a scalar.
         nll (`torch.Tensor` of shape `(N,)`): Negative log-likelihood of each label in nats, without gradient.
         kl (`torch.Tensor` of shape `(N,)`): KL divergence at each token in nats, without gradient.
         entropy (`torch.Tensor` of shape `(N,)`): Entropy of the student in nats, without gradient.
         is_top1 (`torch.Tensor` of shape `(N,)`): Whether the label is the student's most likely token.
     """
 
-    total: torch.Tensor
+    loss: torch.Tensor
     nll: torch.Tensor
     kl: torch.Tensor
     entropy: torch.Tensor
@@ -60,12 +60,11 @@ def chunked_distillation(
     teacher_head: Head,
     nll_weights: torch.Tensor,
     kl_weights: torch.Tensor,
-    direction: Literal["forward", "reverse"] = "forward",
-    temperature: float = 1.0,
     chunk_size: int = 128,
 ) -> Distillation:
     """
-    `sum_t nll_weights[t] * nll_t + kl_weights[t] * kl_t`, the gradients formed in the forward pass, chunk by chunk.
+    `sum_t nll_weights[t] * nll_t + kl_weights[t] * KL(teacher_t || student_t)`, the gradients formed in the forward
+    pass, chunk by chunk.
 
     Memory beside the inputs: about `5 * chunk_size * V` floats, one `(N, H)` gradient, and one `(V, H)` gradient if
     the head is trained; the logits' part does not grow with `N`.
@@ -85,41 +84,23 @@ def chunked_distillation(
             Weight of each token's negative log-likelihood.
         kl_weights (`torch.Tensor` of shape `(N,)`):
             Weight of each token's KL divergence.
-        direction (`str`, *optional*, defaults to `"forward"`):
-            `"forward"` for KL(teacher || student), `"reverse"` for KL(student || teacher).
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of both distributions in the KL divergence. As in TRL, the divergence is not multiplied by its
-            square.
         chunk_size (`int`, *optional*, defaults to `128`):
             Number of tokens whose logits exist at the same time.
     """
-    arguments = (labels, teacher.detach(), teacher_head, nll_weights, kl_weights, direction, temperature, chunk_size)
-    outputs = _ChunkedDistillation.apply(
-        student, student_head.weight, student_head.bias, student_head.scale, student_head.cap, *arguments
-    )
-    return Distillation(*outputs)
+    head = student_head  # its tensors apart: autograd only follows what is handed over as such
+    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, nll_weights, kl_weights, chunk_size)
+    return Distillation(*_ChunkedDistillation.apply(student, head.weight, head.bias, *arguments))
 
 
 class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        student: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        scale: float,
-        cap: float | None,
-        labels: torch.Tensor,
-        teacher: torch.Tensor,
-        teacher_head: Head,
-        nll_weights: torch.Tensor,
-        kl_weights: torch.Tensor,
-        direction: str,
-        temperature: float,
-        chunk_size: int,
+        ctx: Any, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
     ) -> tuple[torch.Tensor, ...]:
+        scale, cap, labels, teacher, teacher_head, nll_weights, kl_weights, chunk_size = arguments
         head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        # Sums over chunks in the data type of training would lose what is small beside the sum
         exact = torch.promote_types(student.dtype, torch.float32)
         grad_hidden = torch.empty_like(student) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
@@ -130,28 +111,17 @@ class _ChunkedDistillation(torch.autograd.Function):
             rows = slice(start, start + chunk_size)
             logits = head.logits(student[rows])
             log_q = logits.log_softmax(-1)
-            q = log_q.exp()
+            log_p = teacher_head.logits(teacher[rows]).log_softmax(-1)
+            p, q = log_p.exp(), log_q.exp()
             nll[rows] = -log_q.gather(-1, labels[rows, None]).squeeze(-1)
             entropy[rows] = -(q * log_q).sum(-1)
             is_top1[rows] = logits.argmax(-1) == labels[rows]
-            log_p = (teacher_head.logits(teacher[rows]) / temperature).log_softmax(-1)
-            if temperature != 1.0:
-                log_q = (logits / temperature).log_softmax(-1)
-            # d nll / d logits
+            kl[rows] = (p * (log_p - log_q)).sum(-1)
+            # d KL / d logits = q - p; d nll / d logits = q - [label]
+            d_kl = p.neg_().add_(q).mul_(kl_weights[rows, None])
             grad = q
             grad.scatter_add_(-1, labels[rows, None], grad.new_full((len(grad), 1), -1.0))
-            grad *= nll_weights[rows, None]
-            # d KL / d logits; see the tests for the comparison with autograd
-            if direction == "forward":
-                p = log_p.exp()
-                kl[rows] = (p * (log_p - log_q)).sum(-1)
-                d_kl = log_q.exp_().sub_(p)
-            else:
-                gap = log_q - log_p
-                q_t = log_q.exp_()
-                kl[rows] = (q_t * gap).sum(-1)
-                d_kl = q_t.mul_(gap.sub_(kl[rows, None]))
-            grad += d_kl.mul_(kl_weights[rows, None] / temperature)
+            grad.mul_(nll_weights[rows, None]).add_(d_kl)
             if cap is not None:
                 grad *= 1 - (logits / cap) ** 2  # d tanh
             grad = (grad * scale if scale != 1.0 else grad).to(student.dtype)
@@ -161,50 +131,15 @@ class _ChunkedDistillation(torch.autograd.Function):
                 grad_weight += (grad.T @ student[rows]).to(grad_weight.dtype)
             if need_bias:
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
-        if need_weight:
-            grad_weight = grad_weight.to(weight.dtype)
-        if need_bias:
-            grad_bias = grad_bias.to(bias.dtype)
+        grad_weight = grad_weight.to(weight.dtype) if need_weight else None
+        grad_bias = grad_bias.to(bias.dtype) if need_bias else None
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, kl, entropy, is_top1)
         return (nll_weights * nll + kl_weights * kl).sum(), nll, kl, entropy, is_top1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, *[None] * 10)
-
-
-@torch.no_grad()
-def dpsw_weights(
-    student: torch.Tensor,
-    student_head: Head,
-    labels: torch.Tensor,
-    teacher: torch.Tensor,
-    teacher_head: Head,
-    top_k: int = 100,
-    chunk_size: int = 128,
-) -> torch.Tensor:
-    """
-    Dual-perspective saliency weights of MSD (https://huggingface.co/papers/2605.02971): the certainty of the teacher,
-    `1 - H_topK(p) / log K`, times the uncertainty of the student, `1 - q(label)`, scaled to a mean of 1.
-
-    `H_topK` is the entropy of the teacher's renormalised `K` most likely tokens; `K` and the scaling over the tokens
-    of one forward pass are ours. Same arguments as [`chunked_distillation`].
-
-    Returns:
-        `torch.Tensor` of shape `(N,)`: weights without gradient.
-    """
-    weights = student.new_zeros(len(student), dtype=torch.promote_types(student.dtype, torch.float32))
-    for start in range(0, len(student), chunk_size):
-        rows = slice(start, start + chunk_size)
-        logits = teacher_head.logits(teacher[rows])
-        log_p = logits.topk(min(top_k, logits.shape[-1])).values.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        certainty = 1 - entropy / torch.tensor(float(log_p.shape[-1])).log().to(entropy)
-        label_prob = (
-            student_head.logits(student[rows]).log_softmax(-1).gather(-1, labels[rows, None]).squeeze(-1).exp()
-        )
-        weights[rows] = certainty * (1 - label_prob)
-    return weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        # The loss is one number, so the gradient of what follows it is one factor
+        grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, *[None] * 8)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset, IterableDataset, Value
 from trl.data_utils import get_dataset_column_names
 
@@ -14,12 +13,13 @@ if TYPE_CHECKING:
 
 Group = tuple[str | None, str | None, str | None]
 GROUP_COLUMNS = ("kind", "question_language", "answer_language")
-NO_GROUPS: list[Group] = [(None, None, None)]
+NO_GROUP: Group = (None, None, None)  # of data without the columns beside data that have them
 
 
 def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> list[Group]:
     """
-    All groups of the data, in sorted order. The same on every rank, so that sums over groups can be reduced.
+    All groups of the data, in sorted order, none if no data set has the columns. The same on every rank, so that sums
+    over groups can be reduced.
 
     Raises:
         `SDRRLError`: for provenance columns of a wrong type or with missing values, and for streaming data with them
@@ -32,7 +32,7 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
             continue
         missing = set(GROUP_COLUMNS) - set(get_dataset_column_names(dataset))
         if len(missing) == len(GROUP_COLUMNS):
-            groups.add(NO_GROUPS[0])
+            groups.add(NO_GROUP)
             continue
         if missing:
             raise SDRRLError(
@@ -55,7 +55,26 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
             f"{', '.join(map(repr, both))} names a kind and a language: their figures (`nll/<name>`) would be "
             "mixed up. Rename the kind."
         )
-    return sorted(groups, key=str) or NO_GROUPS
+    return sorted(groups, key=str) if groups - {NO_GROUP} else []
+
+
+def check_can_carry_groups(args: "SDRRLConfig", data_collator: Any) -> None:
+    """
+    Raises:
+        `SDRRLError`: for options that lose the kind and language of a token on its way into the batch.
+    """
+    if data_collator is not None:
+        raise SDRRLError("SDRRLTrainer makes its own collator, which carries the rows' provenance. Leave it out.")
+    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise SDRRLError(
+            "`skip_prepare_dataset` would skip the step that notes each token's kind and language. Leave it out: data "
+            "with `input_ids` and `labels` are taken as they are."
+        )
+    if args.packing and args.packing_strategy != "bfd":
+        raise SDRRLError(
+            f"With kinds and languages, `packing_strategy` must be 'bfd', got {args.packing_strategy!r}: the others "
+            "cut rows in pieces, whose second halves no longer answer their question. Set it, or remove the columns."
+        )
 
 
 def _groups_of(dataset: Dataset) -> set[Group]:
@@ -70,39 +89,6 @@ def _groups_of(dataset: Dataset) -> set[Group]:
                 "language. Fill it in everywhere, or remove the column."
             )
     return set(zip(*(dataset[column] for column in GROUP_COLUMNS), strict=True))
-
-
-def group_weights(groups: list[Group], args: "SDRRLConfig") -> torch.Tensor | None:
-    """
-    Weight of each group's tokens, `None` if none is asked for.
-
-    Only the ratios matter, for the loss is a weighted mean. They are scaled so that the smallest above 0 is 1.
-
-    Raises:
-        `SDRRLError`: for weights of a kind or language that the data have not, and for weights that are all 0.
-    """
-    if not args.kind_weights and not args.language_weights:
-        return None
-    kinds, languages = args.kind_weights or {}, args.language_weights or {}
-    for name, weights, known in (
-        ("kind_weights", kinds, {group[0] for group in groups}),
-        ("language_weights", languages, {group[2] for group in groups}),
-    ):
-        unknown = sorted(set(weights) - known)
-        if unknown:
-            found = ", ".join(sorted(name for name in known if name)) or "none: the columns are missing"
-            raise SDRRLError(
-                f"`{name}` names {', '.join(map(repr, unknown))}, of which the data have no row: it would "
-                f"change nothing. The data have: {found}."
-            )
-    values = torch.tensor([float(kinds.get(kind, 1)) * float(languages.get(answer, 1)) for kind, _, answer in groups])
-    if not values.isfinite().all():
-        raise SDRRLError(
-            "The product of the weights of some rows is infinite. Only their ratios matter: use smaller numbers."
-        )
-    if not values.any():
-        raise SDRRLError("The weights of all rows are 0: nothing would be trained. Set at least one above 0.")
-    return values / values[values > 0].min()
 
 
 def nothing_supervised(dataset_name: str, max_length: int | None) -> SDRRLError:
@@ -145,10 +131,9 @@ def add_provenance(
             texts.append([labels[i] for i in supervised])
             ends.append(supervised[-1] if supervised else 0)
         lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        if not has_groups:
-            found = NO_GROUPS * len(texts)
-        else:
-            found = list(zip(*(rows.get(column, [None] * len(texts)) for column in GROUP_COLUMNS), strict=True))
+        found = [NO_GROUP] * len(texts)
+        if has_groups:
+            found = list(zip(*(rows[column] for column in GROUP_COLUMNS), strict=True))
         for group in found:
             if group not in ids:
                 raise SDRRLError(

@@ -2,6 +2,7 @@ import copy
 import math
 import textwrap
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,13 @@ from datasets import Dataset
 from peft import PeftModel, PromptLearningConfig
 from trl import SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
+from trl.trainer.utils import global_then_local_main_first
 
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.data_collator import PROVENANCE_KEYS, DataCollatorForSDRRL
-from sdrrl_trl.trainer.groups import (
-    NO_GROUPS,
-    add_provenance,
-    group_table,
-    group_weights,
-    nothing_supervised,
-)
+from sdrrl_trl.trainer.groups import add_provenance, check_can_carry_groups, group_table, nothing_supervised
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-from sdrrl_trl.trainer.teacher import prepare_teacher, teacher_states
+from sdrrl_trl.trainer.teacher import DistillationOutput, prepare_teacher, teacher_states
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -31,18 +27,18 @@ class SDRRLTrainer(SFTTrainer):
 
     It takes the arguments of [`~trl.SFTTrainer`] in the same order, and trains exactly as it does unless
     [`SDRRLConfig`] asks for more. If the data have the columns `kind`, `question_language` and `answer_language` of a
-    transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the share of
-    the supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`), and for each language the
-    bits per UTF-8 byte of the supervised text (`bpb/<language>`), the loss that can be compared across scripts. All
-    are sums over the tokens since the last log, exact under packing, accumulation and over processes.
+    transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the bits per
+    UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
+    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`). All are sums over the tokens
+    since the last log, exact under packing, accumulation and over processes.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, see [`~trl.SFTTrainer`].
         args ([`SDRRLConfig`], *optional*):
             Configuration. If `None`, a default one.
-        data_collator ([`DataCollatorForSDRRL`], *optional*):
-            Leave it out: the trainer makes the one that fits the configuration.
+        data_collator (`Callable`, *optional*):
+            For data without the three columns. With them, the trainer makes its own, see [`DataCollatorForSDRRL`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             A transfer set, or any data set that [`~trl.SFTTrainer`] takes.
         eval_dataset (`Dataset`, `IterableDataset` or `dict` of them, *optional*):
@@ -71,7 +67,7 @@ class SDRRLTrainer(SFTTrainer):
     ```
     """
 
-    _tag_names = ["trl", "sdrrl"]
+    _tag_names = ["trl", "sft", "sdrrl"]
     _name = "SDRRL"
     _paper = {
         "title": (
@@ -109,58 +105,47 @@ class SDRRLTrainer(SFTTrainer):
             raise SDRRLError(
                 f"`args` must be an `SDRRLConfig`, got `{type(args).__name__}`. It takes the same parameters."
             )
-        if data_collator is not None:
-            raise SDRRLError("SDRRLTrainer makes its own collator, which carries the rows' provenance. Leave it out.")
-        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise SDRRLError(
-                "`skip_prepare_dataset` would skip the step that notes each token's kind and language. Leave "
-                "it out: data with `input_ids` and `labels` are taken as they are."
-            )
         if ref_model is model and not isinstance(model, str | None):
             raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
         if ref_model is not None and not args.kl_coef:
             raise SDRRLError("`ref_model` does nothing without `kl_coef`. Set `kl_coef`, or leave it out.")
+        # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
         self._groups = group_table(args, train_dataset, eval_dataset)
-        self._group_weights = group_weights(self._groups, args)
-        self._has_own_loss = self._group_weights is not None or args.kl_coef > 0
+        if self._groups:
+            check_can_carry_groups(args, data_collator)
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
         came_with_adapter = isinstance(model, PeftModel)
         model_path = model if isinstance(model, str) else None
 
-        super().__init__(model, args, None, train_dataset, eval_dataset, *positional, **kwargs)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs)
 
         self._check_supported()
-        # SFTTrainer refuses a custom collator with packing, so extend the one it has built
-        self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
+        if self._groups:
+            # SFTTrainer refuses a custom collator with packing, so extend the one it has built
+            self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
         self.ref_model, self._teacher_adapter = None, None
-        if self.args.kl_coef > 0:
+        if self.args.kl_coef:
             self.ref_model, self._teacher_adapter = prepare_teacher(self, ref_model, model_path, came_with_adapter)
 
     def _check_supported(self) -> None:
+        """Refuses what the divergence, or figures by kind and language, would be wrong with."""
+        if not self._groups and not self.args.kl_coef:
+            return
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise SDRRLError(
                 "Context and sequence parallelism split each row over processes, past the kinds and languages of its "
-                "tokens. Use data parallelism, FSDP or DeepSpeed ZeRO."
+                "tokens and past the teacher. Use data parallelism, FSDP or DeepSpeed ZeRO."
             )
-        if self._is_vision_dataset:
-            raise SDRRLError("SDRRLTrainer trains on text only, the data set has images. Use `SFTTrainer` for it.")
         adapters = self.model.peft_config.values() if isinstance(self.model, PeftModel) else []
         if any(isinstance(adapter, PromptLearningConfig) for adapter in adapters):
             raise SDRRLError(
                 "Prompt-learning adapters put virtual tokens before each row, so that tokens and their kinds "
                 "no longer match. Use LoRA."
             )
-        if (self.args.kl_coef or self._group_weights is not None) and self.compute_loss_func is not None:
-            raise SDRRLError(
-                "`compute_loss_func` replaces the loss that weights and `kl_coef` belong to. Leave it out."
-            )
-        if self._group_weights is not None:
-            if parallelism is not None and parallelism.tp_enabled:
-                raise SDRRLError("Token weights do not support tensor parallelism. Use FSDP or DeepSpeed ZeRO.")
-            # The loss is normalised here for models that do not offer it, too
-            self.model_accepts_loss_kwargs = True
+        if self.args.kl_coef and self.compute_loss_func is not None:
+            raise SDRRLError("`compute_loss_func` replaces the loss that `kl_coef` belongs to. Leave it out.")
         if self.args.kl_coef and self.aux_loss_enabled:
             raise SDRRLError(
                 "`kl_coef` does not support mixture-of-experts models with a router loss. Set "
@@ -168,6 +153,8 @@ class SDRRLTrainer(SFTTrainer):
             )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if not self._groups:
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         # `evaluate` on a dict prepares its data sets twice
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
@@ -179,68 +166,62 @@ class SDRRLTrainer(SFTTrainer):
         n_rows = len(dataset) if isinstance(dataset, Dataset) else None
         # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
         dataset = super()._prepare_dataset(dataset, processing_class, unpacked, False, formatting_func, dataset_name)
-        if self._groups != NO_GROUPS and n_rows is not None and len(dataset) < n_rows:  # dropped by the parent
+        if n_rows is not None and len(dataset) < n_rows:  # dropped by the parent
             raise nothing_supervised(dataset_name, args.max_length)
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
-        dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, args.max_length, **map_kwargs)
-        if not packing:
-            return dataset
-        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
-        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset  # again, as the parent does
+        with global_then_local_main_first():  # the other processes then read the cache of the first
+            dataset = add_provenance(
+                dataset, dataset_name, self._groups, processing_class, args.max_length, **map_kwargs
+            )
+            if packing:
+                dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
+        # Once more after packing, as the parent does
+        return dataset.shuffle(seed=args.seed) if packing and args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        missing = {"group_ids", "label_bytes"} - set(self._signature_columns)
-        self._signature_columns = [*self._signature_columns, *sorted(missing)]
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        if self._group_weights is None:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        # The loss is a weighted mean: its divisor is the sum of the weights
-        total = sum(
-            (self._group_weights[batch["group_ids"][:, 1:].cpu()] * (batch["labels"][:, 1:] != -100).cpu()).sum()
-            for batch in batch_samples
-        )
-        total = torch.as_tensor(total).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return total
+        if self._groups:
+            missing = {"group_ids", "label_bytes"} - set(self._signature_columns)
+            self._signature_columns = [*self._signature_columns, *sorted(missing)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mode = "train" if self.model.training else "eval"
-        group_ids, label_bytes, row_ids = (inputs.pop(name)[:, 1:] for name in PROVENANCE_KEYS)
-        counts = row_ids < self._rows_that_count(mode, row_ids)
-        weights = None if self._group_weights is None else self._group_weights.to(group_ids.device)[group_ids]
-        seen: dict[str, torch.Tensor] = {}
+        if not self._groups and not self.args.kl_coef:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        provenance = {name: inputs.pop(name)[:, 1:] for name in PROVENANCE_KEYS if name in inputs}
+        found: list[Any] = []
 
-        def recording_model(**model_inputs):
-            # `SFTTrainer.compute_loss` only calls the model: what it gets back has the weights and the divergence in
-            # it, so that normalisation, accumulation and scaling stay TRL's
-            if "fused_lm_head" not in model_inputs:
+        def watched_model(**model_inputs):
+            # `SFTTrainer.compute_loss` only calls the model, so what it gets can be looked at, or be another loss
+            if "fused_lm_head" not in model_inputs:  # the logits, for label smoothing or `return_outputs`
                 return model(**model_inputs)
-            mask = model_inputs["labels"][:, 1:] != -100
-            if self.args.kl_coef > 0:
-                outputs = self._distill(model, model_inputs, mask, weights)
-                seen["nll"], seen["kl"] = outputs.nll, outputs.kl
-            else:
-                outputs = model(**model_inputs)
-                seen["nll"], seen["kl"] = -outputs.log_probs.detach(), torch.zeros_like(outputs.log_probs)
-                if weights is not None:
-                    outputs.log_probs = outputs.log_probs * weights
-            seen["mask"] = outputs.label_mask
-            return outputs
+            if not self.args.kl_coef:
+                found.append(model(**model_inputs))
+                return found[-1]
+            found.append(self._distill(model, model_inputs))
+            # Its loss is `-log_probs`, summed, normalised, scaled. With the sum of both losses in their place, all of
+            # that stays its business: accumulation, processes, tensor parallelism. It reads them for nothing else
+            return replace(found[-1], log_probs=-found[-1].loss)
 
-        loss = super().compute_loss(recording_model, inputs, return_outputs, num_items_in_batch)
-        if self._groups == NO_GROUPS and not self._has_own_loss:
-            return loss
-        objective = seen["nll"] + self.args.kl_coef * seen["kl"]
-        token_weights = seen["mask"] if weights is None else weights * seen["mask"]
-        columns = [seen["nll"], seen["kl"], seen["mask"], label_bytes * seen["mask"]]
-        columns += [token_weights * objective, token_weights]
-        values = torch.stack([(column * counts).float().flatten() for column in columns], dim=-1)
-        sums = values.new_zeros(len(self._groups), len(columns)).index_add_(0, group_ids.flatten(), values)
-        self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
+        loss = super().compute_loss(watched_model, inputs, return_outputs, num_items_in_batch)
+        if provenance:
+            self._add_to_sums(found[-1], **provenance)
         return loss
+
+    def _distill(self, model, inputs: dict[str, Any]) -> DistillationOutput:
+        del inputs["fused_lm_head"]
+        with self.accelerator.autocast():
+            teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
+        return model(**inputs, distillation={"teacher": teacher, "kl_coef": self.args.kl_coef})
+
+    def _add_to_sums(self, outputs, group_ids, label_bytes, row_ids) -> None:
+        """Adds a batch to the sums of NLL, KL, tokens and bytes by group, shape `(number of groups, 4)`."""
+        mode = "train" if self.model.training else "eval"
+        counts = outputs.label_mask * (row_ids < self._rows_that_count(mode, row_ids))
+        nll = -outputs.log_probs.detach()
+        kl = outputs.kl if self.args.kl_coef else torch.zeros_like(nll)
+        values = torch.stack([(x * counts).float().flatten() for x in (nll, kl, counts, label_bytes)], dim=-1)
+        sums = values.new_zeros(len(self._groups), 4).index_add_(0, group_ids.flatten(), values)
+        self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
 
     def _rows_that_count(self, mode: str, row_ids: torch.Tensor) -> float:
         """How many rows of this rank's batch are not repetitions that fill up the last batch of an evaluation."""
@@ -248,21 +229,6 @@ class SDRRLTrainer(SFTTrainer):
         if mode == "train" or not state.end_of_dataloader or state.remainder <= 0:
             return math.inf
         return state.remainder - self.accelerator.process_index * (row_ids.max().item() + 1)
-
-    def _distill(self, model, inputs: dict[str, Any], mask: torch.Tensor, weights: torch.Tensor | None):
-        teacher_inputs = {name: value for name, value in inputs.items() if name != "fused_lm_head"}
-        with self.accelerator.autocast():
-            teacher, head = teacher_states(self.model, self.ref_model, self._teacher_adapter, teacher_inputs)
-        options = {
-            "teacher": teacher,
-            "teacher_head": head,
-            "weights": torch.ones(len(teacher), device=teacher.device) if weights is None else weights[mask],
-            "kl_coef": self.args.kl_coef,
-            "direction": self.args.kl_direction,
-            "temperature": self.args.kl_temperature,
-            "token_weights": self.args.kl_token_weights,
-        }
-        return model(**inputs, distillation=options)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         self._eval_prefix = metric_key_prefix
@@ -276,26 +242,23 @@ class SDRRLTrainer(SFTTrainer):
             sums = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").cpu().double()
             prefix = "" if mode == "train" else f"{self._eval_prefix}_"
             logs.update({f"{prefix}{name}": value for name, value in self._group_metrics(sums).items()})
-            if mode == "eval" and self._has_own_loss:  # transformers averages over batches, whatever their weights
-                logs[f"{prefix}loss"] = (sums[:, 4].sum() / sums[:, 5].sum()).item()
         super().log(logs, start_time)
 
     def _group_metrics(self, sums: torch.Tensor) -> dict[str, float]:
         kinds, languages = defaultdict(lambda: torch.zeros(4).double()), defaultdict(lambda: torch.zeros(4).double())
-        for group, group_sums in zip(self._groups, sums[:, :4], strict=True):
-            if group != NO_GROUPS[0]:
-                kinds[group[0]] += group_sums
-                languages[group[2]] += group_sums
+        for (kind, _, answer), group_sums in zip(self._groups, sums, strict=True):
+            if kind is not None:
+                kinds[kind] += group_sums
+                languages[answer] += group_sums
         metrics, total = {}, sums[:, 2].sum()
-        for name, (nll, kl, n_tokens, _) in [*kinds.items(), *languages.items()]:
+        for name, (nll, kl, n_tokens, n_bytes) in [*kinds.items(), *languages.items()]:
             if n_tokens > 0:
                 metrics[f"nll/{name}"] = (nll / n_tokens).item()
                 metrics[f"share/{name}"] = (n_tokens / total).item()
-                if self.args.kl_coef > 0:
+                if self.args.kl_coef:
                     metrics[f"kl/{name}"] = (kl / n_tokens).item()
-        for language, (nll, _, _, n_bytes) in languages.items():
             if n_bytes > 0:
-                metrics[f"bpb/{language}"] = (nll / n_bytes).item() / math.log(2)
+                metrics[f"bpb/{name}"] = (nll / n_bytes).item() / math.log(2)
         return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -312,7 +275,7 @@ class SDRRLTrainer(SFTTrainer):
     def create_model_card(self, *args, **kwargs):
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and self._groups != NO_GROUPS:
+        if self.is_world_process_zero() and self._groups:
             lines = ["## Training data", "", "| kind | question | answer |", "| --- | --- | --- |"]
             lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups if kind]
             path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import ModelOutput
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import maybe_gather_lm_head_ctx
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx, use_adapter
 
-from sdrrl_trl.trainer.divergence import Head, chunked_distillation, dpsw_weights
+from sdrrl_trl.trainer.divergence import Distillation, Head, chunked_distillation
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -25,26 +25,30 @@ _TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 @dataclass
-class DistillationOutput(ModelOutput):
+class DistillationOutput(FusedCausalLMOutput):
     """
-    What the student's forward returns instead of logits; the fields that [`~trl.SFTTrainer`] reads, and two more.
+    What the student's forward returns: the output of TRL's fused head, and the divergence. Only `loss` has a gradient.
 
     Args:
-        log_probs (`torch.Tensor` of shape `(1,)`):
-            Minus the weighted sum of the loss, for `SFTTrainer` to sum, normalise and scale.
+        loss (`torch.Tensor`):
+            Sum over the tokens of `nll + kl_coef * kl`, in nats, not yet divided by their number.
+        log_probs (`torch.Tensor` of shape `(B, L - 1)`): Log-probability of each label, 0 where ignored.
         entropy (`torch.Tensor` of shape `(B, L - 1)`): Entropy of each next-token distribution, 0 where ignored.
         is_top1 (`torch.Tensor` of shape `(B, L - 1)`): Whether the label is the most likely token.
         label_mask (`torch.Tensor` of shape `(B, L - 1)`): Whether the label counts.
-        nll (`torch.Tensor` of shape `(B, L - 1)`): Negative log-likelihood, without gradient, 0 where ignored.
-        kl (`torch.Tensor` of shape `(B, L - 1)`): KL divergence, without gradient, 0 where ignored.
+        kl (`torch.Tensor` of shape `(B, L - 1)`): KL(teacher || student), 0 where ignored.
     """
 
-    log_probs: torch.Tensor | None = None
-    entropy: torch.Tensor | None = None
-    is_top1: torch.Tensor | None = None
-    label_mask: torch.Tensor | None = None
-    nll: torch.Tensor | None = None
     kl: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, result: Distillation, mask: torch.Tensor) -> "DistillationOutput":
+        """From the values of the tokens that `mask` marks."""
+        log_probs, kl, entropy, is_top1 = (
+            values.new_zeros(mask.shape).masked_scatter(mask, values)
+            for values in (-result.nll, result.kl, result.entropy, result.is_top1)
+        )
+        return cls(result.loss, log_probs, entropy, is_top1=is_top1, label_mask=mask, kl=kl)
 
 
 def prepare_teacher(
@@ -87,6 +91,7 @@ def prepare_teacher(
     if isinstance(ref_model, str):
         kwargs = dict(trainer.args.model_init_kwargs or {}) if ref_model == model_path else {}
         kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
+        kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
         ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
     check_vocabulary(student, ref_model)
     ref_model.requires_grad_(False)
@@ -111,7 +116,8 @@ def add_distillation(model: PreTrainedModel) -> None:
 
     * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
       shape `(N, H)`, and the [`Head`];
-    * `model(..., labels=labels, distillation=options)` returns a [`DistillationOutput`].
+    * `model(..., labels=labels, distillation={"teacher": (states, head), "kl_coef": number})`, with what the teacher
+      has returned so, returns a [`DistillationOutput`].
     """
     text_config = model.config.get_text_config()
     scale, cap = logit_scale(text_config), text_config.to_dict().get("final_logit_softcapping")
@@ -121,48 +127,36 @@ def add_distillation(model: PreTrainedModel) -> None:
     def forward(self, *args, distillation=None, hidden_states_only=False, **kwargs):
         if distillation is None and not hidden_states_only:
             return original_forward(*args, **kwargs)
-        kwargs.pop("fused_lm_head", None)
-        # Looked up on each call, since FSDP and PEFT replace backbone and head after patching
-        linear = self.get_output_embeddings()
-        weight, bias = linear.weight, linear.bias
+        labels = kwargs.pop("labels")[:, 1:]
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        # Behind the backbone: FSDP2 gathers the head with the last norm. On each call, since FSDP and PEFT replace it
+        weight, bias = map(_whole, (self.get_output_embeddings().weight, self.get_output_embeddings().bias))
         # With the model split over devices (`device_map`), the backbone can end on another one than the head
-        labels = kwargs.pop("labels")[:, 1:].to(weight.device)
+        hidden, labels = hidden.to(weight.device), labels.to(weight.device)
         mask = labels != -100
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1].to(weight.device)[mask]
-        if isinstance(weight, DTensor):  # FSDP2 shards the head, the hidden states are whole
-            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        hidden = hidden[mask]
         with maybe_gather_lm_head_ctx(weight, bias):
-            if hidden_states_only:
-                return hidden, Head(weight.detach(), bias, scale, cap)
-            return _compare(hidden, Head(weight, bias, scale, cap), labels[mask], mask, **distillation)
+            if distillation is not None:
+                ones = torch.ones(len(hidden), device=hidden.device)
+                weights = {"nll_weights": ones, "kl_weights": distillation["kl_coef"] * ones}
+                teacher, teacher_head = distillation["teacher"]
+                student_head = Head(weight, bias, scale, cap)
+                result = chunked_distillation(hidden, student_head, labels[mask], teacher, teacher_head, **weights)
+                return DistillationOutput.of(result, mask)
+            tensors = [weight.detach(), None if bias is None else bias.detach()]
+            if any(isinstance(module, FSDPModule) for module in self.modules()):
+                # FSDP2 frees what it has gathered when this forward ends, and the student needs it after that
+                tensors = [None if tensor is None else tensor.clone() for tensor in tensors]
+            return hidden, Head(*tensors, scale, cap)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _compare(
-    hidden: torch.Tensor,
-    head: Head,
-    labels: torch.Tensor,
-    mask: torch.Tensor,
-    teacher: torch.Tensor,
-    teacher_head: Head,
-    weights: torch.Tensor,
-    kl_coef: float,
-    direction: str,
-    temperature: float,
-    token_weights: str | None,
-) -> DistillationOutput:
-    kl_weights = kl_coef * weights
-    if token_weights == "dpsw":
-        kl_weights = kl_weights * dpsw_weights(hidden, head, labels, teacher, teacher_head)
-    result = chunked_distillation(
-        hidden, head, labels, teacher, teacher_head, weights, kl_weights, direction, temperature
-    )
-    entropy, is_top1, nll, kl = (
-        values.new_zeros(mask.shape).masked_scatter(mask, values)
-        for values in (result.entropy, result.is_top1, result.nll, result.kl)
-    )
-    return DistillationOutput(-result.total[None], entropy, is_top1, mask, nll, kl)
+def _whole(parameter: torch.Tensor | None) -> torch.Tensor | None:
+    """A parameter that FSDP2 may have left in shards. Each process has a gradient of its own: their mean counts."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 def logit_scale(config: Any) -> float:
@@ -194,20 +188,18 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapter_active(model: PeftModel, name: str | None) -> Iterator[None]:
-    """The named adapter alone is active inside, no adapter for `None`. What was trainable before is so afterwards."""
-    if name is None:
-        with model.disable_adapter():
-            yield
-        return
-    previous = model.active_adapter
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.set_adapter(name)
-    try:
+    """The named adapter alone is active inside, no adapter for `None`; what is trainable stays so."""
+    trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def restore() -> None:
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(key in trainable)
+
+    with use_adapter(model, name):
+        # FSDP2 takes the data type of gradients from what is trainable in the first forward, which is the teacher's
+        restore()
         yield
-    finally:
-        model.set_adapter(previous)
-        for parameter, requires_grad in trainable.items():
-            parameter.requires_grad_(requires_grad)
+    restore()
 
 
 def copy_adapter(model: PeftModel, name: str) -> None:
@@ -230,24 +222,24 @@ def check_adapter_can_be_turned_off(model: PeftModel) -> None:
     Refuses adapters that change the base model, so that without the adapter it is not the initial one.
 
     Raises:
-        `SDRRLError`: for LoRA with trained biases or replicated layers, or initialised by decomposing base weights.
+        `SDRRLError`: for adapters with trained biases, and LoRA that replicates layers or decomposes base weights.
     """
     for config in model.peft_config.values():
         if changes_base(config):
             raise SDRRLError(
-                f"With `bias={config.bias!r}` and `init_lora_weights={config.init_lora_weights!r}`, the model without "
-                "its adapter is not the initial model, so it cannot be the teacher for `kl_coef`. Give `ref_model`, "
-                "or use `bias='none'` and a plain initialisation."
+                "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
+                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
+                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
             )
 
 
 def changes_base(config: PeftConfig) -> bool:
     """Whether an adapter changes weights of the base model itself, which stay changed when it is taken off."""
-    if not isinstance(config, LoraConfig):
-        return False
-    init = config.init_lora_weights
+    options = config.to_dict()
+    init = options.get("init_lora_weights")
     decomposed = isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal")
-    return config.bias != "none" or decomposed or config.layer_replication is not None
+    replicated = options.get("layer_replication") is not None
+    return options.get("bias", "none") != "none" or decomposed or replicated
 
 
 @torch.no_grad()

@@ -1,0 +1,134 @@
+"""Run by test_distributed.py, alone and under torchrun: trains each case and writes what was logged."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from test_trainer import LORA, make, rows
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM
+
+from sdrrl_trl.trainer.teacher import add_distillation, base_of, teacher_states
+
+
+def one_language_a_rank() -> Dataset:
+    """With two processes, each step gives one of them rows of only one answer language."""
+    data = rows()
+    order = [i for pair in zip(range(0, 16, 2), range(1, 16, 2), strict=True) for i in pair]
+    english = [i for i in order if data[i]["answer_language"] == "en"]
+    portuguese = [i for i in order if data[i]["answer_language"] == "pt"]
+    return data.select([i for k in range(0, 8, 4) for i in (*english[k : k + 4], *portuguese[k : k + 4])])
+
+
+CASES = {
+    "plain": {},
+    "kl, full": {"kl_coef": 0.5},
+    "kl, lora, packed evaluation": {"kl_coef": 0.5, "peft_config": LORA, "eval_packing": True, "max_length": 64},
+    "one language a rank": {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"},
+}
+
+
+def train(case: str, model: str, folder: Path, world_size: int) -> dict:
+    options = dict(CASES[case])
+    dataset = options.pop("dataset", rows)()
+    options |= {"lr_scheduler_type": "constant", "ddp_find_unused_parameters": False}
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        options[name] = 8 // world_size
+    trainer = make(model, folder, dataset, **options)
+    assert trainer.accelerator.num_processes == world_size
+    trainer.train()
+    sums = {name: parameter.detach().double().sum().item() for name, parameter in trainer.model.named_parameters()}
+    logs = [*trainer.state.log_history[:3], trainer.evaluate(rows(13))]  # in three batches of four and a rest
+    logs = [{name: entry[name] for name in entry if name in ("loss", "grad_norm") or "/" in name} for entry in logs]
+    return {"logs": logs, "parameters": sums}
+
+
+def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool) -> None:
+    """As accelerate 1.15 does: layers, embeddings, norm with head, the rest. With a head alone, nothing gathers it."""
+    options = {"mesh": init_device_mesh("cpu", (2,)), "mp_policy": policy}
+    base = base_of(model)
+    for module in (*base.base_model.layers, base.get_input_embeddings()):
+        fully_shard(module, **options)
+    tail = [base.get_output_embeddings()] if head_alone else [base.base_model.norm, base.get_output_embeddings()]
+    fully_shard(tail, reshard_after_forward=False, **options)
+    fully_shard(model, **options)
+
+
+def loss_and_gradients(model, ref_model, inputs):
+    teacher = teacher_states(model, ref_model, None, inputs)
+    outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7})
+    outputs.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return outputs.loss.detach(), {name: g.full_tensor() if sharded(g) else g for name, g in gradients.items()}
+
+
+def sharded(tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def compare_fsdp2(case: str, path: str) -> None:
+    """The divergence on sharded models, with other data on each process, against unsharded ones."""
+    assert dist.get_world_size() == 2
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if "bf16" in case else MixedPrecisionPolicy()
+    seen = []
+    for is_sharded in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(path)
+        add_distillation(model)
+        torch.manual_seed(1)
+        ref_model = None
+        if "lora" in case:
+            more = {"modules_to_save": ["lm_head"]} if "head" in case else {}
+            options = {"r": 4, "init_lora_weights": False, "target_modules": ["q_proj", "up_proj"]}
+            model = get_peft_model(model, LoraConfig(**options, **more))
+        else:
+            ref_model = AutoModelForCausalLM.from_pretrained(path).requires_grad_(False)
+            add_distillation(ref_model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05 * torch.randn_like(parameter)
+        if is_sharded:
+            shard(model, policy, "alone" in case)
+            if ref_model is not None:  # as `trl.models.prepare_fsdp` does
+                fully_shard(ref_model, reshard_after_forward=True, mp_policy=policy)
+        ids = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(dist.get_rank()))
+        labels = ids.clone()
+        labels[:, : 7 + dist.get_rank()] = -100
+        seen.append(loss_and_gradients(model, ref_model, {"input_ids": ids, "labels": labels}))
+    (expected, gradients), (loss, found) = seen
+    tolerance = 0.1 if "bf16" in case else 1e-4
+    assert abs(loss / expected - 1) < tolerance, case
+    assert found.keys() == gradients.keys() and found, case
+    for name, gradient in gradients.items():
+        dist.all_reduce(gradient, dist.ReduceOp.AVG)
+        distance = (found[name] - gradient).norm() / gradient.norm()
+        assert distance < tolerance, (case, name, distance)
+
+
+FSDP2_CASES = ["full", "full, head alone", "lora", "lora and head", "lora bf16"]
+
+
+if __name__ == "__main__":
+    what, model, folder, world_size = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    if what == "fsdp2":
+        dist.init_process_group("gloo")
+        results = {case: compare_fsdp2(case, model) for case in FSDP2_CASES}
+    elif what == "callbacks":
+        from test_callbacks import train_watched
+
+        results = train_watched(model, folder, world_size)
+    else:
+        results = {case: train(case, model, folder, world_size) for case in CASES}
+    state = PartialState()
+    if state.is_main_process:
+        (folder / f"{what}-{world_size}.json").write_text(json.dumps(results))
+    state.wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)  # with gloo, some runs abort in the destructors at exit; what is tested here is done
