@@ -1,4 +1,4 @@
-"""A hub of data sets on 127.0.0.1: the benchmarks in the layout of their repositories, with our own prompts as texts."""
+"""A hub of data sets on 127.0.0.1: the benchmarks in the layout of their repositories, our own prompts as texts."""
 
 import csv
 import gzip

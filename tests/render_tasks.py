@@ -101,7 +101,13 @@ def render():
 
 def from_the_hub(download):
     """`DownloadManager.download` for what lies elsewhere: the hub has it under its last name."""
-    return lambda manager, url: download(manager, f"{os.environ['HF_ENDPOINT']}/raw/{url.rpartition('/')[2]}")
+
+    def download_here(manager, url):
+        if isinstance(url, str) and url.startswith("https://"):
+            url = f"{os.environ['HF_ENDPOINT']}/raw/{url.rpartition('/')[2]}"
+        return download(manager, url)
+
+    return download_here
 
 
 if __name__ == "__main__":

@@ -240,7 +240,9 @@ def test_gated_flores_says_what_to_do(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("gated")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(RuntimeError, match="(?s)accept the terms.*hf auth login.*SDRRL_FLORES_REPO.*SDRRL_DATA_DIR"):
+    with pytest.raises(
+        RuntimeError, match="(?s)archive .*accept the terms of .*facebook/flores .*hf auth login.*SDRRL_DATA_DIR"
+    ):
         flores.sentences("eng_Latn")
 
 

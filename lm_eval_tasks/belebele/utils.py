@@ -190,7 +190,7 @@ def right_is_likeliest(results, right):
 # <<< likelihood
 
 
-REVISION = "75b399394a9803252cfec289d103de462763db7c"
+REVISION = "7899cdfa4e1e0d733fd77c848e2c273cb1d32be2"
 COLUMNS = [
     "flores_passage",
     "question",

@@ -1,5 +1,7 @@
+import hashlib
 import os
 import re
+import tarfile
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -79,7 +81,14 @@ def without_thoughts(text):
 # <<< thoughts
 
 
-REPOSITORY, REVISION = "facebook/flores", "main"
+# Both want an account and their terms accepted. FLORES+ is a later text of the sentences
+REVISIONS = {
+    "facebook/flores": "71abf77d8b7beb5cfef59898d6b24d92ab7654fc",
+    "openlanguagedata/flores_plus": "5fec6c13f9e5a4db2f745d4ec0d7c9721ddc4f06",
+}
+# The same sentences as facebook/flores, for everybody
+ARCHIVE = "https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz"
+ARCHIVE_SHA256 = "b8b0b76783024b85797e5cc75064eb83fc5288b41e9654dabc7be6ae944011f6"
 # Scripts without spaces between words. sacrebleu's default tokenizer 13a takes a sentence in them for one word.
 UNSPACED = ("Jpan", "Thai", "Khmr", "Laoo", "Mymr", "Hans", "Hant")
 
@@ -112,15 +121,19 @@ def sentences(code):
             )
         # Not splitlines(), which also splits at characters that stand inside sentences, as U+2028
         return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    repository = os.environ.get("SDRRL_FLORES_REPO", REPOSITORY)
+    repository = os.environ.get("SDRRL_FLORES_REPO", "facebook/flores")
     try:
-        data = datasets.load_dataset(repository, code, split="devtest", revision=REVISION)
-    except Exception as error:
+        data = datasets.load_dataset(repository, code, split="devtest", revision=REVISIONS.get(repository, "main"))
+    except Exception as error:  # no account, no network, no such language: `datasets` has many kinds
+        problem = f"{repository} refuses {code}: {error}"
+        if repository == "facebook/flores":
+            try:
+                return archived(code)
+            except (OSError, ValueError, KeyError) as failure:
+                problem += f"\nThe archive {ARCHIVE} does not help either: {failure}"
         raise RuntimeError(
-            f"FLORES-200: {code} cannot be loaded from {repository}: {error}\nEither accept the terms of "
-            "https://huggingface.co/datasets/openlanguagedata/flores_plus, run `hf auth login` and set "
-            "SDRRL_FLORES_REPO=openlanguagedata/flores_plus, or set SDRRL_DATA_DIR to a folder with "
-            f"flores200/devtest/{code}.devtest."
+            f"FLORES-200: {problem}\nEither accept the terms of https://huggingface.co/datasets/{repository} and run "
+            f"`hf auth login`, or set SDRRL_DATA_DIR to a folder with flores200/devtest/{code}.devtest."
         ) from error
     columns = [name for name in ("sentence", "text") if name in data.column_names]
     if not columns or "id" not in data.column_names:
@@ -129,6 +142,18 @@ def sentences(code):
             "`text` are needed: its schema has changed. Set SDRRL_FLORES_REPO to another repository."
         )
     return list(data.sort("id")[columns[0]])
+
+
+def archived(code):
+    """Sentences of a language from Meta's archive, of which only that one file is read."""
+    path = datasets.DownloadManager().download(ARCHIVE)
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != ARCHIVE_SHA256:
+        raise ValueError(f"its SHA-256 is {found}, not {ARCHIVE_SHA256}. Remove {path} and try again.")
+    with tarfile.open(path) as archive:
+        text = archive.extractfile(f"flores200_dataset/devtest/{code}.devtest").read().decode("utf-8")
+    return text.rstrip("\n").split("\n")
 
 
 def translation(text):

@@ -190,7 +190,7 @@ def right_is_likeliest(results, right):
 # <<< likelihood
 
 
-REVISION = "main"
+REVISION = "c4c2d88a1ec8b37fe22166d2a610f272726724b6"
 ENDINGS = ["sentence_quiz1", "sentence_quiz2", "answer_right_ending"]
 
 
