@@ -193,7 +193,7 @@ def repositories():
 
 
 @contextmanager
-def fake_hub(repos, gated=GATED):
+def serve(repos, gated=GATED):
     """Serves repositories as the hub does; gives its address. `gated` ones refuse whoever has no token."""
 
     class Handler(BaseHTTPRequestHandler):

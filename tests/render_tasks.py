@@ -1,5 +1,5 @@
 """
-Prompts and scores of every leaf on the data of a hub, as JSON: `python render_tasks.py OUTPUT`.
+Prompts and scores of every leaf on the data of a hub, as JSON: `python render_tasks.py OUTPUT [FOLDER OF TASKS]`.
 
 Run in a process of its own, with HF_ENDPOINT and HF_HOME in the environment. The model is a script: it generates a
 fixed answer of each kind, and its log-likelihoods are hashes of the texts.
@@ -13,11 +13,8 @@ import zlib
 from pathlib import Path
 
 import datasets
-import lm_eval
-from lm_eval.api.model import LM
-
-from sdrrl_trl.evaluation.suite import leaves, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from lm_eval.tasks import TaskManager
+from scripted import Scripted, load, prepared, run
 
 
 LIMIT = 4
@@ -48,55 +45,63 @@ def right(doc):
     return "ABCD"[int(doc["correct_answer_num"]) - 1] if "correct_answer_num" in doc else "B"
 
 
-class Script(LM):
-    def __init__(self):
-        super().__init__()
-        self.answer, self.seen = None, {}
-
-    def generate_until(self, requests):
-        self.note(requests)
-        return [self.answer(request.doc) for request in requests]
-
-    def loglikelihood(self, requests):
-        self.note(requests)
-        texts = [f"{zlib.crc32(request.args[0].encode())} {request.args[1]}" for request in requests]
-        return [(-(zlib.crc32(text.encode()) % 1000) / 100, False) for text in texts]
-
-    def loglikelihood_rolling(self, requests):
-        raise NotImplementedError
-
-    def note(self, requests):
-        for request in requests:
-            self.seen.setdefault(request.task_name.rpartition(":")[2], []).append(request.args)
-
-
 def digest(value):
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def render():
-    manager, model, found = task_manager(), Script(), {}
-    tasks = [task for spec in leaves(tasks_dir()).values() for task in manager.load([spec])["tasks"].values()]
-    generating = [task for task in tasks if task.OUTPUT_TYPE == "generate_until"]
-    for number, (kind, model.answer) in enumerate(ANSWERS.items()):
-        model.seen = {}
-        results = lm_eval.simple_evaluate(
-            model,
-            tasks=generating if number else tasks,  # log-likelihoods do not depend on the answer
-            task_manager=manager,
-            limit=LIMIT,
-            bootstrap_iters=0,
-            log_samples=False,
-        )["results"]
-        for name, scores in results.items():
-            leaf = found.setdefault(name.rpartition(":")[2], {})
-            leaf.setdefault("requests", digest(model.seen[name.rpartition(":")[2]]))
-            leaf[kind] = {
-                key.partition(",")[0]: round(value, 6)
-                for key, value in sorted(scores.items())
-                if "," in key and "stderr" not in key and isinstance(value, int | float)
-            }
+def likelihood(arguments):
+    return -(zlib.crc32(f"{zlib.crc32(arguments[0].encode())} {arguments[1].strip()}".encode()) % 1000) / 100
+
+
+def load_folder(folder):
+    """All tasks of a folder that stands alone, by name."""
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    return prepared(manager.load(manager.all_subtasks)["tasks"])
+
+
+def assert_sound(name, task):
+    """What lm-eval's own tests ask of a new task, and what it would not say: prompts all alike, no end, no target."""
+    docs = list(task.eval_docs)[:10]
+    assert len(docs) == 10, name
+    prompts = [task.doc_to_text(doc) for doc in docs]
+    assert all(isinstance(prompt, str) and prompt == prompt.rstrip() and "{{" not in prompt for prompt in prompts), (
+        name
+    )
+    task.build_all_requests(limit=10, rank=0, world_size=1)
+    assert (
+        len({instance.args[:2] if is_choice(instance.args) else instance.args[0] for instance in task.instances}) >= 10
+    )
+    if task.OUTPUT_TYPE == "generate_until":
+        assert all(prompts) and {"until", "max_gen_toks"} <= set(task.config.generation_kwargs), name
+    for doc in docs:
+        target = task.doc_to_target(doc)
+        if task.OUTPUT_TYPE == "multiple_choice":
+            choices = task.doc_to_choice(doc)
+            assert target in choices or int(target) in range(len(choices)), name
+        else:
+            assert isinstance(target, str) and (target or not task.config.doc_to_target), name
+
+
+def render(tasks):
+    found = {}
+    for name, task in tasks.items():
+        assert_sound(name, task)
+    generating = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"}
+    for number, (kind, answer) in enumerate(ANSWERS.items()):
+        model = Scripted(lambda doc, args, answer=answer: likelihood(args) if is_choice(args) else answer(doc))
+        # Log-likelihoods do not depend on the kind of answer
+        scores, _ = run(model, generating if number else tasks, LIMIT)
+        for name, values in scores.items():
+            leaf = found.setdefault(name, {})
+            # lm-eval 0.4 puts a space before a choice even where no question stands before it, 0.5 does not
+            asked = [[part.strip() if isinstance(part, str) else part for part in args] for args in model.asked[name]]
+            leaf.setdefault("requests", digest(asked))
+            leaf[kind] = {metric: round(value, 6) for metric, value in values.items()}
     return found
+
+
+def is_choice(arguments):
+    return isinstance(arguments[1], str)  # else the options of a generation
 
 
 def from_the_hub(download):
@@ -112,4 +117,5 @@ def from_the_hub(download):
 
 if __name__ == "__main__":
     datasets.DownloadManager.download = from_the_hub(datasets.DownloadManager.download)
-    Path(sys.argv[1]).write_text(json.dumps(render()))
+    tasks = load_folder(sys.argv[2]) if len(sys.argv) > 2 else load()
+    Path(sys.argv[1]).write_text(json.dumps(render(tasks)))
