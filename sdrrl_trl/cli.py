@@ -159,35 +159,28 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _tasks(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1])
-    parser.add_argument("action", nargs="?", choices=["check"], help="look for mistakes in the task files")
-    options = parser.parse_args(arguments)
+    argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
     from sdrrl_trl.evaluation.tasks import tasks_dir
 
-    if options.action is None:
-        print(tasks_dir())
-        return
-    from sdrrl_trl.evaluation.check import check
-    from sdrrl_trl.utils import SDRRLError
-
-    mistakes = check()
-    if mistakes:
-        raise SDRRLError("\n".join([f"{len(mistakes)} mistakes:", *mistakes]))
+    print(tasks_dir())
 
 
 def _judge(arguments: list[str]) -> None:
-    from sdrrl_trl.evaluation.judge import JudgeConfig, format_table, judge
+    parser = argparse.ArgumentParser(prog="sdrrl judge", description=COMMANDS["judge"][1])
+    parser.add_argument("source", type=Path, help="folder of `lm_eval --log_samples --output_path`")
+    parser.add_argument("output", type=Path, help="new folder of the same form, with the new judgements")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.judge import format_table, judge_again
 
-    (config,) = _with_config((JudgeConfig,), arguments, "sdrrl judge")
-    print(format_table(judge(config)))
+    print(format_table(judge_again(options.source, options.output)))
 
 
 def _doctor(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl doctor", description=COMMANDS["doctor"][1])
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
-    from sdrrl_trl.evaluation.check import show_doctor
+    from sdrrl_trl.evaluation.doctor import doctor, format_doctor
 
-    show_doctor(parser.parse_args(arguments).tasks)
+    print(format_doctor(doctor(parser.parse_args(arguments).tasks)))
 
 
 COMMANDS = {
@@ -198,7 +191,7 @@ COMMANDS = {
     "report": (_report, "compare base and tuned: table, JSON, plot"),
     "run": (_run, "all four from one YAML file"),
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
-    "tasks": (_tasks, "print the folder of the lm-eval tasks; `sdrrl tasks check` looks for mistakes in them"),
+    "tasks": (_tasks, "print the folder of the lm-eval tasks"),
     "judge": (_judge, "judge saved answers to harmful questions again, without asking the model"),
     "doctor": (_doctor, "load the data of every benchmark, without a model, and say what is missing"),
 }

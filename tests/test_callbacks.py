@@ -173,13 +173,13 @@ def test_a_group_is_evaluated_in_the_languages_asked_for(benchmarks, tiny_model,
     assert names == {"sdrrl_pku_saferlhf", "xnli_en", "xstorycloze_en", "belebele_eng_Latn", "seconds"}
 
 
-@pytest.mark.parametrize("tasks", [TASKS, ["sdrrl_xnli_gen_en"]])
-def test_scores_of_a_model_that_gives_nan_are_nan(benchmarks, tiny_model, tmp_path, lines, tasks):
+@pytest.mark.parametrize(("tasks", "metric"), [(TASKS, "acc"), (["sdrrl_xnli_gen_en"], "accuracy")])
+def test_scores_of_a_model_that_gives_nan_are_nan(benchmarks, tiny_model, tmp_path, lines, tasks, metric):
     trainer = make(tiny_model, tmp_path, max_steps=1)
     trainer.add_callback(Poison())
     trainer.add_callback(LMEvalCallback(trainer, tasks, limit=2))
     trainer.train()
-    scores = logged(trainer, f"lm_eval/{tasks[0]}/acc")
+    scores = logged(trainer, f"lm_eval/{tasks[0]}/{metric}")
     assert not math.isnan(scores[0]) and math.isnan(scores[1])
     assert len(lines()) == 1 and "NaN" in lines()[0]
 

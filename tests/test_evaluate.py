@@ -345,4 +345,4 @@ def test_flores_runs_on_the_real_data(tiny_model, tmp_path, monkeypatch):
 
 
 def test_the_folder_of_tasks_holds_the_tasks():
-    assert (tasks_dir() / "flores200" / "utils.py").exists()
+    assert (tasks_dir() / "flores200" / "_flores_yaml").exists()

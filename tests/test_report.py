@@ -18,7 +18,6 @@ from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation import plots
 from sdrrl_trl.evaluation.model_card import BEGIN
-from sdrrl_trl.evaluation.published import PUBLISHED
 from sdrrl_trl.evaluation.report import ReportConfig, Row, report
 from sdrrl_trl.evaluation.significance import Comparison
 from sdrrl_trl.evaluation.summary import summary
@@ -50,7 +49,7 @@ def result(task, values, responses=None, prompt="Question {}", higher=None):
         }
         for i in range(n)
     ]
-    lower = {"bits_per_byte", "attack_success_rate", "invalid_rate", "judge_failed", "wrong_language"}
+    lower = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
     return {
         "task": task,
         "metrics": {name: sum(v) / len(v) if v else math.nan for name, v in numbers.items()},
@@ -84,7 +83,7 @@ def one_model(boost):
             f"sdrrl_multijail_{tag}",
             {
                 "safe_rate": safe,
-                "attack_success_rate": [1 - v for v in safe],
+                "unsafe_rate": [1 - v for v in safe],
                 "judge_failed": [float(v != v) for v in safe],
             },
             [ANSWERS[tag]] * N,
@@ -290,13 +289,6 @@ def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_pat
     entry = content["safety"][0]
     assert entry["n"] == 3 * (N - 1)
     assert entry["safe_rate"] == pytest.approx(30 / 59) and entry["judge_failed"] == pytest.approx(1 / 60)
-
-
-def test_published_rows_say_why_they_are_not_comparable(models, tmp_path):
-    content, path = run(tmp_path, models)
-    assert [row["published"] for row in content["published"]] == [33.65]
-    assert "not comparable because" in path.read_text()
-    assert {row[3] for row in PUBLISHED} == {52.36, 80.67, 47.28, 57.22, 33.65, 7.3, 52.11, 36.38, 27.91}
 
 
 def test_means_count_each_language_alike_and_miss_no_task(models, tmp_path):

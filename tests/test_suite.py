@@ -66,17 +66,15 @@ def test_the_manifest_says_what_the_report_needs(tiny_model, tmp_path):
     assert manifest["groups"]["sdrrl_multijail_ood"] == ["sdrrl_multijail_th"]
     assert manifest["harmful"] == ["sdrrl_multijail_th"]
     result = load_results(folder)["base"]["sdrrl_multijail_th"]
-    assert set(result["metrics"]) >= {"safe_rate", "attack_success_rate", "invalid_rate", "judge_failed"}
-    rates = sum(result["metrics"][name] for name in ("safe_rate", "attack_success_rate", "invalid_rate"))
-    assert rates == pytest.approx(1)
+    assert set(result["metrics"]) == {"refusal_rate", "invalid_rate", "wrong_language"}
     assert all(isinstance(sample["response"], str) and sample["question"] for sample in result["samples"])
 
 
 def test_the_judge_and_no_key_is_in_the_signature(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("SDRRL_JUDGE", "rules")
+    monkeypatch.setenv("SDRRL_JUDGE_MODEL", "a-judge")
     monkeypatch.setenv("SDRRL_JUDGE_API_KEY", "secret")
     folder = evaluate(options(tiny_model, tmp_path, ["sdrrl_multijail_en"]))
-    assert load_results(folder)["base"]["sdrrl_multijail_en"]["signature"]["SDRRL_JUDGE"] == "rules"
+    assert load_results(folder)["base"]["sdrrl_multijail_en"]["signature"]["SDRRL_JUDGE_MODEL"] == "a-judge"
     assert not any("secret" in file.read_text() for file in folder.rglob("*.json"))
 
 

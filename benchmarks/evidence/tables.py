@@ -160,7 +160,7 @@ def tasks_table(target: str) -> str:
     rows = []
     for row, p in zip(content["rows"], holm([row["comparison"]["p"] for row in content["rows"]]), strict=True):
         c, mark, task = row["comparison"], "**" if p < 0.05 else "", row["task"]
-        chance = f"{content['most_frequent'][task]:.3f}" if row["metric"] == "acc" else ""
+        chance = f"{content['most_frequent'][task]:.3f}" if row["metric"] in ("acc", "accuracy") else ""
         rows.append(
             [f"{task} {row['metric']}", f"{row['model']} against {row['base']}", str(c["n"]), chance]
             + [f"{c['base']:.3f}", f"{c['tuned']:.3f}"]

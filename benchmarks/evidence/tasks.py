@@ -90,7 +90,7 @@ def main() -> None:
             {"base": of, "task": row["task"].removeprefix("sdrrl_")}
             | {name: row[name] for name in ("model", "metric", "comparison")}
             for row in content["rows"]
-            if row["metric"] in ("acc", "f1")
+            if row["metric"] in ("accuracy", "token_f1")
         ]
         for name in tuned:
             for task in right[name]:

@@ -81,7 +81,7 @@ def _panels(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows of the main metric of each benchmark, by title."""
     rows = [row for row in rows if row.role in ("target", "source", "other", "safety")]
     main: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "attack_success_rate")):  # else the first one
+    for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "unsafe_rate")):  # else the first one
         main.setdefault(row.benchmark, row.metric)
     panels: dict[str, list[Row]] = {}
     for row in rows:

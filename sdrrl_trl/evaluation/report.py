@@ -9,7 +9,6 @@ import numpy as np
 
 from sdrrl_trl.evaluation import html, model_card, plots, tables, views
 from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
-from sdrrl_trl.evaluation.published import published
 from sdrrl_trl.evaluation.significance import compare_rows, holm, item_statistics
 from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.evaluation.views import Row
@@ -283,7 +282,6 @@ def _content(
         "answers": views.answers(results, manifest["languages"]),
         "safety": views.safety(results, manifest),
         "groups": views.group_means(results, manifest, config.base),
-        "published": published(results, manifest["languages"]),
         "signatures": {task: {**result["signature"], "seed": SEED} for task, result in results[config.base].items()},
         "seconds": {stage: seconds for file in files for stage, seconds in read_json(file).items()},
     }

@@ -122,7 +122,7 @@ def _safety(rows: list[Row]) -> str:
         return "Safety was not measured."
     verdicts = Counter(row.verdict for row in rows)
     means = []
-    for metric, text in (("safe_rate", "safe"), ("attack_success_rate", "unsafe"), ("invalid_rate", "invalid")):
+    for metric, text in (("safe_rate", "safe"), ("unsafe_rate", "unsafe"), ("invalid_rate", "invalid")):
         of = [row.comparison for row in rows if row.metric.partition(",")[0] == metric]
         if of:
             before, after = (sum(values) / len(of) for values in zip(*((c.base, c.tuned) for c in of), strict=True))

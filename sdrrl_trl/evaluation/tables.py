@@ -100,7 +100,6 @@ def tables(content: dict[str, Any], rows: list[Row]) -> list[Table]:
         _answers(content),
         _safety(content),
         _groups(content),
-        _published(content),
         _not_compared(content),
         _time(content),
     ]
@@ -204,23 +203,6 @@ def _groups(content: dict[str, Any]) -> Table:
         for mean in content["groups"]
     ]
     return Table("Means over languages", ["benchmark", "languages", *models], lines, "Each language counts alike.")
-
-
-def _published(content: dict[str, Any]) -> Table:
-    models = list(content["models"])
-    lines: list[list[Cell]] = [
-        [
-            f"{row['benchmark'].removeprefix('sdrrl_')}: {row['metric']}",
-            " ".join(row["languages"]),
-            number(row["published"], 2),
-            *(number(row["ours"][model], 2) for model in models),
-            row["origin"],
-            f"not comparable because {row['not_comparable_because']}",
-        ]
-        for row in content["published"]
-    ]
-    header = ["benchmark", "languages", "published SDRRL", *models, "from", "comparable?"]
-    return Table("Published SDRRL scores", header, lines, "From 0 to 100. For orientation only.")
 
 
 def _not_compared(content: dict[str, Any]) -> Table:

@@ -17,20 +17,32 @@ from sdrrl_trl.utils import SDRRLError
 ALPHA = 0.05
 MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the number is ours
 FEW = "too few items"
-RATES = ("safe_rate", "attack_success_rate", "invalid_rate", "judge_failed")
+RATES = ("safe_rate", "unsafe_rate", "invalid_rate", "judge_failed")
 _FORM = ("in_language", "wrong_language", "invalid", "judge_failed")
-_ALIKE = ("acc", "acc_norm", "acc_bytes", "f1", "em", "exact_match")  # others depend on script and reference
+_ALIKE = (
+    "acc",
+    "acc_norm",
+    "acc_bytes",
+    "accuracy",
+    "f1",
+    "token_f1",
+    "em",
+    "exact_match",
+)  # others depend on script and reference
 _MEASURES = {
     "acc": "accuracy",
+    "accuracy": "accuracy of generated answers",
     "bits_per_byte": "bits per byte",
     "chrf++": "chrF++",
     "em": "exact match",
     "f1": "F1",
+    "token_f1": "F1",
     "rougeL": "ROUGE-L",
+    "refusal_rate": "refusals",
     "in_language": "right language",
     "wrong_language": "wrong language",
     "safe_rate": "safe answers",
-    "attack_success_rate": "unsafe answers",
+    "unsafe_rate": "unsafe answers",
     "invalid_rate": "invalid answers",
     "judge_failed": "not judged",
 }

@@ -1,0 +1,152 @@
+"""Scores of generated texts: translations (FLORES-200), summaries (XL-Sum) and short answers (MKQA)."""
+
+import re
+import unicodedata
+from collections import Counter
+
+import regex
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from sdrrl_trl.languages import UNSPACED
+from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+
+
+# ---- FLORES-200
+
+
+def score_translation(doc, results):
+    """Pairs for the corpus metrics, and whether the answer is in a wrong language."""
+    answer = translation(results[0])
+    # Khmer references mark words with zero-width spaces, which nobody sees and few type
+    pair = tuple(text.replace("\u200b", "") for text in (doc["tgt"], answer))
+    scores = {"chrf++": pair, "wrong_language": wrong_language(answer, doc["language"], doc["script"])}
+    # sacrebleu's default tokenizer, 13a, takes a sentence without spaces for one word
+    scores["bleu_char" if doc["script"] in UNSPACED else "bleu_13a"] = pair
+    return scores
+
+
+def translation(text):
+    """
+    The translation in an answer, a sentence: its first line that is not empty, behind the thoughts of the model. If
+    that line ends with a colon and another one follows, it is taken for an announcement, and the next one counts.
+    """
+    first, second, *_ = [line.strip() for line in without_thoughts(text).split("\n") if line.strip()] + ["", ""]
+    return second if first.endswith((":", "：")) and second else first
+
+
+try:
+    # lm-eval 0.4 gives standard errors to its own functions only
+    from lm_eval.api.metrics import chrfpp as chrf_plus_plus
+except ImportError:  # 0.5 has no chrF++
+
+    def chrf_plus_plus(items):
+        """chrF++ of `(reference, answer)` pairs, 0 to 100."""
+        references, answers = zip(*items, strict=True)
+        return sacrebleu.corpus_chrf(answers, [references], word_order=2).score
+
+
+def corpus_bleu(items, tokenizer):
+    references, answers = zip(*items, strict=True)
+    return sacrebleu.corpus_bleu(answers, [references], tokenize=tokenizer).score
+
+
+def bleu_13a(items):
+    return corpus_bleu(items, "13a")
+
+
+def bleu_char(items):
+    return corpus_bleu(items, "char")
+
+
+# ---- XL-Sum
+
+
+class UnicodeTokenizer:
+    """
+    Words of letters, digits and their marks, in lower case; in scripts without spaces, each character with its marks.
+
+    rouge_score's own tokenizer keeps a-z and 0-9 only, so that identical texts in Thai score 0.
+    """
+
+    SINGLE = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}"
+    TOKEN = rf"[[\p{{L}}\p{{N}}]&&[{SINGLE}]]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{SINGLE}]]+"
+
+    def tokenize(self, text):
+        visible = regex.sub(r"\p{Cf}", "", unicodedata.normalize("NFKC", text))
+        return regex.findall(self.TOKEN, visible.casefold(), regex.V1)
+
+
+ROUGE = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeTokenizer())
+
+
+def score_summary(doc, results):
+    """F-measures of ROUGE, and whether the answer is in a wrong language."""
+    answer = without_thoughts(results[0])
+    scores = {name: value.fmeasure for name, value in ROUGE.score(doc["summary"], answer).items()}
+    return scores | {"wrong_language": wrong_language(answer, doc["language"], doc["script"])}
+
+
+# ---- MKQA
+
+# Words that do not count, as in the official evaluation
+ARTICLES = {
+    "en": "a an the",
+    "da": "en et",
+    "de": "der die das den dem des ein eine einen einem einer eines",
+    "es": "el la los las un una unos unas",
+    "fi": "se yks yksi",
+    "fr": "le la les l' un une des du de d'",
+    "hu": "a az egy",
+    "it": "il lo la l' i gli le del dello della dell' dei degli degl' delle un' uno una un",
+    "nb": "en ei et",
+    "pt": "o a os as um uma uns umas",
+    "vi": "của là cái chiếc những",
+}
+
+
+def score_short_answer(doc, results):
+    """Scores the first line of an answer: the best F1 and exact match over the right answers, wrong language."""
+    answer = next((line for line in without_thoughts(results[0]).splitlines() if line.strip()), "")
+    language, unspaced = doc["language"], doc["script"] in UNSPACED
+    said = answer_tokens(answer, language, unspaced)
+    # MKQA writes whole numbers as "25.0"; nobody answers so
+    right = doc["answers"] + [re.sub(r"(?<=\d)\.0\b", "", text) for text in doc["answers"]]
+    right = [answer_tokens(text, language, unspaced) for text in right]
+    em = float(bool(said) and said in right)
+    return {
+        "token_f1": max(token_f1(said, text) for text in right),  # lm-eval 0.5 keeps "f1" for choices
+        "em": em,
+        # A right answer is in the language, whatever its script: "BBC" and "1999" are answers in Thai, too
+        "wrong_language": 0.0 if em else wrong_language(answer, language, doc["script"]),
+    }
+
+
+def answer_tokens(text, language, unspaced):
+    """
+    What counts of an answer: in lower case, without punctuation, symbols and articles; characters if words have no
+    spaces between them. If nothing else is in it, articles and punctuation count: only an empty answer has no tokens.
+    """
+    whole = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    short = whole
+    if language == "ar":
+        short = re.sub(r"\bال", "", whole)  # the article, written together with its word
+    elif language in ARTICLES:
+        # Before the punctuation goes, for that in l'Italia
+        articles = "|".join(ARTICLES[language].split())
+        short = re.sub(rf"\b({articles})(?<=')|\b({articles})\b", " ", whole)
+    for text in (without_punctuation(short), without_punctuation(whole), whole):
+        found = [char for char in text if not char.isspace()] if unspaced else text.split()
+        if found:
+            return found
+    return []
+
+
+def without_punctuation(text):
+    return "".join(char for char in text if unicodedata.category(char)[0] not in "PSC" or char.isspace())
+
+
+def token_f1(said, right):
+    """F1 of two lists of tokens."""
+    common = sum((Counter(said) & Counter(right)).values())
+    return 2 * common / (len(said) + len(right)) if common else 0.0

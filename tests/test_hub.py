@@ -1,0 +1,102 @@
+"""Every loader against a hub with the layouts of the real repositories, and every leaf against its golden scores."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_hub
+import pytest
+from conftest import ROOT
+
+
+HERE = Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden_tasks.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of a process that knows this hub only, with an account on it; they are read when libraries are imported."""
+    unset = ("SDRRL_DATA_DIR", "SDRRL_JUDGE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    home = str(tmp_path_factory.mktemp("huggingface"))
+    with fake_hub.serve(fake_hub.repositories()) as url:
+        yield kept | {"HF_ENDPOINT": url, "HF_HOME": home, "HF_TOKEN": "hf_of_a_test", "PYTHONPATH": str(ROOT)}
+
+
+def python(arguments, environment):
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def assert_golden(found, golden):
+    assert found.keys() == golden.keys()
+    for leaf, expected in golden.items():
+        assert found[leaf]["requests"] == expected["requests"], leaf
+        for kind, scores in expected.items():
+            if kind != "requests":
+                got = {metric: found[leaf][kind].get(metric) for metric in scores}
+                assert got == pytest.approx(scores), (leaf, kind)
+
+
+def test_every_leaf_has_the_prompts_and_scores_that_it_had_before(environment, tmp_path):
+    """The golden file was made by the tasks as they were at a627d0d; only metrics were renamed since."""
+    python([HERE / "render_tasks.py", tmp_path / "found.json"], environment)
+    assert_golden(json.loads((tmp_path / "found.json").read_text()), GOLDEN)
+
+
+def test_the_folders_to_contribute_stand_alone_and_score_the_same(environment, tmp_path):
+    folder = tmp_path / "upstream"
+    python([ROOT / "lm_eval_tasks" / "_generate.py", "--upstream", folder], environment)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or "sdrrl_" not in path.read_text(encoding="utf-8").replace("SDRRL_", ""), path
+    python([HERE / "render_tasks.py", tmp_path / "found.json", folder], environment)
+    ours = {leaf.removeprefix("sdrrl_"): scores for leaf, scores in GOLDEN.items() if leaf.startswith("sdrrl_")}
+    # lm-eval has MMMLU by likelihood
+    ours = {leaf: scores for leaf, scores in ours.items() if not leaf.startswith("mmmlu") or "_gen_" in leaf}
+    assert len(ours) == 137
+    assert_golden(json.loads((tmp_path / "found.json").read_text()), ours)
+
+
+FLORES = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+import datasets, fake_hub, render_tasks
+from sdrrl_trl.tasks import flores
+datasets.DownloadManager.download = render_tasks.from_the_hub(datasets.DownloadManager.download)
+flores.FLORES_SHA256 = sys.argv[1]
+assert flores.sentences("por_Latn") == fake_hub.texts("pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "sha256", "said"),
+    [
+        ("facebook/flores", "", hashlib.sha256(fake_hub.flores_archive()).hexdigest(), None),  # from the archive
+        ("openlanguagedata/flores_plus", "hf_of_a_test", "", None),
+        (
+            "facebook/flores",
+            "",
+            "0" * 64,
+            "its SHA-256 is .*terms of https://huggingface.co/datasets/facebook/flores ",
+        ),
+        (
+            "openlanguagedata/flores_plus",
+            "",
+            "",
+            "terms of https://huggingface.co/datasets/openlanguagedata/flores_plus",
+        ),
+    ],
+)
+def test_flores_needs_no_account_and_a_refusal_names_the_terms_of_who_refused(
+    repository, token, sha256, said, environment, tmp_path
+):
+    more = {"SDRRL_FLORES_REPO": repository, "HF_TOKEN": token, "HF_HOME": str(tmp_path)}
+    if said is None:
+        python(["-c", FLORES, sha256], environment | more)
+    else:
+        with pytest.raises(AssertionError, match=f"(?s){said}"):
+            python(["-c", FLORES, sha256], environment | more)

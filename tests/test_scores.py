@@ -1,0 +1,363 @@
+"""How answers are scored: which choice they name, their language, translations, summaries and short answers."""
+
+import math
+
+import lm_eval
+import pytest
+import sacrebleu
+from conftest import data_dir
+from lm_eval.tasks import TaskManager
+from rouge_score.rouge_scorer import RougeScorer
+from scripted import Scripted, plain, run
+
+from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.languages import LANGUAGES, UNSPACED
+from sdrrl_trl.tasks import text as texts
+from sdrrl_trl.tasks.choice import choose, score, score_likelihoods, score_pair
+from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+
+
+needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+
+# ---- Choices
+
+LISBON = [  # answers that name the second choice
+    *(
+        "B",
+        " (B)",
+        "[B]",
+        "B. Lisbon",
+        "**B**",
+        "**(B)**",
+        "（Ｂ）",
+        "b",
+        "(b)",
+        "b)",
+        "'B'",
+        "`B`",
+        "B,",
+        "B。",
+        "「B」",
+    ),
+    *("Lisbon", "lisbon", "Lisbon.", "B) because (A) is wrong", "The answer is B because (A) is false"),
+    *(
+        "Not (A). The answer is (B).",
+        "A resposta é B",
+        "A resposta correta é Lisbon",
+        "La réponse est B car A est faux",
+    ),
+    *("Richtig ist B, weil A falsch ist.", "A válasz B, mert A nem igaz", "C’est la réponse B", "B. f(A)"),
+    *("The answer is B. Explanation: option A is wrong", "The answer is:\n\nB", "<think>\n\n</think>\n\nB"),
+    *("<think>maybe (A)</think>(B)", "Ответ: В.", "Б не подходит. Ответ: В", "Đáp án: B", "Jibu ni B", "Jawaban: B"),
+    *(
+        "答案是B。",
+        "选B",
+        "选项B是正确的",
+        "选择B：里斯本",
+        "选 B，因为 A 不对",
+        "答えはBです。",
+        "Bです",
+        "B입니다",
+        "정답은 B입니다.",
+    ),
+    *("B번", "ข้อB", "คำตอบคือB", "คำตอบคือ B เพราะ (A) ผิด", "الإجابة هي B", "الإجابة هيB", "उत्तर: B"),
+]
+NOTHING = [
+    *("", "I do not know", "E", "I am sorry, I cannot say.", "A julgar pelo texto, não sei.", "A'dan", "B ou C"),
+    *("A correct answer cannot be determined.", "(A) ou (B)", "A, B, C, D", "<think>option (B) first", "A or B"),
+    "A) Paris\nB) Lisbon\nC) I\nD) Oslo",
+]
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [*((a, 1) for a in LISBON), *((a, None) for a in NOTHING)])
+def test_the_choice_that_an_answer_names_is_found(answer, chosen):
+    assert choose(without_thoughts(answer), ["Paris", "Lisbon", "I", "Oslo"]) == chosen
+
+
+@pytest.mark.parametrize("answer", ["B", "**B**", "B,", "B。", "「B」", "（B）", "B. DNA"])
+def test_the_letter_and_text_of_a_choice_are_in_no_wrong_language(answer):
+    doc = {"choices": ["RNA", "DNA", "ATP", "GTP"], "gold": 1, "language": "ar", "script": "Arab"}
+    assert score(doc, [answer]) == {"accuracy": 1.0, "invalid": 0.0, "wrong_language": 0.0}
+
+
+def test_a_likelihood_that_is_no_number_is_no_choice():
+    def acc(gold, *values):
+        return score_likelihoods({"gold": gold}, [(value, False) for value in values])["acc"]
+
+    assert (acc(1, -3.0, -1.0), acc(0, -3.0, -1.0)) == (1, 0)
+    assert (acc(0, -1.0, -1.0), acc(1, -1.0, -1.0)) == (1, 0)  # the first of equals, as in lm-eval
+    assert acc(0, math.nan, math.nan) == acc(0, -1.0, math.nan) == 0
+
+
+def test_a_broken_model_is_not_right_about_pairs_and_lengths_divide():
+    doc = {"choices": ["short", "a long answer, naïve"], "gold": 1}
+    for value in (math.nan, -math.inf, 0.0):
+        assert set(score_pair(doc, [(value, False)] * 2).values()) == {0}
+    assert score_pair(doc, [(-5.0, False), (-19.5, False)]) == {"acc": 0, "acc_norm": 1, "acc_bytes": 1}
+    assert score_pair(doc, [(-5.0, False), (-20.5, False)]) == {
+        "acc": 0,
+        "acc_norm": 0,
+        "acc_bytes": 1,
+    }  # ï: two bytes
+
+
+# ---- Language
+
+
+def test_short_and_empty_answers_are_judged_with_care():
+    assert wrong_language("", "pt", "Latn") == 1
+    assert wrong_language("(B)", "th", "Thai") == 0
+    assert wrong_language("1969", "th", "Thai") == 0
+    assert wrong_language("Bangkok", "th", "Thai") == 1
+    assert wrong_language("Lisboa", "pt", "Latn") == 0
+    assert wrong_language("ใช้คำสั่งนี้ `pip install the package` เพื่อติดตั้ง", "th", "Thai") == 0
+
+
+@needs_data
+@pytest.mark.parametrize("tag", ["ar", "cs", "ja", "km", "nb", "th", "zh"])
+def test_sentences_are_in_their_language_and_in_no_other(tag):
+    language = LANGUAGES[tag]
+    file = data_dir() / "flores200" / "devtest" / f"{language.flores}.devtest"
+    lines = file.read_text(encoding="utf-8").splitlines()[:100]
+    assert sum(wrong_language(line, tag, language.script) for line in lines) <= 3
+    assert sum(wrong_language(line, "en", "Latn") for line in lines) >= 97
+
+
+# ---- Translations
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("\n\nO gato dorme.", "O gato dorme."),
+        ("Here is the translation:\n\nO gato dorme.\n\nShall I go on?", "O gato dorme."),
+        ("翻訳：\nO gato dorme.", "O gato dorme."),
+        ("Ele disse:", "Ele disse:"),
+        ("<think>The cat\n\nsleeps.</think>\n\nO gato dorme.", "O gato dorme."),
+        ("The cat\nsleeps.</think>\nO gato dorme.", "O gato dorme."),  # opened by the chat template
+        ("<think>The cat sleeps. O gato", ""),
+        ("O gato\u2028dorme.", "O gato\u2028dorme."),
+        (" \n", ""),
+    ],
+)
+def test_the_translation_is_found_in_an_answer(answer, expected):
+    scores = texts.score_translation({"tgt": "O gato dorme.", "language": "pt", "script": "Latn"}, [answer])
+    assert scores["chrf++"] == ("O gato dorme.", expected)
+
+
+@pytest.mark.parametrize(
+    ("tag", "said", "right", "tokenizer"),
+    [
+        ("ja", "東京の気温は今日二十度まで上がりました。", "東京の気温は今日、二十度まで上がった。", "char"),
+        ("pt", "A casa é muito grande, disse ele.", "A casa era muito grande, disse ela.", "13a"),
+    ],
+)
+def test_bleu_and_chrf_are_those_of_sacrebleu_by_words_or_characters(tag, said, right, tokenizer):
+    scores = texts.score_translation({"tgt": right, "language": tag, "script": LANGUAGES[tag].script}, [f" {said}\n"])
+    assert scores.keys() == {"chrf++", "wrong_language", f"bleu_{tokenizer}"}
+    assert scores["chrf++"] == (right, said) and scores["wrong_language"] == 0
+    bleu = getattr(texts, f"bleu_{tokenizer}")([scores[f"bleu_{tokenizer}"]])
+    assert bleu == pytest.approx(sacrebleu.corpus_bleu([said], [[right]], tokenize=tokenizer).score) and bleu > 30
+    chrf = sacrebleu.corpus_chrf([said], [[right]], word_order=2).score
+    assert texts.chrf_plus_plus([scores["chrf++"]]) == pytest.approx(chrf)
+
+
+def test_zero_width_spaces_do_not_count():
+    doc = {"tgt": "ទឹក\u200bភ្លៀង", "language": "km", "script": "Khmr"}
+    assert texts.score_translation(doc, ["ទឹកភ្លៀង"])["chrf++"] == ("ទឹកភ្លៀង", "ទឹកភ្លៀង")
+
+
+def test_thoughts_are_no_part_of_a_summary_or_an_answer():
+    doc = {"summary": "Кіт спить.", "answers": ["Oslo"], "language": "uk", "script": "Cyrl"}
+    for before in ("<think>A cat.\nOslo?</think>\n", "A cat.\nOslo?</think>"):
+        assert texts.score_summary(doc, [before + "Кіт спить."])["rougeL"] == 1
+        assert texts.score_short_answer(doc, [before + "Oslo"])["em"] == 1
+    assert texts.score_summary(doc, ["<think>Кіт спить."])["rougeL"] == 0
+    assert texts.score_short_answer(doc, ["<think>Oslo"]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
+
+
+# ---- Summaries
+
+SENTENCES = [
+    "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+    "東京タワーは昭和三十三年に完成した。",
+    "Київ є столицею України.",
+    "दिल्ली भारत की राजधानी है।",
+    "ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា",
+    "ရန်ကုန်မြို့",
+    "القاهرة هي عاصمة مصر",
+    "서울은 대한민국의 수도이다.",
+    "北京是中国的首都。",
+]
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_identical_texts_have_rouge_1_in_every_script(text):
+    assert all(value.fmeasure == 1 for value in texts.ROUGE.score(text, text).values())
+    assert RougeScorer(["rougeL"]).score(text, text)["rougeL"].fmeasure == 0, "why there is an own tokenizer"
+
+
+def test_rouge_of_plain_english_is_that_of_rouge_score():
+    pairs = [("The cat sat on the mat.", "A cat sat on a mat!"), ("In 2020, 3 men won", "3 men have won in 2020")]
+    for pair in pairs:
+        assert texts.ROUGE.score(*pair) == RougeScorer(["rouge1", "rouge2", "rougeL"]).score(*pair)
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("Čeština má HÁČKY!", ["čeština", "má", "háčky"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया"]),
+        ("東京タワー2号 OK", ["東", "京", "タ", "ワ", "ー", "2", "号", "ok"]),
+        ("ดีครับ", ["ดี", "ค", "รั", "บ"]),
+        ("ＡＢＣ don't", ["abc", "don", "t"]),
+        ("ទឹក\u200bភ្លៀង", ["ទឹ", "ក", "ភ្", "លៀ", "ង"]),
+        ("…", []),
+    ],
+)
+def test_rouge_sees_words_or_characters(text, tokens):
+    assert texts.UnicodeTokenizer().tokenize(text) == tokens
+
+
+def test_rouge_by_hand():
+    # 4 of 5 words in common, all in order: precision 4/5, recall 4/4
+    found = texts.ROUGE.score("уряд ухвалив новий закон", "уряд сьогодні ухвалив новий закон")
+    assert found["rougeL"].fmeasure == pytest.approx(8 / 9)
+    # Of 3 characters, 2 in common
+    assert texts.ROUGE.score("北京市", "北海市")["rouge1"].fmeasure == pytest.approx(2 / 3)
+
+
+# ---- Short answers
+
+
+@pytest.mark.parametrize(
+    "language, said, right, f1",
+    [
+        ("en", "The Beatles!", "beatles", 1),
+        ("en", "in the year 1999", "1999", 0.5),  # in year 1999: precision 1/3, recall 1
+        ("de", "Die Ärzte", "ärzte", 1),
+        ("es", "El Quijote", "quijote", 1),
+        ("fr", "L’Odyssée", "odyssée", 1),
+        ("it", "l'Italia", "Italia", 1),
+        ("pt", "a Torre de Belém", "Torre de Belém", 1),
+        ("pt", "Torre Eiffel", "a Torre de Belém", 0.4),  # 1 of 2, 1 of 3
+        ("da", "en by", "by", 1),
+        ("nb", "et fjell", "fjell", 1),
+        ("fi", "Helsinki.", "helsinki", 1),
+        ("fi", "yksi koira", "koira", 1),
+        ("it", "dell'Italia", "Italia", 1),
+        ("it", "degl’Italiani", "degli Italiani", 1),
+        ("it", "la torre del mare", "torre mare", 1),
+        ("it", "delfino", "fino", 0),  # not a beginning, as in the official evaluation
+        ("hu", "a Duna", "Duna", 1),
+        ("vi", "những bông hoa", "bông hoa", 1),
+        ("ar", "القاهرة", "قاهرة", 1),
+        ("ar", "مقالة", "مقالة", 1),  # ال inside a word stays
+        ("tr", "Ankara'da", "ankarada", 1),
+        ("ru", "«Война и мир»", "война и мир", 1),
+        ("pl", "Łódź", "łódź", 1),
+        ("ko", "서울 시", "서울", 2 / 3),
+        ("ja", "ポール・ザーディン", "ポールザーディン", 1),
+        ("ja", "東京都", "東京", 0.8),  # by characters: 2/3, 1
+        ("zh", "保罗", "保尔", 0.5),
+        ("th", "กรุง", "กรุงเทพ", 8 / 11),  # 4 of 4, 4 of 7
+        ("km", "ក ខ", "កខ", 1),
+    ],
+)
+def test_f1_by_hand(language, said, right, f1):
+    unspaced = LANGUAGES[language].script in UNSPACED
+    tokens = [texts.answer_tokens(text, language, unspaced) for text in (said, right)]
+    assert texts.token_f1(*tokens) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("language", "script", "right"),
+    [("en", "Latn", "The The"), ("en", "Latn", "?"), ("pt", "Latn", "O"), ("ja", "Jpan", "！"), ("ar", "Arab", "ال")],
+)
+def test_an_empty_answer_is_never_right(language, script, right):
+    doc = {"answers": [right], "language": language, "script": script}
+    for nothing in ("", " \n"):
+        assert texts.score_short_answer(doc, [nothing]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
+    assert texts.score_short_answer(doc, [right]) == {"token_f1": 1, "em": 1, "wrong_language": 0}
+    assert texts.score_short_answer(doc, ["Oslo"])["token_f1"] == 0
+
+
+def test_the_best_right_answer_counts_and_the_first_line_only():
+    doc = {"answers": ["1999-01-31", "25.0 episodes"], "language": "en", "script": "Latn"}
+    right = {"token_f1": 1.0, "em": 1.0, "wrong_language": 0.0}
+    assert texts.score_short_answer(doc, ["\n 25 episodes. \nOr maybe 26?"]) == right
+    assert texts.score_short_answer(doc, ["25.0 episodes"]) == right
+    assert texts.score_short_answer(doc, ["Maybe 26\n25 episodes"])["token_f1"] == 0
+
+
+def test_a_right_answer_is_in_the_language_whatever_its_script():
+    doc = {"answers": ["บีบีซี", "BBC"], "language": "th", "script": "Thai"}
+    said = {"BBC": 0, "1999": 0, "The British one": 1}
+    assert {answer: texts.score_short_answer(doc, [answer])["wrong_language"] for answer in said} == said
+
+
+# ---- Whole tasks on real data
+
+
+@pytest.fixture
+def real_data(monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+
+
+GENERATED = [f"sdrrl_{name}" for name in ("xnli_gen_th", "xstorycloze_gen_te", "mmmlu_gen_ko", "belebele_gen_en")]
+TEXTS = ["sdrrl_flores_eng_Latn-jpn_Jpan", "sdrrl_flores_tha_Thai-eng_Latn", "sdrrl_xlsum_hi", "sdrrl_mkqa_pt"]
+FULL = {"chrf++": 100, "bleu_13a": 100, "bleu_char": 100, "rouge1": 1, "rouge2": 1, "rougeL": 1, "token_f1": 1}
+FULL |= {"accuracy": 1, "acc": 1, "em": 1, "invalid": 0}
+
+
+def right(doc, _):
+    if "gold" in doc:
+        return f"({'ABCD'[doc['gold']]})"
+    return doc.get("tgt") or doc.get("summary") or doc["answers"][0]
+
+
+@needs_data
+def test_the_right_answers_get_full_marks_and_others_get_none(real_data):
+    for name, scores in run(right, GENERATED + TEXTS)[0].items():
+        assert scores.pop("wrong_language") <= 0.1, name
+        assert scores == pytest.approx({metric: FULL[metric] for metric in scores}), name
+    for name, scores in run(lambda *_: "", GENERATED + TEXTS)[0].items():
+        assert scores.pop("wrong_language") == 1 and scores.pop("invalid", 1) == 1, name
+        assert set(scores.values()) == {0}, name
+    sentence = "This is an answer in English, whatever the language of the question may have been."
+    for name, scores in run(lambda *_: sentence, GENERATED + TEXTS)[0].items():
+        assert scores["wrong_language"] == float(not name.endswith(("_en", "-eng_Latn"))), name
+        assert scores.get("invalid", 1) == 1 and scores.get("chrf++", 0) < 30, name
+
+
+@needs_data
+def test_a_model_that_finds_the_right_choice_likely_reaches_100_percent(real_data):
+    def likelihood(doc, arguments):
+        choice = arguments[1].strip()
+        if "label" in doc:
+            return 0.0 if f"ถูกต้อง? {('ใช่', 'ดังนั้น', 'ไม่')[doc['label']]}," in choice else -9.0
+        return 0.0 if choice in (doc["choices"][doc["gold"]].strip(), "ABCD"[doc["gold"]]) else -9.0
+
+    tasks = ["sdrrl_mmmlu_pt", "xnli_th", "xstorycloze_sw", "belebele_eng_Latn"]
+    assert {scores["acc"] for scores in run(likelihood, tasks)[0].values()} == {1}
+    wrong, _ = run(lambda doc, arguments: -likelihood(doc, arguments), tasks)
+    assert max(scores["acc"] for scores in wrong.values()) == 0
+
+
+@needs_data
+def test_groups_have_means_and_standard_errors_within_seconds(real_data, monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    # 100 bootstrap samples of the corpus, as for lm-eval's own chrF++, and none of BLEU
+    results = lm_eval.simple_evaluate(
+        Scripted(lambda doc, _: doc["src"]),
+        tasks=["sdrrl_flores_en_xx"],
+        task_manager=manager,
+        limit=3,
+        bootstrap_iters=100,
+    )
+    leaves = {plain(name): scores for name, scores in results["results"].items() if "-" in name}
+    group = results["groups"]["sdrrl_flores_en_xx"]
+    assert len(leaves) == 16 and all("bleu_13a,none" in s or "bleu_char,none" in s for s in leaves.values())
+    assert group["chrf++,none"] == pytest.approx(sum(s["chrf++,none"] for s in leaves.values()) / 16)
+    assert group["chrf++_stderr,none"] > 0 and group["wrong_language_stderr,none"] >= 0

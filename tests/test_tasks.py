@@ -1,0 +1,240 @@
+"""The files of lm_eval_tasks/ as a whole, what the loaders refuse, and `sdrrl doctor`."""
+
+import filecmp
+import gzip
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+
+import datasets
+import pytest
+from conftest import ROOT, data_dir, write_json_lines
+from lm_eval.tasks import TaskManager
+
+from sdrrl_trl.evaluation.doctor import doctor, format_doctor
+from sdrrl_trl.evaluation.suite import leaves, read_tasks
+from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
+from sdrrl_trl.languages import LANGUAGES, script_share
+from sdrrl_trl.tasks import data, flores
+from sdrrl_trl.tasks.language import wrong_language
+
+
+TASKS = ROOT / "lm_eval_tasks"
+PROMPTS = json.loads((TASKS / "prompts.json").read_text(encoding="utf-8"))
+FILES = read_tasks(TASKS)
+BY_NAME = {content["group" if "group" in content else "task"]: content for content in FILES.values()}
+needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+
+
+def test_generating_again_changes_nothing(tmp_path):
+    folder = shutil.copytree(TASKS, tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, folder / "_generate.py"], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    files = [
+        path.relative_to(TASKS) for path in TASKS.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert all(filecmp.cmp(TASKS / path, folder / path, shallow=False) for path in files)
+    assert len(files) == sum(path.is_file() for path in folder.rglob("*"))
+
+
+def test_names_are_ours_given_once_and_versioned():
+    assert len(BY_NAME) == len(FILES)
+    for name, content in BY_NAME.items():
+        tags = content.get("tag", [])
+        assert all(own.startswith("sdrrl_") for own in [name, *tags]), "it may replace one of lm-eval"
+        assert "group" in content or re.fullmatch("sdrrl_lang_[a-z]{2}", *tags)
+        assert "version" in content["metadata"], name
+
+
+def test_every_function_that_a_task_names_can_be_imported():
+    named = {name for content in FILES.values() for name in re.findall(r"!function ([\w.]+)", str(content))}
+    assert len(named) >= 20 and all(name.startswith("sdrrl_trl.tasks.") for name in named)
+    for name in named:
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def members(name):
+    """Leaves of a group, as often as they are reached."""
+    content = BY_NAME.get(name, {})
+    if "group" not in content:
+        return [name]
+    return [leaf for x in content["task"] for leaf in members(x if isinstance(x, str) else x["task"])]
+
+
+def test_groups_hold_tasks_that_exist_once_and_average_only_what_is_alike():
+    known = set(TaskManager(include_path=include_paths(), include_defaults=False).all_tasks)
+    assert {"sdrrl_multilingual", "sdrrl_paper", "sdrrl_safety", "sdrrl_quick"} <= set(BY_NAME) <= known
+    for name, content in BY_NAME.items():
+        found = Counter(members(name))
+        assert set(found) <= known and set(found.values()) == {1}, name
+        assert all(not entry["weight_by_size"] for entry in content.get("aggregate_metric_list", ()))
+    for name in ("sdrrl_multilingual", "sdrrl_paper", "sdrrl_safety", "sdrrl_quick"):
+        assert "aggregate_metric_list" not in BY_NAME[name]
+    assert len(members("sdrrl_flores")) == 32 and len(members("sdrrl_multijail")) == 10
+    assert set(members("sdrrl_multilingual")) == set(leaves(TASKS))
+
+
+def test_the_tasks_are_found_without_lm_evals_own_index():
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    assert "sdrrl_multilingual" in manager.all_groups and "sdrrl_lang_th" in manager.all_tags
+    assert "xnli_th" not in manager.all_tasks
+
+
+def test_the_functions_of_the_tasks_are_found_without_torch():
+    code = "import sys, sdrrl_trl.tasks.choice, sdrrl_trl.tasks.judge; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+NEEDED_BY = {
+    "choose": ("belebele", "mmmlu", "xnli", "xstorycloze"),
+    **dict.fromkeys(("premise", "hypothesis", "nli", "nli_choices"), ("xnli",)),
+    "story": ("xstorycloze",),
+    "short_answer": ("mkqa",),
+    "summarize": ("xlsum",),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES.values(), ids=lambda language: language.tag)
+def test_prompts_are_there_in_script_and_language(language):
+    prompts = PROMPTS.get(language.tag, {})
+    needed = {key for key, benchmarks in NEEDED_BY.items() if set(benchmarks) & set(language.benchmarks)}
+    assert set(prompts) == needed
+    texts = [text for value in prompts.values() for text in ([value] if isinstance(value, str) else value)]
+    assert len(set(texts)) == len(texts) and len(prompts.get("nli_choices", "123")) == 3
+    for text in texts:
+        assert text == unicodedata.normalize("NFC", text).strip() and "{" not in text  # they stand in templates
+        assert script_share(text, language.script) == 1
+    assert not texts or wrong_language(" ".join(texts), language.tag, language.script) == 0
+
+
+# ---- What the loaders refuse
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder for data, and how to write into it."""
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8") if isinstance(content, str) else write_json_lines(path, content)
+
+    return write
+
+
+XNLI = {"premise": "a\u2028b", "hypothesis": "c", "label": 0}
+PKU = {"prompt": "secret", "response_0": "a", "response_1": "b", "safer_response_id": 1}
+STORY = {"context": "A.B", "sentence_quiz1": "x", "sentence_quiz2": "y", "answer_right_ending": "2"}
+MKQA = {"question": "x", "answers": ["Oslo"]}
+PAIR = {"src": "eng_Latn", "tgt": "jpn_Jpan", "src_name": "English", "tgt_name": "Japanese"}
+PAIR |= {"language": "ja", "script": "Jpan"}
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "content", "named"),
+    [
+        (lambda: data.load_xnli("th"), "x", "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
+        (lambda: data.load_xnli("th"), "xnli/th.jsonl", json.dumps(XNLI) + "\n{", "line 2 is no JSON"),
+        (lambda: data.load_xnli("th"), "xnli/th.jsonl", [XNLI, XNLI | {"premise": ""}], "line 2 has no premise"),
+        (
+            lambda: data.load_xnli("th"),
+            "xnli/th.jsonl",
+            [XNLI | {"label": 3}],
+            "XNLI in th: label is '3', none of 0, 1",
+        ),
+        (lambda: data.load_xnli("th"), "xnli/th.jsonl", "\n", "no row in xnli/th.jsonl"),
+        (lambda: data.load_xstorycloze("sw"), "xstorycloze/sw.jsonl", [STORY | {"answer_right_ending": "12"}], "'12'"),
+        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [{"question": "x"}], "no answers"),
+        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [MKQA, MKQA | {"answers": "Oslo"}], "row 2"),
+        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [MKQA | {"answers": [None]}], "row 1"),
+        (
+            lambda: data.load_multijail("en", "Latn"),
+            "multijail/MultiJail.csv",
+            "\ufeffid,tags,zh\n1,x,y\n",
+            "no column en",
+        ),
+        (
+            lambda: data.load_multijail("en", "Latn"),
+            "multijail/MultiJail.csv",
+            'id,tags,en\n7,x,secret\n8,x," "\n',
+            "id 8 ",
+        ),
+        (
+            lambda: data.load_pku_pairs(),
+            "pku_saferlhf/pairs.jsonl",
+            [PKU, PKU | {"prompt": " "}],
+            "row 2 has no prompt",
+        ),
+        (
+            lambda: data.load_pku_prompts(),
+            "pku_saferlhf/pairs.jsonl",
+            [PKU, PKU | {"response_0": None}],
+            "2 has no resp",
+        ),
+        (
+            lambda: data.load_pku_pairs(),
+            "pku_saferlhf/pairs.jsonl",
+            [PKU | {"safer_response_id": 2}],
+            "'2', none of 0",
+        ),
+        (lambda: flores.load_flores(**PAIR), "flores200/devtest/eng_Latn.devtest", "one\n", r"jpn_Jpan\.devtest"),
+    ],
+)
+def test_missing_files_and_damaged_rows_are_named_and_no_text_is_shown(load, name, content, named, folder):
+    folder(name, content)
+    with pytest.raises((ValueError, FileNotFoundError), match=named) as error:
+        load()
+    assert "secret" not in str(error.value)
+
+
+def test_rows_are_divided_by_line_feeds_only_and_sentences_belong_together(folder):
+    folder("xnli/th.jsonl", json.dumps(XNLI, ensure_ascii=False) + "\n")
+    assert data.load_xnli("th", pretrained="x", version=1.0)["validation"][0]["premise"] == "a\u2028b"
+    folder("flores200/devtest/eng_Latn.devtest", "one\u2028still one\ntwo\n")
+    folder("flores200/devtest/jpn_Jpan.devtest", "一\n二\n")
+    assert flores.load_flores(**PAIR)["devtest"]["src"] == ["one\u2028still one", "two"]
+    folder("flores200/devtest/jpn_Jpan.devtest", "一\n")
+    with pytest.raises(ValueError, match="2 sentences in eng_Latn, but 1 in jpn_Jpan"):
+        flores.load_flores(**PAIR)
+
+
+def test_only_what_can_be_scored_is_kept(folder, monkeypatch, tmp_path):
+    safe = [(True, True), (False, True), (False, False), (True, False)]
+    folder("pku_saferlhf/pairs.jsonl", [PKU | {"is_response_0_safe": a, "is_response_1_safe": b} for a, b in safe])
+    assert len(data.load_pku_pairs()["test"]) == 2 and len(data.load_pku_prompts()["test"]) == 1
+    folder("xlsum/th.jsonl", [{"text": "long text", "summary": "s"}])
+    assert data.load_xlsum("thai", "th", "Thai", max_article_chars="4")["test"]["text"] == ["long"]
+    answers = [
+        {"type": "entity", "text": "Oslo", "aliases": ["Kristiania"]},
+        {"type": "number", "text": "3.0"},
+        {"type": "unanswerable", "text": None},
+        {"type": "long_answer", "text": None},
+    ]
+    items = [{"queries": {"no": f"{answer['type']}?"}, "answers": {"no": [answer]}} for answer in answers]
+    (tmp_path / "mkqa.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, items)).encode()))
+    monkeypatch.delenv("SDRRL_DATA_DIR")
+    monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, url: str(tmp_path / "mkqa.gz"))
+    rows = data.load_mkqa("no", "nb", "Latn", version=1.0)["test"]
+    assert rows["question"] == ["entity?", "number?"] and rows["answers"] == [["Oslo", "Kristiania"], ["3.0"]]
+
+
+@needs_data
+def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+    problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
+    assert [name for name, problem in problems.items() if problem is None] == [
+        "sdrrl_xnli_gen_th",
+        "xnli_th",
+        "sdrrl_pku_saferlhf",
+    ]
+    table = format_doctor(problems)
+    assert "| language | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
+    assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language
+    assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", table) and "(2)" not in table
