@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CannedGenerator, data_dir
+from conftest import CannedGenerator, data_dir, write_json_lines
 from lm_eval.api.task import Task
 from peft import LoraConfig, get_peft_model
 from test_build import build_transfer_set, config
@@ -179,6 +179,34 @@ def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_mode
     folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
     samples = load_results(folder)["base"]["sdrrl_heldout_gen_pt"]["samples"]
     assert all("system\nBe kind." in sample["prompt"] for sample in samples)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, adapter, tmp_path, template):
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": f"You are pilot number {i}."},
+                {"role": "user", "content": f"Where is gate {i}?"},
+                {"role": "assistant", "content": "Which gate do you mean?"},
+                {"role": "user", "content": f"The one beside shop number {i}, please."},
+            ]
+        }
+        for i in range(24)
+    ]
+    file = str(write_json_lines(tmp_path / "turns.jsonl", rows))
+    transfer_set = build_transfer_set(
+        config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind."), CannedGenerator()
+    )
+    more = {"apply_chat_template": template}
+    results = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **more)))
+    samples = results["base"]["sdrrl_heldout_gen_en"]["samples"] + results["base"]["sdrrl_heldout_bpb_en"]["samples"]
+    assert len(samples) == 12
+    for sample in samples:
+        number = int(sample["prompt"].partition("pilot number ")[2].partition(".")[0])
+        assert all(message["content"] in sample["prompt"] for message in rows[number]["messages"])
+        assert "Be kind" not in sample["prompt"]
+        assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in sample["prompt"]) == template
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from sdrrl_trl.evaluation.models import base_of, processes
 from sdrrl_trl.evaluation.run_tasks import RESULT_KEYS, environment, run_tasks
 from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
-from sdrrl_trl.evaluation.tasks import held_out_tasks
+from sdrrl_trl.evaluation.tasks import ask_whole_conversation, held_out_tasks
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, clear_stage, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -210,6 +210,7 @@ def select_tasks(config: EvaluationConfig) -> Selection:
         held_out = held_out_tasks(Path(config.transfer_set), config.max_gen_toks)
         wanted = {get_language(language).tag for language in config.languages or ()}
         held_out = {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
-        selection.tasks |= selection.manager.load(list(held_out.values()))["tasks"]
+        loaded = selection.manager.load(list(held_out.values()))["tasks"]
+        selection.tasks |= {name: ask_whole_conversation(task) for name, task in loaded.items()}
         selection.languages |= {name: language_of(name) for name in held_out}
     return selection

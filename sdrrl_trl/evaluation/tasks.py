@@ -86,6 +86,7 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
     return {
         "test": rows.map(
             lambda row: {
+                "messages": row["prompt"],
                 "question": row["prompt"][-1]["content"],
                 "answer": row["completion"][0]["content"],
                 "language": language,
@@ -93,6 +94,22 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             remove_columns=rows.column_names,
         )
     }
+
+
+def ask_whole_conversation(task: Any) -> Any:
+    """
+    Has a held-out task ask with all messages of a row. lm-eval itself knows one question for each item, and one system
+    message for all, so earlier turns and a row's own system message would be lost.
+    """
+
+    def context(doc: dict[str, Any], apply_chat_template: bool = False, chat_template: Any = None, **_: Any) -> str:
+        # The system message of the transfer set, which lm-eval would put before, is in the rows already
+        if apply_chat_template:
+            return chat_template(doc["messages"], add_generation_prompt=True)
+        return "\n\n".join(message["content"] for message in doc["messages"])
+
+    task.fewshot_context = context
+    return task
 
 
 def process_generation(doc: dict[str, str], results: list[str]) -> dict[str, Any]:
