@@ -31,8 +31,9 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     if changed:
         differences = "; ".join(f"{key}: was {recorded.get(key)!r}, is {options.get(key)!r}" for key in changed)
         raise SDRRLError(
-            f"{folder} was made with other options ({differences}). Going on would mix both. Set them back, choose "
-            f"another `output_dir`, or redo the stage with `--overwrite_stage {stage}`."
+            f"{folder} was made with other options ({differences}). Going on would mix both. Set them back, or choose "
+            "another `output_dir`"
+            + ("." if stage == "evaluate" else f", or redo the stage with `--overwrite_stage {stage}`.")
         )
 
 

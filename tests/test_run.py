@@ -44,7 +44,7 @@ def run_config(tiny_model, seeds, tmp_path):
             "save_steps": 5,
             "report_to": "none",
         },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "max_gen_toks": 8, "dtype": "float32"},
+        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"},
     }
 
 

@@ -19,8 +19,8 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
+from sdrrl_trl.evaluation.evaluate import prepare_tasks
 from sdrrl_trl.evaluation.models import no_tying, watch_for_nan
-from sdrrl_trl.evaluation.run_tasks import prepare_tasks
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.transfer.publish import load_manifest
@@ -139,7 +139,7 @@ class LMEvalCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         with _undisturbed(self.trainer):
-            self._tasks = select(self.task_names, self.languages).tasks
+            self._tasks = select(self.task_names, self.languages)
         prepare_tasks(self._tasks, self.limit, self.trainer.accelerator.num_processes)
         if self.at_start and state.global_step == 0:
             self._evaluate()
