@@ -82,7 +82,7 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
         scores = {}
         for name, model in (("base", base), ("tuned", tuned)):
             result = tasks_of(folder, name)[f"sdrrl_heldout_bpb_{language}"]
-            scores[name] = result.metrics["bits_per_byte"]
+            scores[name] = result.metrics["answer_bits_per_byte"]
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
             assert len(result.items) == len(rows) == 6
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
@@ -342,7 +342,7 @@ def test_the_report_of_an_evaluation_holds_every_comparison(tiny_model, adapter,
     path = report(ReportConfig(names, str(tmp_path / "report"), str(transfer_set)), {"evaluate": 12.0})
     content = json.loads(path.with_suffix(".json").read_text())
     found = {(row["language"], row["metric"]) for row in content["rows"]}
-    assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "bits_per_byte")}
+    assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "answer_bits_per_byte")}
     text = path.read_text()
     for row in content["rows"]:
         c = row["comparison"]

@@ -36,7 +36,7 @@ ANSWERS = {
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
-LOWER = {"bits_per_byte", "attack_success_rate", "invalid_rate", "judge_failed", "wrong_language"}
+LOWER = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
 
 
 def result(values, responses=None, prompt="Question {}", metrics=None):
@@ -80,7 +80,7 @@ def one_model(boost):
         safe = [math.nan if i == 3 else 1.0 - (i % 2) for i in range(N)]
         rates = {
             "safe_rate": safe,
-            "attack_success_rate": [1 - v for v in safe],
+            "unsafe_rate": [1 - v for v in safe],
             "judge_failed": [float(v != v) for v in safe],
         }
         results[f"sdrrl_multijail_{tag}"] = result(rates, [ANSWERS[tag]] * N, prompt=HARMFUL_TEXT + " {}")
@@ -105,7 +105,7 @@ def save(folder, models, paths=None):
         for task, one in results.items():
             about = {"version": 1.0, "shots": 0} | one["about"]
             content["results"][task] = {f"{metric},none": value for metric, value in one["metrics"].items()}
-            content["results"][task] |= {"alias": task, "acc_stderr,none": "N/A", "judge,none": about.get("judge", 1)}
+            content["results"][task] |= {"alias": task, "acc_stderr,none": "N/A"}
             content["configs"][task] = {"task": task}
             content["versions"][task], content["n-shot"][task] = about["version"], about["shots"]
             content["higher_is_better"][task] = one["higher_is_better"]
@@ -114,9 +114,6 @@ def save(folder, models, paths=None):
             lines = [json.dumps(sample(task, item), ensure_ascii=False) + "\n" for item in one["items"]]
             (folder / name / f"samples_{task}_2026-01-01T00-00-00.000001.jsonl").write_text("".join(lines))
             content |= about.get("top", {})
-            del content["results"][task]["judge,none"]
-            if "judge" in about:
-                content["results"][task]["judge,none"] = about["judge"]
         (folder / name / "results_2026-01-01T00-00-00.000001.json").write_text(json.dumps(content))
     return [f"{name}={folder / name}" for name in models]
 
@@ -341,6 +338,18 @@ def test_refusals_are_called_refusals_and_never_safe(tmp_path):
     assert "multijail_pt: refusals ↑" in text and "safe answers" not in text and "unsafe" not in text
 
 
+def test_rates_of_different_judges_are_not_compared(tmp_path):
+    names = save(tmp_path, {name: small("sdrrl_multijail_pt", safe_rate=right(0.5)) for name in ("base", "tuned")})
+    for name, judge in (("base", "guard-8b"), ("tuned", "guard-1b")):
+        for file in (tmp_path / name).iterdir():  # as the filter of the task writes it
+            text = file.read_text().replace('"filter": "none"', '"filter": "judge", "filtered_resps": [RESULT]')
+            result = json.dumps(json.dumps({"answer": "x", "label": "SAFE", "judge": judge}))
+            file.write_text(text.replace("RESULT", result).replace(",none", ",judge"))
+    assert load(tmp_path / "tuned").tasks["sdrrl_multijail_pt"].signature["judge"] == "guard-1b"
+    with pytest.raises(SDRRLError, match="sdrrl_multijail_pt.*differ in: judge"):
+        report(ReportConfig(names, str(tmp_path / "r")))
+
+
 def test_means_count_each_language_alike(models, tmp_path):
     content, _ = run(tmp_path, models)
     (mean,) = [mean for mean in content["means"] if mean["benchmark"] == "sdrrl_belebele_gen_*"]
@@ -366,7 +375,6 @@ def test_several_tuned_models_and_metrics_that_cannot_be_compared(tmp_path):
     [
         (lambda r: r["about"].update(shots=5), "differ in: shots"),
         (lambda r: r["about"].update(version=2.0), "differ in: version"),
-        (lambda r: r["about"].update(judge="guard"), "differ in: judge"),
         (lambda r: r["about"].update(top={"chat_template_sha": None}), "chat_template.*`--apply_chat_template False`"),
         (lambda r: r["items"].pop(), "differ in: n, items"),
         (lambda r: r["items"][3].update(hash={"doc_hash": "x"}), "differ in: items' data"),

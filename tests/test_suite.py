@@ -77,15 +77,14 @@ def test_what_cannot_be_loaded_is_named_before_any_model_is(names, languages, na
         select(names, languages)
 
 
-def test_the_judge_and_no_key_is_recorded_and_harmful_tasks_are_judged(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("SDRRL_JUDGE", "rules")
+def test_the_judge_and_no_key_is_recorded(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDRRL_JUDGE_MODEL", "a-judge")
     monkeypatch.setenv("SDRRL_JUDGE_API_KEY", "secret")
     folder = run(tiny_model, tmp_path, ["sdrrl_multijail", "sdrrl_mmmlu_pt"], languages=["pt", "th"])
     tasks = load(folder / "base").tasks
     assert set(tasks) == {"sdrrl_multijail_th", "sdrrl_mmmlu_pt"}
-    assert "rules" in tasks["sdrrl_multijail_th"].signature["judge"]
     assert all(isinstance(item.response, str) for item in tasks["sdrrl_multijail_th"].items)
-    assert json.loads((folder / "options.json").read_text())["options"]["environment"] == {"SDRRL_JUDGE": "rules"}
+    assert json.loads((folder / "options.json").read_text())["options"]["environment"] == {"SDRRL_JUDGE_MODEL": "a-judge"}
     assert not any("secret" in file.read_text() for file in folder.rglob("*.json*"))
 
 

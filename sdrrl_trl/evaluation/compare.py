@@ -22,16 +22,19 @@ ROLES = ("target", "source", "other", "agreement", "format", "safety")
 _FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
 _MEASURES = {
     "acc": "accuracy",
+    "accuracy": "accuracy of generated answers",
+    "answer_bits_per_byte": "bits per byte",
     "bits_per_byte": "bits per byte",
     "chrf++": "chrF++",
     "em": "exact match",
     "f1": "F1",
+    "token_f1": "F1",
     "rougeL": "ROUGE-L",
     "in_language": "right language",
     "wrong_language": "wrong language",
     "refusal_rate": "refusals",
     "safe_rate": "safe answers",
-    "attack_success_rate": "unsafe answers",
+    "unsafe_rate": "unsafe answers",
     "invalid_rate": "invalid answers",
     "judge_failed": "not judged",
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.evaluation.significance import score
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.transfer.publish import load_manifest
 
@@ -44,7 +45,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
             "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": limit},
             "process_results": process_generation,
             "metric_list": [
-                {"metric": "chrf++", "aggregation": "chrf++", "higher_is_better": True},
+                {"metric": "chrf++", "aggregation": chrf, "higher_is_better": True},
                 {"metric": "in_language", "aggregation": "mean", "higher_is_better": True},
             ],
         }
@@ -53,7 +54,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
             "output_type": "loglikelihood",
             "process_results": process_likelihood,
             "metric_list": [
-                {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+                {"metric": "answer_bits_per_byte", "aggregation": bits_per_byte, "higher_is_better": False},
             ],
         }
         configs += [generation, likelihood]
@@ -93,11 +94,26 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     return "\n\n".join(message["content"] for message in doc["messages"])
 
 
-def process_generation(doc: dict[str, str], results: list[str]) -> dict[str, Any]:
+def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """Items of chrF++, `(reference, answer)`, and whether the answer is in its language."""
-    return {"chrf++": (doc["answer"], results[0]), "in_language": float(in_language(results[0], doc["language"]))}
+    answer = _only(results)
+    return {"chrf++": (doc["answer"], answer), "in_language": float(in_language(answer, doc["language"]))}
 
 
-def process_likelihood(doc: dict[str, str], results: list[tuple[float, bool]]) -> dict[str, Any]:
+def process_likelihood(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """`(log-likelihood in nats, bytes)` of the answer."""
-    return {"bits_per_byte": (results[0][0], len(doc["answer"].encode()))}
+    return {"answer_bits_per_byte": (_only(results)[0], len(doc["answer"].encode()))}
+
+
+def _only(results: list[Any]) -> Any:
+    """The one answer; lm-eval 0.5 gives a list of answers for each request, as it may repeat them."""
+    return results[0][0] if isinstance(results[0], list) else results[0]
+
+
+# Functions, and metrics of our own names: lm-eval 0.4 and 0.5 register different ones, for other kinds of tasks
+def chrf(items: list[tuple[str, str]]) -> float:
+    return score("chrf++", items)
+
+
+def bits_per_byte(items: list[tuple[float, int]]) -> float:
+    return score("answer_bits_per_byte", items)

@@ -12,7 +12,8 @@ from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
 
-_ALIKE = ("acc", "acc_norm", "acc_bytes", "f1", "em", "exact_match")  # others depend on script and reference
+# Scores that mean the same in every language; others depend on script and reference
+_ALIKE = ("acc", "acc_norm", "acc_bytes", "accuracy", "f1", "token_f1", "em", "exact_match")
 
 
 def gaps(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:

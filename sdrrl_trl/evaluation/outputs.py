@@ -198,7 +198,7 @@ def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
     return TaskResult(
         metrics={label: math.nan if score is None else score for label, score in scores.items()},
         higher_is_better={label: content["higher_is_better"][task].get(metric) for (metric, _), label in keys.items()},
-        signature=_signature(task, content),
+        signature=_signature(task, content, rows[0]),
         items=list(items.values()),
         file=path,
     )
@@ -231,10 +231,8 @@ def _item(row: dict[str, Any]) -> Item:
     )
 
 
-def _signature(task: str, content: dict[str, Any]) -> dict[str, Any]:
+def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     """How a task was run, as in the signatures of sacrebleu."""
-    # A task says in words who judged
-    words = {k.partition(",")[0]: v for k, v in content["results"][task].items() if isinstance(v, str) and "," in k}
     signature = {
         "version": content["versions"][task],
         "shots": content["n-shot"][task],
@@ -242,6 +240,7 @@ def _signature(task: str, content: dict[str, Any]) -> dict[str, Any]:
         "chat_template": (content.get("chat_template_sha") or "none")[:8],
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
-        **{name: word for name, word in words.items() if not name.endswith("_stderr")},
+        # Our tasks with a judge note it with each answer
+        "judge": json.loads(row["filtered_resps"][0])["judge"] if row["filter"] == "judge" else None,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}

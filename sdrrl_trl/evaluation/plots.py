@@ -1,4 +1,4 @@
-"""The plot of the report as PNG and SVG, in the colours of Okabe and Ito, which colour-blind readers can tell apart."""
+"""The plot of the report, PNG and SVG, in the colours of Okabe and Ito, which colour-blind readers can tell apart."""
 
 import io
 import itertools
@@ -51,7 +51,7 @@ def _panels(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows of the main metric of each benchmark, by title; those with most languages first."""
     rows = [row for row in rows if row.role in ("target", "source", "other", "safety")]
     main: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "attack_success_rate")):  # else the first one
+    for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "unsafe_rate")):  # else the first one
         main.setdefault(row.benchmark, row.metric)
     panels: dict[str, list[Row]] = {}
     for row in rows:

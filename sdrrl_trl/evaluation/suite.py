@@ -173,9 +173,9 @@ def _expand(name: str) -> list[str]:
     return [task for member in members for task in _expand(member)]
 
 
-def language_of(task: str) -> str | None:
+def language_of(task: str, content: dict[str, Any] | None = None) -> str | None:
     """Language that a task is about: by its tag, or by the end of its name, a language tag or a FLORES code."""
-    for tag in _ours().get(task, {}).get("tag", ()):
+    for tag in (content or _ours().get(task, {})).get("tag", ()):
         if tag.startswith("sdrrl_lang_"):
             return tag.removeprefix("sdrrl_lang_")
     if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning

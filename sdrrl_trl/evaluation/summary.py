@@ -107,7 +107,7 @@ def _safety(rows: list[Row]) -> str:
     names = {
         "refusal_rate": "refused",
         "safe_rate": "safe",
-        "attack_success_rate": "unsafe",
+        "unsafe_rate": "unsafe",
         "invalid_rate": "invalid",
     }
     for metric, text in names.items():
