@@ -44,7 +44,9 @@ def seconds(command, folder):
 def ours(models, tasks, limit, folder):
     names = [f"{name}={path}" for name, path in models.items()]
     command = [sys.executable, "-m", "sdrrl_trl", "evaluate", "--models", *names, "--tasks", *sum(tasks, [])]
-    return seconds([*command, "--limit", str(limit), "--dtype", "float32", "--output_dir", f"{folder}/ours"], ROOT)
+    return seconds(
+        [*command, "--limit", str(limit), "--model_args", "dtype=float32", "--output_dir", f"{folder}/ours"], ROOT
+    )
 
 
 def lm_eval(models, groups_of_tasks, limit, folder):
@@ -68,13 +70,14 @@ def lm_eval(models, groups_of_tasks, limit, folder):
 
 def compare_scores(folder):
     """Largest difference between the scores of the two."""
+    from sdrrl_trl.evaluation.outputs import load
+
     worst, n = 0.0, 0
     for file in Path(folder).glob("theirs/*/*/*/results_*.json"):
-        model = file.relative_to(folder).parts[1]
-        for task, scores in json.loads(file.read_text())["results"].items():
-            metrics = json.loads((Path(folder) / "ours" / model / f"{task}.json").read_text())["metrics"]
-            for metric, value in metrics.items():
-                worst, n = max(worst, abs(value - scores[f"{metric},none"])), n + 1
+        ours = load(Path(folder) / "ours" / file.relative_to(folder).parts[1])
+        for task, result in load(file).tasks.items():
+            for metric, value in result.metrics.items():
+                worst, n = max(worst, abs(value - ours.tasks[task].metrics[metric])), n + 1
     return worst, n
 
 
@@ -82,7 +85,7 @@ def index_seconds():
     """Time of indexing our suite, and everything that lm-eval has, in turn."""
     from lm_eval.tasks import TaskManager
 
-    from sdrrl_trl.evaluation.tasks import include_paths
+    from sdrrl_trl.evaluation.suite import include_paths
 
     times = {"ours": [], "lm_eval": []}
     for _ in range(3):

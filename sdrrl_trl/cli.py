@@ -125,6 +125,8 @@ def _evaluate(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     from sdrrl_trl.evaluation.report import ReportConfig, report
 
+    if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
+        arguments = ["--models", *arguments]
     (config,) = _with_config((ReportConfig,), arguments, "sdrrl report")
     _print_report(report(config))
 
@@ -160,7 +162,7 @@ def _demo(arguments: list[str]) -> None:
 
 def _tasks(arguments: list[str]) -> None:
     argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
-    from sdrrl_trl.evaluation.tasks import tasks_dir
+    from sdrrl_trl.evaluation.suite import tasks_dir
 
     print(tasks_dir())
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
-from sdrrl_trl.utils import SDRRLError, check_output_dir, require, timed
+from sdrrl_trl.stages import clear_stage
+from sdrrl_trl.utils import SDRRLError, check_output_dir, read_json, require, timed
 
 
 SECTIONS = ("build", "train", "evaluate", "report")
@@ -48,7 +49,6 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if overwrite_stage:
         if overwrite_stage in STAGES:
             sections["build"]["overwrite_stage"] = overwrite_stage
-        sections["evaluate"]["overwrite_stage"] = "evaluate"
     (build_config,) = parse((TransferConfig,), sections["build"], [], "build")
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
@@ -56,15 +56,17 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     Plan(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
-    if not {report_config.base, *report_config.tuned} <= set(evaluation_config.model_paths):
-        raise SDRRLError("`report`: the models of a run are called `base` and `tuned`. Leave the two options out.")
     if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
         raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
 
     build_transfer_set(build_config)
     train(*train_configs)
+    if overwrite_stage:
+        clear_stage(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
-    return report(report_config)
+    folders = (output_dir, *(Path(sections[name]["output_dir"]) for name in ("build", "train", "evaluate")))
+    files = [folder / "timings.json" for folder in folders if (folder / "timings.json").exists()]
+    return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
 
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
@@ -96,10 +98,8 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
             "output_dir": folders["evaluation"],
         },
         "report": {
-            "evaluation": folders["evaluation"],
+            "models": [f"{name}={folders['evaluation']}/{name}" for name in ("base", "tuned")],
             "output_dir": folders["report"],
-            "timings": [f"{folder}/timings.json" for folder in (output_dir, *list(folders.values())[:3])],
-            "trainer_state": f"{folders['model']}/training.json",
             "transfer_set": folders["transfer_set"],
         },
     }
@@ -160,8 +160,9 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     config["build"]["model_name_or_path"] = model
     if not _bfloat16_is_fast():
         print("Computing in float32: bfloat16 is several times slower on this processor", file=sys.stderr)
-        for section in ("build", "train", "evaluate"):
+        for section in ("build", "train"):
             config[section]["dtype"] = "float32"
+        config["evaluate"]["model_args"] = "dtype=float32"
         config["train"]["bf16"] = False
     return run(config, folder, output_dir, overwrite_stage)
 

@@ -33,7 +33,7 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
         raise SDRRLError(
             f"{folder} was made with other options ({differences}). Going on would mix both. Set them back, or choose "
             "another `output_dir`"
-            + ("." if stage == "train" else f", or redo the stage with `--overwrite_stage {stage}`.")
+            + ("." if stage in ("train", "evaluate") else f", or redo the stage with `--overwrite_stage {stage}`.")
         )
 
 

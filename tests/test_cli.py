@@ -53,7 +53,7 @@ BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages"
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
         (["build", "--config", "missing.yaml"], "Cannot read the configuration"),
         (["evaluate", "--models", "x", "--tasks", "sdrrl_heldout"], "name=path"),
-        (["report", "--evaluation", "missing"], "no finished evaluation"),
+        (["report", "base=missing", "tuned=missing"], "There are no results in missing"),
         (["run", "--config", "missing.yaml"], "Cannot read the configuration"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
         ({"evaluate": {"tasks": []}}, "expected at least one argument"),
         ({"evaluate": {"batch_size": None}}, "`batch_size` is empty"),
-        ({"report": {"base": "basis"}}, "called `base` and `tuned`"),
+        ({"report": {"models": ["a=b", "c=d"]}}, "which `sdrrl run` sets itself"),
         ({"report": [1]}, "`report` must hold options"),
     ],
 )

@@ -1,31 +1,31 @@
 import json
 import math
+import os
 import shutil
-from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CannedGenerator, data_dir
+from conftest import ROOT, CannedGenerator, data_dir, write_json_lines
 from lm_eval.api.task import Task
 from peft import LoraConfig, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
-from sdrrl_trl.evaluation import run_tasks
-from sdrrl_trl.evaluation.evaluate import load_evaluation, load_results
+from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.models import base_of
+from sdrrl_trl.evaluation.outputs import load, save
 from sdrrl_trl.evaluation.report import ReportConfig, report
-from sdrrl_trl.evaluation.run_tasks import chunks
-from sdrrl_trl.evaluation.suite import language_of
-from sdrrl_trl.evaluation.tasks import tasks_dir
-from sdrrl_trl.utils import write_json
 
 
 @pytest.fixture
 def transfer_set(seeds, tmp_path):
-    return build_transfer_set(config(seeds, tmp_path / "set", test_size=0.25), CannedGenerator())
+    return build_transfer_set(config(seeds, tmp_path / "set", test_size=0.25, max_new_tokens=8), CannedGenerator())
 
 
 @pytest.fixture
@@ -39,8 +39,19 @@ def adapter(tiny_model, tmp_path):
 
 def options(tiny_model, adapter, transfer_set, folder, **more):
     models = [f"base={tiny_model}", f"tuned={adapter}"]
-    base = {"models": models, "tasks": ["sdrrl_heldout"], "transfer_set": transfer_set, "max_gen_toks": 8}
-    return EvaluationConfig(**{**base, "output_dir": str(folder), "dtype": "float32", **more})
+    base = {"models": models, "tasks": ["sdrrl_heldout"], "transfer_set": transfer_set}
+    return EvaluationConfig(**{**base, "output_dir": str(folder), "model_args": "dtype=float32", **more})
+
+
+def tasks_of(folder, *names):
+    """Results of models by task, or of the only one that is named."""
+    found = [load(folder / name).tasks for name in names]
+    return found[0] if len(names) == 1 else found
+
+
+def answers_of(result):
+    """What must be the same if the same model is asked the same again."""
+    return result.metrics, result.items
 
 
 def bits_per_byte(model, tokenizer, rows):
@@ -61,7 +72,7 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
     from datasets import load_dataset
     from peft import PeftModel
 
-    results = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")))
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
@@ -70,18 +81,54 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
         rows = test.filter(lambda row, kind=kind: row["kind"] == kind)
         scores = {}
         for name, model in (("base", base), ("tuned", tuned)):
-            result = results[name][f"sdrrl_heldout_bpb_{language}"]
-            scores[name] = result["metrics"]["bits_per_byte"]
+            result = tasks_of(folder, name)[f"sdrrl_heldout_bpb_{language}"]
+            scores[name] = result.metrics["answer_bits_per_byte"]
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
-            assert len(result["samples"]) == len(rows) == 6
+            assert len(result.items) == len(rows) == 6
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
+
+
+def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")) / "tuned"
+    (file,) = folder.glob("results_*.json")
+    content = json.loads(file.read_text(), parse_constant=pytest.fail)
+    keys = {"results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config", "date"}
+    keys |= {"task_hashes", "model_source", "model_name", "chat_template_sha", "system_instruction", "lm_eval_version"}
+    assert keys <= set(content) and content["model_name"] == adapter
+    assert content["config"]["model_args"] == {"pretrained": tiny_model, "peft": adapter, "dtype": "float32"}
+    date = file.stem.removeprefix("results_")
+    assert {f.name for f in folder.glob("samples_*")} == {f"samples_{t}_{date}.jsonl" for t in content["results"]}
+    rows = (folder / f"samples_sdrrl_heldout_gen_pt_{date}.jsonl").read_text().splitlines()
+    row = json.loads(rows[0], parse_constant=pytest.fail)
+    assert {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash"} <= set(row)
+    assert row["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] == 8  # that of the transfer set
+    assert len(rows) == 6 and not list(folder.glob(".unfinished*"))
+
+
+def test_numbers_that_json_has_not_are_null_and_counted(tmp_path):
+    sample = {"doc_id": 0, "doc": {}, "target": "x", "arguments": [("p", "a")], "resps": [["r"]], "filter": "none"}
+    sample |= {"filtered_resps": ["r"], "doc_hash": "a", "prompt_hash": "b", "target_hash": "c"}
+    results = {
+        "results": {"t": {"f1,none": math.nan}},
+        "configs": {"t": {}},
+        "n-samples": {"t": {"original": 1, "effective": 1}},
+        "samples": {"t": [sample | {"f1": math.nan, "perplexity": [math.inf, 2]}]},
+        **{"versions": {"t": 0}, "n-shot": {"t": 0}, "higher_is_better": {"t": {"f1": True}}},
+    }
+    about = {"model_source": "hf", "model_args": {"pretrained": "m"}, "system_instruction": None}
+    assert save(tmp_path, results, about | {"chat_template": None, "fewshot_as_multiturn": False}) == 3
+    for file in tmp_path.iterdir():
+        for line in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)
+    result = load(tmp_path).tasks["t"]
+    assert math.isnan(result.metrics["f1"]) and result.items[0].scores == {"f1": None}
 
 
 def test_several_adapters_on_one_base_do_not_add_up(tiny_model, adapter, transfer_set, tmp_path):
     models = [f"base={tiny_model}", f"a={adapter}", f"b={adapter}", f"c={adapter}"]
     folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
-    scores = {name: tasks["sdrrl_heldout_bpb_pt"]["metrics"] for name, tasks in load_results(folder).items()}
-    assert scores["a"] == scores["b"] == scores["c"] != scores["base"]
+    base, *scores = (tasks["sdrrl_heldout_bpb_pt"].metrics for tasks in tasks_of(folder, "base", "a", "b", "c"))
+    assert scores[0] == scores[1] == scores[2] != base
 
 
 def test_prompts_are_made_once_for_models_with_the_same_chat_template_and_anew_for_another(
@@ -97,57 +144,64 @@ def test_prompts_are_made_once_for_models_with_the_same_chat_template_and_anew_f
     tokenizer.save_pretrained(shouting)
     models = [f"base={tiny_model}", f"same={tiny_model}", f"tuned={adapter}", f"shouting={shouting}"]
     config = options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models)
-    results = load_results(evaluate(config))
-    tasks = list(results["base"])
-    assert sorted(made) == sorted(2 * tasks)
-    assert results["base"] == results["same"]
-    for task in tasks:
-        prompts = {model: [sample["prompt"] for sample in results[model][task]["samples"]] for model in results}
-        assert prompts["base"] == prompts["tuned"] != prompts["shouting"]
-        assert results["base"][task]["samples"] != results["tuned"][task]["samples"]  # the answers are its own
+    base, same, tuned, other = tasks_of(evaluate(config), "base", "same", "tuned", "shouting")
+    assert sorted(made) == sorted(2 * list(base))
+    for task in base:
+        assert answers_of(base[task]) == answers_of(same[task])
+        prompts = [[item.prompt for item in tasks[task].items] for tasks in (base, tuned, other)]
+        assert prompts[0] == prompts[1] != prompts[2]
+        assert base[task].items != tuned[task].items  # the answers are its own
 
 
-def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone(monkeypatch):
-    class FakeTask:
-        def __init__(self, n):
-            self.eval_docs = range(n)
-
-    tasks = {name: FakeTask(n) for name, n in {"a": 200, "b": 300, "c": 13, "large": 5000, "d": 1}.items()}
-    assert chunks(list(tasks), tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
-    assert chunks(["b", "large"], tasks, limit=None) == [["b"], ["large"]]
-    assert chunks(list(tasks), tasks, limit=100) == [["a", "b", "c", "large", "d"]]
+def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone():
+    sizes = {"a": 200, "b": 300, "c": 13, "large": 5000, "d": 1}
+    tasks = {name: SimpleNamespace(eval_docs=range(n)) for name, n in sizes.items()}
+    assert module.chunks(tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
+    assert module.chunks(tasks, limit=100) == [["a", "b", "c", "large", "d"]]
 
 
-def test_a_task_with_fewer_items_than_processes_is_named_before_any_model_is_loaded(tmp_path, monkeypatch):
-    state = SimpleNamespace(num_processes=4, wait_for_everyone=lambda: None)
-    monkeypatch.setattr(run_tasks, "processes", lambda: state)
+def test_a_task_with_fewer_items_than_processes_is_named():
     task = SimpleNamespace(eval_docs=[1, 2, 3], get_config=lambda key: 0)
-    config = EvaluationConfig(["base=nowhere"], ["small"], str(tmp_path))
     with pytest.raises(SDRRLError, match="small has 3 items for 4 processes"):
-        run_tasks.run_tasks(config, {"small": task}, None)
+        module.prepare_tasks({"small": task}, None, 4)
 
 
-def test_what_was_evaluated_before_a_kill_is_kept_chunk_by_chunk(
-    tiny_model, adapter, transfer_set, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(run_tasks, "CHUNK_ITEMS", 12)  # two tasks of six items
-    written = []
+def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter, transfer_set, tmp_path):
+    """`kill -9` at each of several moments: what was written stays, and the end is that of a run without kills."""
+    script = "import sys; from sdrrl_trl import *; from sdrrl_trl.evaluation import evaluate as m; m.CHUNK_ITEMS = 6; "
+    script += "from sdrrl_trl.cli import main; main(sys.argv[1:])"
+    arguments = ["evaluate", "--models", f"base={tiny_model}", f"tuned={adapter}", "--tasks", "sdrrl_heldout"]
+    arguments += ["--transfer_set", str(transfer_set), "--model_args", "dtype=float32", "--output_dir"]
+    command = [sys.executable, "-c", script, *arguments, str(tmp_path / "killed")]
+    for n in (1, 3, 6):  # results files, of eight
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(list(tmp_path.glob("killed/*/results_*"))) < n:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/*_*")}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert before and before.items() <= {f: f.stat().st_mtime_ns for f in tmp_path.glob("killed/*/*_*")}.items()
+    whole = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "whole"))
+    for name in ("base", "tuned"):
+        killed, whole_tasks = tasks_of(tmp_path / "killed", name), tasks_of(whole, name)
+        assert set(killed) == set(whole_tasks)
+        for task in killed:
+            assert killed[task].metrics == pytest.approx(whole_tasks[task].metrics)
 
-    def write_or_fail(path, result):
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(path)
-        write_json(path, result)
 
-    monkeypatch.setattr(run_tasks, "write_json", write_or_fail)
-    config = options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config)
-    times = {path: path.stat().st_mtime_ns for path in written}
-    monkeypatch.undo()
-    results = load_results(evaluate(config))
-    assert len(results["base"]) == len(results["tuned"]) == 4
-    assert {path: path.stat().st_mtime_ns for path in written} == times
+def test_a_damaged_result_is_made_again_alone(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    whole = tasks_of(folder, "tuned")
+    damaged = next(folder.glob("tuned/samples_sdrrl_heldout_gen_pt_*"))
+    damaged.write_text(damaged.read_text()[:-100])
+    with pytest.raises(SDRRLError, match="samples_sdrrl_heldout_gen_pt.* is damaged.*sdrrl evaluate"):
+        load(folder / "tuned")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*_*") if file != damaged}
+    evaluate(options(tiny_model, adapter, transfer_set, folder))
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in folder.rglob("*_*")}.items()
+    again = tasks_of(folder, "tuned")
+    assert {task: answers_of(result) for task, result in again.items()} == {t: answers_of(r) for t, r in whole.items()}
 
 
 def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, transfer_set, tmp_path):
@@ -156,10 +210,10 @@ def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, transf
     tokenizer.chat_template = None
     (folder / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(folder)
-    config = options(str(folder), str(folder), transfer_set, tmp_path / "evaluation", apply_chat_template=False)
-    result = load_results(evaluate(config))["base"]["sdrrl_heldout_bpb_pt"]
-    assert result["signature"]["chat_template"] is None
-    assert not any("<|im_start|>" in sample["prompt"] for sample in result["samples"])
+    plain = options(str(folder), str(folder), transfer_set, tmp_path / "evaluation", apply_chat_template=False)
+    result = tasks_of(evaluate(plain), "base")["sdrrl_heldout_bpb_pt"]
+    assert result.signature["chat_template"] == "none"
+    assert not any("<|im_start|>" in item.prompt for item in result.items)
 
 
 def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, transfer_set, tmp_path):
@@ -169,69 +223,60 @@ def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_mod
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
     lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
-    config = options(str(tmp_path / "tied"), str(tmp_path / "adapter"), transfer_set, tmp_path / "evaluation")
-    scores = {name: tasks["sdrrl_heldout_bpb_pt"]["metrics"] for name, tasks in load_results(evaluate(config)).items()}
-    assert scores["tuned"] == pytest.approx(scores["base"])
+    tied = options(str(tmp_path / "tied"), str(tmp_path / "adapter"), transfer_set, tmp_path / "evaluation")
+    base, tuned = tasks_of(evaluate(tied), "base", "tuned")
+    assert tuned["sdrrl_heldout_bpb_pt"].metrics == pytest.approx(base["sdrrl_heldout_bpb_pt"].metrics)
 
 
 def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_model, adapter, seeds, tmp_path):
     transfer_set = build_transfer_set(config(seeds, tmp_path / "s", system_prompt="Be kind."), CannedGenerator())
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    samples = load_results(folder)["base"]["sdrrl_heldout_gen_pt"]["samples"]
-    assert all("system\nBe kind." in sample["prompt"] for sample in samples)
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", limit=3))
+    items = tasks_of(folder, "base")["sdrrl_heldout_bpb_pt"].items
+    assert items and all("system\nBe kind." in item.prompt for item in items)
 
 
-@pytest.mark.parametrize(
-    "task, language",
-    [
-        ("sdrrl_heldout_gen_pt", "pt"),
-        ("sdrrl_flores_eng_Latn-por_Latn", "pt"),
-        ("sdrrl_flores_por_Latn-eng_Latn", "en"),
-        ("hellaswag", None),
-        ("agieval_lsat_ar", None),  # analytical reasoning
-    ],
-)
-def test_the_language_of_a_task_is_that_of_its_answers(task, language):
-    assert language_of(task) == language
+@pytest.mark.parametrize("template", [True, False])
+def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, adapter, tmp_path, template):
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": f"You are pilot number {i}."},
+                {"role": "user", "content": f"Where is gate {i}?"},
+                {"role": "assistant", "content": "Which gate do you mean?"},
+                {"role": "user", "content": f"The one beside shop number {i}, please."},
+            ]
+        }
+        for i in range(24)
+    ]
+    file = str(write_json_lines(tmp_path / "turns.jsonl", rows))
+    transfer_set = build_transfer_set(
+        config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind."), CannedGenerator()
+    )
+    more = {"apply_chat_template": template}
+    tasks = tasks_of(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **more)), "base")
+    items = tasks["sdrrl_heldout_gen_en"].items + tasks["sdrrl_heldout_bpb_en"].items
+    assert len(items) == 12
+    for item in items:
+        number = int(item.prompt.partition("pilot number ")[2].partition(".")[0])
+        assert all(message["content"] in item.prompt for message in rows[number]["messages"])
+        assert "Be kind" not in item.prompt
+        assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
 
 
-def test_an_interrupted_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    kept, lost = folder / "base" / "sdrrl_heldout_gen_pt.json", folder / "tuned" / "sdrrl_heldout_bpb_pt.json"
-    before, expected = kept.stat().st_mtime_ns, json.loads(lost.read_text())
-    lost.unlink()
-    (folder / "manifest.json").unlink()
-    with pytest.raises(SDRRLError, match="no finished evaluation"):
-        load_results(folder)
-    evaluate(options(tiny_model, adapter, transfer_set, folder))
-    assert kept.stat().st_mtime_ns == before
-    assert json.loads(lost.read_text())["metrics"] == pytest.approx(expected["metrics"])
-
-
-def test_results_of_another_model_are_not_mixed_in(tiny_model, adapter, transfer_set, tmp_path):
-    evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    with pytest.raises(SDRRLError, match="models"):
-        evaluate(options(tiny_model, tiny_model, transfer_set, tmp_path / "evaluation"))
+def test_results_of_another_model_or_of_other_options_are_not_mixed_in(tiny_model, adapter, transfer_set, tmp_path):
+    evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", limit=2))
+    for other, named in (({"limit": 3}, "limit: was 2, is 3"), ({"models": [f"tuned={tiny_model}"]}, "models: was")):
+        with pytest.raises(SDRRLError, match=named):
+            evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **{"limit": 2, **other}))
 
 
 def test_a_model_can_be_added_to_an_evaluation(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(
-        options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=[f"base={tiny_model}"])
-    )
-    before = {file: file.stat().st_mtime_ns for file in folder.glob("base/*.json")}
-    evaluate(options(tiny_model, adapter, transfer_set, folder, batch_size=2))
-    assert before and before == {file: file.stat().st_mtime_ns for file in folder.glob("base/*.json")}
-    assert set(load_results(folder)) == {"base", "tuned"}
-
-
-def test_a_damaged_result_is_named_and_made_again(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    whole = load_results(folder)
-    (folder / "tuned" / "sdrrl_heldout_gen_pt.json").write_text('{"metrics": ')
-    with pytest.raises(SDRRLError, match="tuned/sdrrl_heldout_gen_pt.json.*command again"):
-        load_results(folder)
-    evaluate(options(tiny_model, adapter, transfer_set, folder))
-    assert load_results(folder) == whole
+    alone = {"models": [f"base={tiny_model}"], "limit": 2}
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **alone))
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("base/*_*")}
+    evaluate(options(tiny_model, adapter, transfer_set, folder, batch_size=2, limit=2))
+    assert before and before == {file: file.stat().st_mtime_ns for file in folder.glob("base/*_*")}
+    assert set(tasks_of(folder, "base")) == set(tasks_of(folder, "tuned"))
 
 
 @pytest.mark.parametrize("kind", [{"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}])
@@ -245,9 +290,11 @@ def test_an_adapter_that_changes_its_base_does_not_change_the_next_one(
             parameter += 0.1 * parameter.requires_grad
     first.save_pretrained(tmp_path / "first")
     models = [f"first={tmp_path / 'first'}", f"tuned={adapter}"]
-    alone = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "alone", models=models[1:])))
-    both = load_results(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "both", models=models)))
-    assert both["tuned"] == alone["tuned"] != both["first"]
+    alone = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "alone", models=models[1:]))
+    both = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "both", models=models))
+    first, tuned = tasks_of(both, "first", "tuned")
+    for task, result in tasks_of(alone, "tuned").items():
+        assert answers_of(tuned[task]) == answers_of(result) != answers_of(first[task])
 
 
 def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfer_set, tmp_path):
@@ -258,91 +305,65 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfe
     models = [f"base={tiny_model}", f"broken={tmp_path / 'broken'}"]
     with pytest.raises(SDRRLError, match="'broken' are NaN on .*sdrrl_heldout_gen_pt"):
         evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
-    assert (tmp_path / "evaluation" / "base" / "sdrrl_heldout_gen_pt.json").exists()
-    assert not list((tmp_path / "evaluation").glob("broken/*.json"))
-
-
-def test_the_source_language_is_that_of_the_transfer_set_or_given(tiny_model, adapter, transfer_set, tmp_path):
-    for given, known in ((None, "en"), ("pt", "pt")):
-        folder = tmp_path / str(given)
-        evaluate(options(tiny_model, adapter, transfer_set, folder, source_language=given, limit=2))
-        assert load_evaluation(folder)["source_language"] == known
-    with pytest.raises(SDRRLError, match="xx"):
-        options(tiny_model, adapter, transfer_set, tmp_path, source_language="xx")
-
-
-def test_one_base_has_one_name_however_its_path_is_written(tiny_model, monkeypatch):
-    monkeypatch.chdir(Path(tiny_model).parent)
-    assert base_of(str(tiny_model)) == base_of(Path(tiny_model).name)
-    assert base_of("org/model") == "org/model"
-
-
-def test_the_report_holds_every_comparison_with_interval_and_n(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    path = report(ReportConfig(str(folder), str(tmp_path / "report"), timings=[str(folder / "timings.json")]))
-    content = json.loads((tmp_path / "report" / "report.json").read_text())
-    found = {(row["language"], row["metric"]) for row in content["rows"]}
-    assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "bits_per_byte")}
-    text = path.read_text()
-    for row in content["rows"]:
-        c = row["comparison"]
-        assert c["low"] <= c["delta"] <= c["high"] and c["n"] == 6
-        assert f"{c['delta']:+.3f}" in text or f"{c['delta']:+.1f}" in text
-    assert "| evaluate |" in text and "Portuguese" in text
-    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_models_that_were_asked_different_items_are_not_compared(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    file = folder / "tuned" / "sdrrl_heldout_bpb_pt.json"
-    result = json.loads(file.read_text())
-    result["samples"].pop()
-    file.write_text(json.dumps(result))
-    with pytest.raises(SDRRLError, match="sdrrl_heldout_bpb_pt: base and tuned were not asked the same items"):
-        report(ReportConfig(str(folder), str(tmp_path / "report")))
+    assert list((tmp_path / "evaluation").glob("base/results_*.json"))
+    assert not list((tmp_path / "evaluation").glob("broken/*"))
 
 
 @pytest.mark.parametrize(
     "more, named",
     [
-        ({"tasks": ["sdrrl_nothing"]}, "Unknown task 'sdrrl_nothing'"),
-        ({"models": ["base"]}, "name=path"),
-        ({"models": ["../x=gpt2"]}, "name=path"),
-        ({"models": ["a=gpt2", "a=gpt2"]}, "twice"),
-        ({"models": ["a=./nowhere"]}, "no model in ./nowhere"),
-        ({"limit": 0}, "limit"),
+        ({"models": ["../up=m"]}, "not of the form `name=path`"),
+        ({"models": ["options.json=m"]}, "not of the form `name=path`"),
+        ({"model_args": "float32"}, "not of the form `name=value"),
+        ({"limit": 0}, "`limit` must be at least 1"),
+        ({"models": ["a=m", "a=n"]}, "names a model twice"),
     ],
 )
-def test_bad_options_are_refused_before_a_model_is_loaded(tiny_model, adapter, transfer_set, tmp_path, more, named):
+def test_options_that_cannot_work_are_named(tmp_path, more, named):
     with pytest.raises(SDRRLError, match=named):
-        evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **more))
-    assert not (tmp_path / "evaluation").exists()
+        options("m", "m", "set", tmp_path, **more)
 
 
-def test_held_out_questions_need_a_transfer_set(tiny_model, tmp_path):
-    with pytest.raises(SDRRLError, match="needs `transfer_set`"):
-        EvaluationConfig([f"base={tiny_model}"], ["sdrrl_heldout"], str(tmp_path))
-    with pytest.raises(SDRRLError, match="no finished transfer set"):
-        evaluate(EvaluationConfig([f"base={tiny_model}"], ["sdrrl_heldout"], str(tmp_path / "e"), str(tmp_path)))
+@pytest.mark.parametrize("name", ["dtpye", "trust_remote_code"])
+def test_arguments_that_lm_eval_would_pass_over_or_must_not_have_are_refused(tiny_model, transfer_set, tmp_path, name):
+    with pytest.raises(SDRRLError, match=f"{name} cannot be set"):
+        evaluate(options(tiny_model, tiny_model, transfer_set, tmp_path / "e", model_args=f"{name}=x"))
 
 
-def test_benchmark_data_that_are_missing_are_named_with_what_to_do(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
-    task = "sdrrl_flores_eng_Latn-por_Latn"
-    with pytest.raises(SDRRLError, match="SDRRL_DATA_DIR"):
-        evaluate(EvaluationConfig([f"base={tiny_model}"], [task], str(tmp_path / "evaluation")))
+def test_one_base_has_one_name_however_its_path_is_written(tiny_model, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(tiny_model))
+    assert base_of(str(tiny_model)) == base_of(os.path.basename(tiny_model))
+    assert base_of("org/model") == "org/model"
+
+
+def test_the_report_of_an_evaluation_holds_every_comparison(tiny_model, adapter, transfer_set, tmp_path):
+    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
+    names = [f"{name}={folder / name}" for name in ("base", "tuned")]
+    path = report(ReportConfig(names, str(tmp_path / "report"), str(transfer_set)), {"evaluate": 12.0})
+    content = json.loads(path.with_suffix(".json").read_text())
+    found = {(row["language"], row["metric"]) for row in content["rows"]}
+    assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "answer_bits_per_byte")}
+    text = path.read_text()
+    for row in content["rows"]:
+        c = row["comparison"]
+        assert c["low"] <= c["delta"] <= c["high"] and c["n"] == 6
+        assert f"{c['delta']:+.3f}" in text or f"{c['delta']:+.1f}" in text
+    assert "| evaluate | 12 |" in text and "## Transfer set" in (tmp_path / "report" / "README.md").read_text()
 
 
 @pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
-def test_flores_runs_on_the_real_data(tiny_model, tmp_path, monkeypatch):
+def test_two_processes_score_as_one_does(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
-    task = "sdrrl_flores_eng_Latn-por_Latn"
-    folder = evaluate(EvaluationConfig([f"base={tiny_model}"], [task], str(tmp_path / "evaluation"), limit=3))
-    samples = load_results(folder)["base"][task]["samples"]
-    assert len(samples) == 3 and "into Portuguese" in samples[0]["prompt"]
-    lines = (data_dir() / "flores200" / "devtest" / "por_Latn.devtest").read_text(encoding="utf-8").splitlines()
-    assert [sample["target"] for sample in samples] == lines[:3]
-
-
-def test_the_folder_of_tasks_holds_the_tasks():
-    assert (tasks_dir() / "flores200" / "_flores_yaml").exists()
+    tasks = ["sdrrl_mkqa_pt", "sdrrl_xnli_gen_th", "xnli_th", "sdrrl_multijail_en"]
+    alone = EvaluationConfig([f"m={tiny_model}"], tasks, str(tmp_path / "one"), limit=5, model_args="dtype=float32")
+    one = tasks_of(evaluate(alone), "m")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "sdrrl_trl", "evaluate", "--models", f"m={tiny_model}", "--tasks", *tasks, "--limit", "5"]
+    command += ["--model_args", "dtype=float32", "--output_dir", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    two = tasks_of(tmp_path / "two", "m")
+    for task in tasks:
+        assert [(i.doc_id, i.response) for i in two[task].items] == [(i.doc_id, i.response) for i in one[task].items]
+        assert two[task].metrics == pytest.approx(one[task].metrics, abs=1e-6)

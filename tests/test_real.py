@@ -43,7 +43,7 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
             "max_steps": 1,
             "report_to": "none",
         },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "dtype": "bfloat16", "max_gen_toks": 16},
+        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=bfloat16"},
     }
     path = run(config, tmp_path, tmp_path / "out")
     answers = json.loads((tmp_path / "out/evaluation/base/sdrrl_heldout_gen_en.json").read_text())["samples"]

@@ -1,4 +1,4 @@
-"""The report, on results that are made up here."""
+"""The report, on results that are made up here, in the files of lm-eval."""
 
 import html
 import json
@@ -7,9 +7,11 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from matplotlib import pyplot
@@ -17,11 +19,13 @@ from matplotlib import pyplot
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation import plots
-from sdrrl_trl.evaluation.model_card import BEGIN
-from sdrrl_trl.evaluation.report import ReportConfig, Row, report
+from sdrrl_trl.evaluation.card import BEGIN
+from sdrrl_trl.evaluation.compare import Row, answer_language, benchmark_of, compare, role_of
+from sdrrl_trl.evaluation.measures import answers, gaps
+from sdrrl_trl.evaluation.outputs import load
+from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.evaluation.significance import Comparison
 from sdrrl_trl.evaluation.summary import summary
-from sdrrl_trl.evaluation.views import answer_language, benchmark_of, gaps, role_of
 
 
 N = 60
@@ -32,30 +36,27 @@ ANSWERS = {
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
+LOWER = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
 
 
-def result(task, values, responses=None, prompt="Question {}", higher=None):
-    """A result file: `values` holds the items of each metric."""
+def result(values, responses=None, prompt="Question {}", metrics=None):
+    """Results of one task: `values` holds the items of each metric."""
     n = len(next(iter(values.values())))
     numbers = {name: [v for v in items if isinstance(v, float) and v == v] for name, items in values.items()}
-    samples = [
+    items = [
         {
             "doc_id": i,
-            "doc_hash": f"{task}-{i}",
             "prompt": prompt.format(i),
-            "target": "B",
-            "response": responses[i] if responses else [-1.5, False],
-            **{name: items[i] for name, items in values.items()},
+            "response": responses[i] if responses else None,
+            "scores": {name: items[i] for name, items in values.items()},
         }
         for i in range(n)
     ]
-    lower = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
     return {
-        "task": task,
-        "metrics": {name: sum(v) / len(v) if v else math.nan for name, v in numbers.items()},
-        "higher_is_better": {name: name not in lower for name in values} | (higher or {}),
-        "signature": {"version": 1.0, "shots": 0, "limit": None, "chat_template": "abcd", "lm_eval": "0.4.13"},
-        "samples": samples,
+        "metrics": metrics or {name: sum(v) / len(v) if v else math.nan for name, v in numbers.items()},
+        "higher_is_better": {name: name not in LOWER for name in values},
+        "items": items,
+        "about": {},
     }
 
 
@@ -75,59 +76,60 @@ def one_model(boost):
     results = {}
     for tag, level in (("en", 0.9), ("pt", 0.4), ("th", 0.3)):
         gain = 0.0 if tag == "en" else boost
-        results[f"sdrrl_belebele_gen_{tag}"] = result(
-            f"sdrrl_belebele_gen_{tag}", {"acc": right(level + gain)}, [ANSWERS[tag]] * N
-        )
+        results[f"sdrrl_belebele_gen_{tag}"] = result({"acc": right(level + gain)}, [ANSWERS[tag]] * N)
         safe = [math.nan if i == 3 else 1.0 - (i % 2) for i in range(N)]
-        results[f"sdrrl_multijail_{tag}"] = result(
-            f"sdrrl_multijail_{tag}",
-            {
-                "safe_rate": safe,
-                "unsafe_rate": [1 - v for v in safe],
-                "judge_failed": [float(v != v) for v in safe],
-            },
-            [ANSWERS[tag]] * N,
-            prompt=HARMFUL_TEXT + " {}",
-        )
-        task = f"sdrrl_heldout_bpb_{tag}"
-        results[task] = result(task, {"bits_per_byte": bits(1.2 - gain)})
-        sums = [sum(column) for column in zip(*bits(1.2 - gain), strict=True)]
-        results[task]["metrics"] = {"bits_per_byte": -sums[0] / sums[1] / math.log(2)}
+        rates = {
+            "safe_rate": safe,
+            "unsafe_rate": [1 - v for v in safe],
+            "judge_failed": [float(v != v) for v in safe],
+        }
+        results[f"sdrrl_multijail_{tag}"] = result(rates, [ANSWERS[tag]] * N, prompt=HARMFUL_TEXT + " {}")
+        items = bits(1.2 - gain)
+        sums = [sum(column) for column in zip(*items, strict=True)]
+        metrics = {"bits_per_byte": -sums[0] / sums[1] / math.log(2)}
+        results[f"sdrrl_heldout_bpb_{tag}"] = result({"bits_per_byte": items}, metrics=metrics)
     wrong = [ANSWERS["en"] if i < (N if not boost else N // 4) else ANSWERS["pt"] for i in range(N - 2)]
-    task = "sdrrl_xlsum_pt"
-    results[task] = result(
-        task,
-        {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]},
-        [*wrong, "", "não sei " * 30],
+    results["sdrrl_xlsum_pt"] = result(
+        {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]}, [*wrong, "", "não sei " * 30]
     )
     return results
 
 
-def save(folder, by_model, source="en", **more):
-    tasks = sorted(by_model["base"])
-    for name, results in by_model.items():
+def save(folder, models, paths=None):
+    """Writes results as lm-eval does; returns what `sdrrl report` is to compare."""
+    for name, results in models.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for task, content in results.items():
-            (folder / name / f"{task}.json").write_text(json.dumps(content))
-    manifest = {
-        "models": {name: f"/models/{name}" for name in by_model},
-        "tasks": tasks,
-        "source_language": source,
-        "options": {"limit": None, "models": dict.fromkeys(by_model, "cafe")},
-        "languages": {task: task.rpartition("_")[2] for task in tasks},
-        "groups": {
-            f"sdrrl_{name}": [task for task in tasks if name in task] for name in ("belebele_gen", "multijail")
-        },
-        "harmful": [task for task in tasks if "multijail" in task],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest | more))
-    return folder
+        content = {"results": {}, "configs": {}, "versions": {}, "n-shot": {}, "higher_is_better": {}, "n-samples": {}}
+        content |= {"chat_template_sha": "abcdef" * 10, "lm_eval_version": "0.4.13", "config": {"limit": None}}
+        content["model_name"] = (paths or {}).get(name, f"/models/{name}")
+        for task, one in results.items():
+            about = {"version": 1.0, "shots": 0} | one["about"]
+            content["results"][task] = {f"{metric},none": value for metric, value in one["metrics"].items()}
+            content["results"][task] |= {"alias": task, "acc_stderr,none": "N/A"}
+            content["configs"][task] = {"task": task}
+            content["versions"][task], content["n-shot"][task] = about["version"], about["shots"]
+            content["higher_is_better"][task] = one["higher_is_better"]
+            n = about.get("n", len(one["items"]))
+            content["n-samples"][task] = {"original": n, "effective": n}
+            lines = [json.dumps(sample(task, item), ensure_ascii=False) + "\n" for item in one["items"]]
+            (folder / name / f"samples_{task}_2026-01-01T00-00-00.000001.jsonl").write_text("".join(lines))
+            content |= about.get("top", {})
+        (folder / name / "results_2026-01-01T00-00-00.000001.json").write_text(json.dumps(content))
+    return [f"{name}={folder / name}" for name in models]
 
 
-def run(tmp_path, models, **options):
-    folder = save(tmp_path / "evaluation", models)
-    path = report(ReportConfig(str(folder), str(tmp_path / "report"), **options))
-    return json.loads(path.with_suffix(".json").read_text()), path
+def sample(task, item):
+    response = item["response"] if item["response"] is not None else ["-1.5", "False"]
+    hashes = {"doc_hash": f"{task}-{item['doc_id']}", "prompt_hash": f"{task}-{item['prompt']}"} | item.get("hash", {})
+    arguments = {"gen_args_0": {"arg_0": item["prompt"], "arg_1": "x"}}
+    about = {"doc_id": item["doc_id"], "filter": "none", "target": "B", "arguments": arguments, "resps": [[response]]}
+    return about | hashes | item["scores"]
+
+
+def run(tmp_path, models, paths=None, **options):
+    names = save(tmp_path / "evaluation", models, paths)
+    path = report(ReportConfig(names, str(tmp_path / "report"), **options))
+    return json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail), path
 
 
 @pytest.fixture
@@ -136,8 +138,36 @@ def models():
 
 
 def small(task="sdrrl_belebele_gen_pt", **values):
-    values = values or {"acc": right(0.5)}
-    return {task: result(task, values)}
+    return {task: result(values or {"acc": right(0.5)})}
+
+
+def golden():
+    """What the first edition of this package wrote of a demo, 20 items of each task, and of [`one_model`]."""
+    content = json.loads((ROOT / "tests" / "golden_report.json").read_text())
+    for tasks in content["demo"]["results"].values():
+        for one in tasks.values():
+            one["about"] = {}
+            for i, item in enumerate(one["items"]):
+                item |= {"doc_id": i, "prompt": f"question {i}", "response": item.get("response")}
+                answer = item.get("answer", item["response"])
+                item["scores"] |= {metric: [item["reference"], answer] for metric in one["pairs"]}
+    return content
+
+
+@pytest.mark.parametrize("part", ["demo", "made_up"])
+def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
+    expected = golden()[part]
+    save(tmp_path, expected.get("results", models))
+    outputs = {name: load(tmp_path / name) for name in ("base", "tuned")}
+    rows, _ = compare(outputs, "en")
+    assert len(rows) == len(expected["rows"])
+    for row, old in zip(rows, expected["rows"], strict=True):
+        found = {name: getattr(row, name) for name in old if name != "comparison"} | {
+            "comparison": vars(row.comparison)
+        }
+        assert found == old
+    assert gaps(rows, outputs) == expected["gaps"]
+    assert answers(outputs) == expected["answers"]
 
 
 @pytest.mark.parametrize(
@@ -171,17 +201,18 @@ def test_benchmark_and_language_of_the_answers(task, language, benchmark, of_ans
 
 
 def test_roles_say_what_a_row_is_evidence_of():
-    assert role_of("sdrrl_belebele_gen_pt", "acc", "pt", "en", []) == "target"
-    assert role_of("sdrrl_belebele_gen_en", "acc", "en", "en", []) == "source"
-    assert role_of("hellaswag", "acc", None, "en", []) == role_of("hellaswag", "acc", None, None, []) == "other"
-    assert role_of("sdrrl_heldout_gen_en", "chrf++", "en", "en", []) == "agreement"
-    assert role_of("sdrrl_pku", "acc", "en", "en", ["sdrrl_pku"]) == "safety"
-    assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en", ["sdrrl_multijail_pt"]) == "form"
+    assert role_of("sdrrl_belebele_gen_pt", "acc", "pt", "en") == "target"
+    assert role_of("sdrrl_belebele_gen_en", "acc", "en", "en") == "source"
+    assert role_of("hellaswag", "acc", None, "en") == "other"
+    assert role_of("sdrrl_heldout_gen_en", "chrf++", "en", "en") == "agreement"
+    assert role_of("sdrrl_pku_saferlhf", "acc", "en", "en") == "safety"
+    assert role_of("sdrrl_multijail_pt", "refusal_rate", "pt", "en") == "safety"
+    assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en") == "format"
 
 
 def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(models, tmp_path):
     content, path = run(tmp_path, models)
-    assert content["schema"] == 3 and len(content["rows"]) == 3 * 5 + 1
+    assert len(content["rows"]) == 3 * 5 + 1
     text = path.read_text()
     for row in content["rows"]:
         c = row["comparison"]
@@ -191,6 +222,7 @@ def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(mode
     assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
     assert "Portuguese" in text and "lock" not in text
+    assert "version:1.0|shots:0|n:60|chat_template:abcdefab|lm_eval:0.4.13|seed:1234" in text
 
 
 def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
@@ -205,38 +237,43 @@ def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
     models = {name: small() | small("hellaswag", acc=right(share)) for name, share in (("base", 0.9), ("tuned", 0.2))}
-    languages = {"hellaswag": None, "sdrrl_belebele_gen_pt": "pt"}
-    folder = save(tmp_path / "e", models, languages=languages)
-    text = report(ReportConfig(str(folder), str(tmp_path / "r"))).read_text()
+    text = run(tmp_path, models)[1].read_text()
     assert "Target languages gained on 0 of 1 measure; 0 got worse" in text
     assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
 
 
-def test_without_a_source_language_none_is_called_source_or_target(models, tmp_path):
-    folder = save(tmp_path / "e", models, source=None)
-    text = report(ReportConfig(str(folder), str(tmp_path / "r"))).read_text()
-    assert "* Languages gained on 5 of 7 measures" in text and "`--source_language`, or `--transfer_set`" in text
-    assert "not measured" not in text and "arget languages" not in text.split("## ")[0]
+def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monkeypatch):
+    manifest = {
+        "options": {"source_language": "pt", "target_languages": ["en"]},
+        "licences": {"seeds": "cc-by-nc-4.0"},
+    }
+    monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: manifest | {"sha256": {}})
+    monkeypatch.setattr("sdrrl_trl.evaluation.card.summary", lambda manifest: "24 records")
+    content, path = run(tmp_path, models, transfer_set="set")
+    assert "Portuguese, the source language, shows no evidence of loss on 3" in " ".join(content["summary"]["tuned"])
+    card = (path.parent / "README.md").read_text()
+    assert "24 records" in card and "parts are non-commercial**: seeds (cc-by-nc-4.0)" in card
+    assert metadata_load(path.parent / "README.md")["language"] == ["pt", "en"]
 
 
 def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
     for name in ("sdrrl_belebele_gen_th", "sdrrl_multijail_th"):
-        for sample in models["tuned"][name]["samples"]:
-            sample["response"] = " "
+        for item in models["tuned"][name]["items"]:
+            item["response"] = " "
     content, _ = run(tmp_path / "1", models)
     rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
     assert rates["th", "tuned"]["wrong_language"] is None and rates["th", "base"]["wrong_language"] == 0
     sentences = " ".join(content["summary"]["tuned"])
     assert "Of the answers in 1 target language, 8.4% are in a wrong language, 32.4% before." in sentences
     assert "More answers are empty in Thai (100.0%, 0.0% before)." in sentences and "repetitive" not in sentences
-    for name, result in models["tuned"].items():
-        for sample in result["samples"] if name.endswith("pt") and "bpb" not in name else ():
-            sample["response"] = "não sei " * 30 if "xlsum" in name else ""
+    for name, one in models["tuned"].items():
+        for item in one["items"] if name.endswith("pt") and "bpb" not in name else ():
+            item["response"] = "não sei " * 30 if "xlsum" in name else ""
     sentences = " ".join(run(tmp_path / "2", models)[0]["summary"]["tuned"])
     assert "empty in Portuguese (66.7%, 0.6% before), Thai" in sentences
     assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
-    for sample in models["tuned"]["sdrrl_xlsum_pt"]["samples"]:
-        sample["response"] = ""
+    for item in models["tuned"]["sdrrl_xlsum_pt"]["items"]:
+        item["response"] = ""
     sentences = " ".join(run(tmp_path / "3", models)[0]["summary"]["tuned"])
     assert "In no target language did both models write anything" in sentences and "0.0% are" not in sentences
 
@@ -250,32 +287,34 @@ def test_a_gap_is_closed_by_nothing_a_share_or_all(models, tmp_path, closed, sai
 
 
 def test_gap_closed_is_the_share_of_the_distance_to_the_source_language(models, tmp_path):
-    content, _ = run(tmp_path, models)
+    content, _ = run(tmp_path / "1", models)
     found = {gap["language"]: gap for gap in content["gaps"]}
     assert set(found) == {"pt", "th"} and found["pt"]["closed"] == pytest.approx(0.35 / 0.5)
     assert found["pt"]["low"] < found["pt"]["closed"] < found["pt"]["high"]
-    levels = (right(0.5), right(0.7), right(0.52, seed=5))
-    results = {
-        "base": small(acc=levels[0]) | small("sdrrl_belebele_gen_en", acc=levels[2]),
-        "tuned": small(acc=levels[1]) | small("sdrrl_belebele_gen_en", acc=levels[2]),
+    levels = {"base": (right(0.5), right(0.52, seed=5)), "tuned": (right(0.7), right(0.52, seed=5))}
+    near = {
+        model: small(acc=target) | small("sdrrl_belebele_gen_en", acc=source)
+        for model, (target, source) in levels.items()
     }
-    comparison = Comparison(0.5, 0.7, 0.2, 0.1, 0.3, N, 0.001, "McNemar")
-    rows = [
-        Row("tuned", f"sdrrl_belebele_gen_{tag}", "acc", tag, role, True, comparison, 0.01)
-        for tag, role in (("pt", "target"), ("en", "source"))
-    ]
-    (gap,) = gaps(rows, results, "base", "en", 1)
+    (gap,) = run(tmp_path / "2", near)[0]["gaps"]
     assert gap["note"] == "no gap" and gap["closed"] is None
 
 
+def test_a_resample_without_a_gap_gives_no_nan(tmp_path):
+    models = {
+        name: small(acc=[0.0] * 19 + [last]) | small("sdrrl_belebele_gen_en", acc=[1.0] * 3 + [0.0] * 17)
+        for name, last in (("base", 0.0), ("tuned", 1.0))
+    }
+    content, path = run(tmp_path, models)
+    assert "nan" not in path.read_text() and content["gaps"][0]["closed"] is None or content["gaps"][0]["high"] > 0
+
+
 def test_source_language_has_a_bound_and_answers_have_rates(models, tmp_path):
-    models["tuned"]["sdrrl_belebele_gen_en"] = result("x", {"acc": right(0.5)}, [ANSWERS["en"]] * N)
-    for i, sample in enumerate(models["tuned"]["sdrrl_belebele_gen_en"]["samples"]):
-        sample["doc_hash"] = f"sdrrl_belebele_gen_en-{i}"
-    content, _ = run(tmp_path, models)
-    (kept,) = [entry for entry in content["source"] if entry["metric"] == "acc"]
-    assert kept["verdict"] == "worse" and kept["worst"] < kept["delta"] < 0
-    assert kept["worst_loss"] == pytest.approx(-kept["worst"] / 0.9)
+    models["tuned"]["sdrrl_belebele_gen_en"] = result({"acc": right(0.5)}, [ANSWERS["en"]] * N)
+    content, path = run(tmp_path, models)
+    (row,) = [row for row in content["rows"] if row["role"] == "source" and row["metric"] == "acc"]
+    assert row["verdict"] == "worse" and row["worst_loss"] == pytest.approx(-row["comparison"]["low"] / 0.9)
+    assert f"it lost {row['worst_loss']:.1%} of the base score (belebele_gen_en: accuracy)" in path.read_text()
     rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
     assert rates["pt", "base"]["wrong_language"] == pytest.approx(58 / 179)
     assert rates["pt", "tuned"]["wrong_language"] == pytest.approx(15 / 179)
@@ -284,20 +323,37 @@ def test_source_language_has_a_bound_and_answers_have_rates(models, tmp_path):
 
 def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
     content, _ = run(tmp_path, models)
-    (row,) = [r for r in content["rows"] if r["task"] == "sdrrl_multijail_pt" and r["metric"] == "safe_rate"]
-    assert row["comparison"]["n"] == N - 1
-    entry = content["safety"][0]
-    assert entry["n"] == 3 * (N - 1)
-    assert entry["safe_rate"] == pytest.approx(30 / 59) and entry["judge_failed"] == pytest.approx(1 / 60)
+    counted = {row["metric"]: row["comparison"] for row in content["rows"] if row["task"] == "sdrrl_multijail_pt"}
+    assert counted["safe_rate"]["n"] == N - 1 and counted["safe_rate"]["base"] == pytest.approx(30 / 59)
+    assert counted["judge_failed"]["n"] == N and counted["judge_failed"]["base"] == pytest.approx(1 / 60)
 
 
-def test_means_count_each_language_alike_and_miss_no_task(models, tmp_path):
+def test_refusals_are_called_refusals_and_never_safe(tmp_path):
+    def rules(share):
+        return small("sdrrl_multijail_pt", refusal_rate=right(share), invalid_rate=right(0.1))
+
+    content, path = run(tmp_path, {"base": rules(0.9), "tuned": rules(0.2)})
+    assert "refused 90.0% before, 20.0% now; invalid 10.0% before" in " ".join(content["summary"]["tuned"])
+    text = path.read_text()
+    assert "multijail_pt: refusals ↑" in text and "safe answers" not in text and "unsafe" not in text
+
+
+def test_rates_of_different_judges_are_not_compared(tmp_path):
+    names = save(tmp_path, {name: small("sdrrl_multijail_pt", safe_rate=right(0.5)) for name in ("base", "tuned")})
+    for name, judge in (("base", "guard-8b"), ("tuned", "guard-1b")):
+        for file in (tmp_path / name).iterdir():  # as the filter of the task writes it
+            text = file.read_text().replace('"filter": "none"', '"filter": "judge", "filtered_resps": [RESULT]')
+            result = json.dumps(json.dumps({"answer": "x", "label": "SAFE", "judge": judge}))
+            file.write_text(text.replace("RESULT", result).replace(",none", ",judge"))
+    assert load(tmp_path / "tuned").tasks["sdrrl_multijail_pt"].signature["judge"] == "guard-1b"
+    with pytest.raises(SDRRLError, match="sdrrl_multijail_pt.*differ in: judge"):
+        report(ReportConfig(names, str(tmp_path / "r")))
+
+
+def test_means_count_each_language_alike(models, tmp_path):
     content, _ = run(tmp_path, models)
-    (mean,) = [mean for mean in content["groups"] if mean["group"] == "sdrrl_belebele_gen"]
-    assert mean["values"] == pytest.approx({"base": 1.6 / 3, "tuned": 2.3 / 3}, abs=0.01)
-    save(tmp_path / "evaluation", models, groups={"g": ["sdrrl_belebele_gen_pt", "sdrrl_belebele_gen_ja"]})
-    with pytest.raises(SDRRLError, match="tasks without results: sdrrl_belebele_gen_ja"):
-        report(ReportConfig(str(tmp_path / "evaluation"), str(tmp_path / "report")))
+    (mean,) = [mean for mean in content["means"] if mean["benchmark"] == "sdrrl_belebele_gen_*"]
+    assert mean["scores"] == pytest.approx({"base": 1.6 / 3, "tuned": 2.3 / 3}, abs=0.01) and mean["languages"] == 3
 
 
 def test_several_tuned_models_and_metrics_that_cannot_be_compared(tmp_path):
@@ -317,15 +373,16 @@ def test_several_tuned_models_and_metrics_that_cannot_be_compared(tmp_path):
 @pytest.mark.parametrize(
     "change, named",
     [
-        (lambda r: r["signature"].update(shots=5), "differ in: shots"),
-        (lambda r: r["signature"].update(chat_template=None), "differ in: chat_template"),
-        (lambda r: r["signature"].update(SDRRL_JUDGE="guard"), "differ in: SDRRL_JUDGE"),
-        (lambda r: r["samples"].pop(), "number of items"),
-        (lambda r: r["samples"][3].update(doc_hash="x"), "differ in: doc_hash"),
-        (lambda r: r["samples"][3].update(prompt="x"), "differ in: prompt"),
-        (lambda r: r["samples"][3].pop("acc"), "1 items have no value of acc"),
-        (lambda r: r["samples"][3].update(acc=math.nan), "1 items have NaN for acc"),
+        (lambda r: r["about"].update(shots=5), "differ in: shots"),
+        (lambda r: r["about"].update(version=2.0), "differ in: version"),
+        (lambda r: r["about"].update(top={"chat_template_sha": None}), "chat_template.*`--apply_chat_template False`"),
+        (lambda r: r["items"].pop(), "differ in: n, items"),
+        (lambda r: r["items"][3].update(hash={"doc_hash": "x"}), "differ in: items' data"),
+        (lambda r: r["items"][3].update(hash={"prompt_hash": "x"}), "differ in: prompts"),
+        (lambda r: r["items"][3].update(doc_id=99), "differ in: items"),
         (lambda r: r.update(metrics={}), "differ in: metrics"),
+        (lambda r: r["items"][3]["scores"].pop("acc"), "is damaged.*acc.*Delete it and run the same command"),
+        (lambda r: r["about"].update(n=61), "holds 60 items, not all that were asked"),
     ],
 )
 def test_runs_that_differ_or_are_incomplete_are_refused_with_task_and_field(tmp_path, change, named):
@@ -335,43 +392,41 @@ def test_runs_that_differ_or_are_incomplete_are_refused_with_task_and_field(tmp_
         run(tmp_path, models)
 
 
-def test_a_run_that_failed_half_way_is_refused(models, tmp_path):
-    folder = save(tmp_path / "evaluation", models)
-    (folder / "tuned" / "sdrrl_xlsum_pt.json").unlink()
-    with pytest.raises(SDRRLError, match="sdrrl_xlsum_pt"):
-        report(ReportConfig(str(folder), str(tmp_path / "report")))
+def test_results_that_are_missing_damaged_or_of_several_models_are_named(models, tmp_path):
+    names = save(tmp_path, models)
+    tuned = tmp_path / "tuned"
+    lost = next(tuned.glob("samples_sdrrl_xlsum_pt_*"))
+    lost.unlink()
+    with pytest.raises(SDRRLError, match="samples_sdrrl_xlsum_pt.* is missing.*--log_samples"):
+        report(ReportConfig(names, str(tmp_path / "r")))
+    with pytest.raises(SDRRLError, match="There are no results in .*nothing"):
+        report(ReportConfig(["base=nothing", "tuned=nothing"], str(tmp_path / "r")))
+    with pytest.raises(SDRRLError, match="results of several models"):
+        load(tmp_path)
+    del models["tuned"]["sdrrl_xlsum_pt"]
+    with pytest.raises(SDRRLError, match="Not both base and tuned have results of sdrrl_xlsum_pt"):
+        run(tmp_path / "2", models)
+    assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize(
-    "more, named",
-    [
-        ({"languages": {"sdrrl_belebele_gen_pt": "xx"}}, "unknown language 'xx'"),
-        ({"languages": {}}, "unknown language None"),
-        ({"source_language": "xx"}, "Unknown source language"),
-    ],
-)
-def test_unknown_languages_are_refused(tmp_path, more, named):
-    folder = save(tmp_path / "e", {"base": small(), "tuned": small()}, **more)
-    with pytest.raises(SDRRLError, match=named):
-        report(ReportConfig(str(folder), str(tmp_path / "r")))
+def test_the_newest_result_of_a_task_counts(tmp_path):
+    save(tmp_path, {"tuned": small(acc=right(0.2))})
+    for file in list((tmp_path / "tuned").iterdir()):
+        file.rename(file.with_name(file.name.replace("2026-01-01", "2025-12-31")))
+    save(tmp_path, {"tuned": small(acc=right(0.9))})
+    assert load(tmp_path / "tuned").tasks["sdrrl_belebele_gen_pt"].metrics == {"acc": pytest.approx(0.9)}
 
 
-def test_single_items_older_evaluations_and_lone_models_are_refused(tmp_path):
+def test_single_items_and_lone_models_are_refused(tmp_path):
     one = small(acc=[1.0])
     with pytest.raises(SDRRLError, match="sdrrl_belebele_gen_pt has 1 items"):
         run(tmp_path / "1", {"base": one, "tuned": one})
-    with pytest.raises(SDRRLError, match="nothing to compare"):
-        run(tmp_path / "2", {"base": one})
-    with pytest.raises(SDRRLError, match="No results of the model 'other'"):
-        run(tmp_path / "3", {"base": one, "tuned": one}, tuned="other")
-    folder = save(tmp_path / "4", {"base": one, "tuned": one})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["harmful"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(SDRRLError, match="older version: its manifest lacks harmful"):
-        report(ReportConfig(str(folder), str(tmp_path / "r")))
-    with pytest.raises(SDRRLError, match="nothing to compare"):
-        ReportConfig("e", "r", base="tuned", tuned="tuned")
+    for names in (["base=e"], ["base=e", "base=f"]):
+        with pytest.raises(SDRRLError, match="nothing to compare"):
+            ReportConfig(names, "r")
+    for name in ("tuned", "../up=e", "=e"):
+        with pytest.raises(SDRRLError, match="not of the form `name=folder`"):
+            ReportConfig(["base=e", name], "r")
 
 
 def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
@@ -381,7 +436,7 @@ def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
     assert {row["verdict"] for row in content["rows"]} == {"better"}
 
 
-def test_items_that_are_lists_or_texts_leave_the_rest_of_the_report(tmp_path):
+def test_items_without_a_number_leave_the_rest_of_the_report(tmp_path):
     odd = {
         "inst_level_strict_acc": [[True] * (1 + i % 3) for i in range(N)],
         "brier_score": [[i % 2, [0.4, 0.6]] for i in range(N)],
@@ -390,6 +445,8 @@ def test_items_that_are_lists_or_texts_leave_the_rest_of_the_report(tmp_path):
         "mcc": [[i % 2, 1] for i in range(N)],
         "bleu": [[["a b", "a c"], "a b"]] * N,
         "endless": [math.inf] * N,
+        "nan": [math.nan] + [1.0] * (N - 1),
+        "null": [None] + [1.0] * (N - 1),
     }
     models = {name: small(acc=right(share), **odd) for name, share in (("base", 0.3), ("tuned", 0.9))}
     for results in models.values():
@@ -397,48 +454,43 @@ def test_items_that_are_lists_or_texts_leave_the_rest_of_the_report(tmp_path):
     content, path = run(tmp_path, models)
     assert [(row["metric"], row["verdict"]) for row in content["rows"]] == [("acc", "better")]
     assert {row["metric"]: row["base"] for row in content["not_compared"]} == dict.fromkeys(odd, 0.5)
-    for why in ("its items are not numbers", "one reference and one answer", "items are infinite"):
+    for why in (
+        "items are not numbers",
+        "one reference and one answer",
+        "items are infinite",
+        "1 of 60 items have no",
+    ):
         assert why in path.read_text()
 
 
-def test_advice_names_the_file_to_delete_and_the_model_to_leave_out(tmp_path):
-    models = {name: small() for name in ("base", "a", "b")}
-    sample = models["b"]["sdrrl_belebele_gen_pt"]["samples"][3]
-    file = tmp_path / "evaluation" / "b" / "sdrrl_belebele_gen_pt.json"
-    for value in (None, math.nan):
-        sample["acc"] = value
-        with pytest.raises(SDRRLError, match=f"Delete {file} and run the same `sdrrl evaluate` command"):
-            run(tmp_path, models)
-    sample["acc"] = 1.0
-    models["b"]["sdrrl_belebele_gen_pt"]["signature"]["chat_template"] = None
-    with pytest.raises(
-        SDRRLError, match="Leave b out by naming the others in `--tuned`.*`--apply_chat_template False`"
-    ):
-        run(tmp_path, models)
-    assert run(tmp_path, models, tuned="a")[0]["tuned"] == ["a"]
+def test_answers_of_a_chat_server_are_reported(tmp_path):
+    models = {name: {"mkqa_pt": result({"em": right(0.5)}, ["Lisboa"] * N)} for name in ("base", "tuned")}
+    for results in models.values():
+        for item in results["mkqa_pt"]["items"]:
+            item["prompt"] = [{"role": "user", "content": f"Where? {item['doc_id']}"}]
+    assert "Where? 7" in run(tmp_path, models)[1].with_suffix(".html").read_text()
 
 
 def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp_path):
-    content, path = run(tmp_path, models)
+    content, path = run(tmp_path, models, {"tuned": "<img src=x onerror=alert(1)>"})
     page = path.with_suffix(".html").read_text()
     for row in content["rows"]:
         for value in (*list(row["comparison"].values())[:3], row["comparison"]["p"], row["p_holm"]):
             assert f'data-value="{value}"' in page
-    assert "<script>alert" not in page and html.escape(HARMFUL_TEXT) in page
-    assert page.count("<script") == 1 and page.count("<svg") == 2
-    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}  # within the page
-    warned = page.index("harmful content")
-    assert warned < page.index(html.escape(HARMFUL_TEXT))
+    escaped = HARMFUL_TEXT.replace("<", "&lt;").replace(">", "&gt;")
+    assert "<script>alert" not in page and "<img" not in page and escaped in page
+    assert page.count("<script") == 1 and page.count("<svg") == 1
+    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", html.unescape(page.split("<h2>Samples")[0]))) <= {
+        "#",
+        "x",
+    }
+    assert page.index("harmful content") < page.index(escaped)
 
 
 def chromium(tmp_path, page, *options):
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --hide-scrollbars --host-resolver-rules=MAP_*_~NOTFOUND"
-    command = [
-        CHROMIUM,
-        *(flag.replace("_", " ") for flag in flags.split()),
-        f"--user-data-dir={tmp_path / 'chromium'}",
-    ]
+    command = [CHROMIUM, *(flag.replace("_", " ") for flag in flags.split()), f"--user-data-dir={tmp_path / 'c'}"]
     done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -446,20 +498,14 @@ def chromium(tmp_path, page, *options):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_shows_every_number_and_asks_nobody(models, tmp_path):
-    content, path = run(tmp_path, models, trainer_state=str(log(tmp_path)))
+    content, path = run(tmp_path, models)
     page = path.with_suffix(".html")
     net = tmp_path / "net.json"
     dom = chromium(tmp_path, page, "--dump-dom", f"--log-net-log={net}")
     for row in content["rows"]:
         c = row["comparison"]
-        numbers = [
-            f"{c['base']:.3f}",
-            f"{c['tuned']:.3f}",
-            f"{c['delta']:+.3f}",
-            f"{c['low']:+.3f} to {c['high']:+.3f}",
-        ]
-        cells = [*numbers, str(c["n"])]
-        assert all(f">{cell}</td>" in dom for cell in cells)
+        scores = [f"{c['base']:.3f}", f"{c['tuned']:.3f}", f"{c['delta']:+.3f}", str(c["n"])]
+        assert all(f">{cell}</td>" in dom for cell in [*scores, f"{c['low']:+.3f} to {c['high']:+.3f}"])
     # The browser's own services ask their servers; the page names none
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', net.read_text()))
     assert not {
@@ -472,25 +518,12 @@ def test_a_browser_shows_every_number_and_asks_nobody(models, tmp_path):
         float(row.split("<td")[3].partition('data-value="')[2].partition('"')[0]) for row in table.split("<tr>")[1:]
     ]
     assert bases == sorted(row["comparison"]["base"] for row in content["rows"])
-    chromium(tmp_path, page, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1100,2000")
-    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
-def log(tmp_path):
-    entries = [{"step": i, "bpb/pt": 1.5 / (i + 1), "bpb/en": 1.0, "nll/source": 2.0} for i in range(5)]
-    path = tmp_path / "trainer_state.json"
-    path.write_text(json.dumps({"log_history": [*entries, {"step": 5, "train_loss": 1.0}]}))
-    return path
-
-
-def test_plots_are_written_and_the_training_curves_where_there_is_a_log(models, tmp_path):
-    _, path = run(tmp_path, models, trainer_state=str(log(tmp_path)))
-    for name in ("report", "heatmap", "training"):
-        assert (path.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (path.parent / f"{name}.svg").read_text()
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(SDRRLError, match="holds no log"):
-        run(tmp_path, models, trainer_state=str(tmp_path / "bad.json"))
+def test_the_plot_is_written_as_png_and_svg(models, tmp_path):
+    _, path = run(tmp_path, models)
+    assert (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (path.parent / "report.svg").read_text()
 
 
 @pytest.mark.parametrize("n_models, name", [(1, "tuned"), (3, "fifteen-letters"), (9, "model"), (2, 50 * "long")])
@@ -501,7 +534,7 @@ def test_every_model_stays_beside_its_language_and_the_legend_within_the_picture
         for i in range(n_models)
         for tag in ("pt", "th")
     ]
-    figure = plots._dumbbell({"belebele": rows})
+    figure = plots.dumbbell({"belebele": rows})
     figure.canvas.draw()
     (axis,) = figure.axes
     looks = {}
@@ -516,134 +549,161 @@ def test_every_model_stays_beside_its_language_and_the_legend_within_the_picture
     pyplot.close(figure)
 
 
-def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "README.md").write_text("---\nmodel_name: mine\ntags: [sdrrl]\n---\n# Mine\n\nThe trainer's text.\n")
-    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
-    for _ in range(2):  # once more: the section is replaced
-        report(ReportConfig(str(folder), str(tmp_path / "report")))
-    text = (model / "README.md").read_text()
+@pytest.fixture
+def model_folder(tmp_path):
+    """A model that was trained here, whose card the trainer wrote."""
+    folder = tmp_path / "model"
+    (folder / "checkpoint-5").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training_args.bin", "checkpoint-5/optimizer.pt"):
+        (folder / name).write_text("")
+    (folder / "README.md").write_text("---\nmodel_name: mine\ntags: [sdrrl]\n---\n# Mine\n\nThe trainer's text.\n")
+    return folder
+
+
+def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, model_folder, tmp_path):
+    before = (model_folder / "README.md").read_text()
+    _, path = run(tmp_path, models, {"tuned": str(model_folder)})
+    card = path.parent / "README.md"
+    assert (model_folder / "README.md").read_text() == before  # nothing outside the report's folder is written
+    text = card.read_text()
     assert text.count(BEGIN) == 1 and "The trainer's text." in text and "lock" not in text
-    metadata = metadata_load(model / "README.md")
+    metadata = metadata_load(card)
     assert metadata["tags"] == ["sdrrl"]
     name, found = model_index_to_eval_results(metadata["model-index"])
     assert name == "mine" and len(found) == 16
     scores = {(entry.dataset_name, entry.metric_type): entry.metric_value for entry in found}
     assert scores["sdrrl_belebele_gen_pt", "acc"] == 0.75 and len(scores) == 16
     assert ModelCard(text).data.eval_results == found
-
-
-def test_a_model_without_a_card_gets_one_beside_the_report(models, tmp_path):
-    _, path = run(tmp_path, models)
-    assert BEGIN in (path.parent / "README.md").read_text()
+    # With a card that has the results of an earlier report and of others, those are replaced and these kept
+    other = "\n".join(["---", text.split("---")[1].strip().replace("sdrrl_xlsum_pt", "sum", 1), "---", "# Mine", ""])
+    (model_folder / "README.md").write_text(other + text.split("---", 2)[2])
+    _, path = run(tmp_path, models, {"tuned": str(model_folder)})
+    assert card.read_text().count(BEGIN) == 1
+    names = [entry.dataset_name for entry in model_index_to_eval_results(metadata_load(card)["model-index"])[1]]
+    assert len(names) == 17 and "sum" in names
 
 
 @pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "1: x", "license: \tmit: x"])
-def test_a_card_with_broken_metadata_is_named_before_anything_is_written(models, tmp_path, metadata):
-    card = tmp_path / "model" / "README.md"
-    card.parent.mkdir()
+def test_a_card_with_broken_metadata_is_named_before_anything_is_written(models, model_folder, tmp_path, metadata):
+    card = model_folder / "README.md"
     card.write_text(f"---\n{metadata}\n---\n# Mine\n")
-    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(card.parent)})
     with pytest.raises(SDRRLError, match=f"top of {card} cannot be read, so.*Correct the lines") as error:
-        report(ReportConfig(str(folder), str(tmp_path / "report")))
+        run(tmp_path, models, {"tuned": str(model_folder)})
     assert "losing it" in str(error.value) and not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("base, kept", [("org/base", True), ("{folder}", False), ("/models/base", False)])
-def test_a_card_names_the_base_model_only_by_its_id_on_the_hub(models, tmp_path, base, kept):
+def test_a_card_names_the_base_model_only_by_its_id_on_the_hub(models, model_folder, tmp_path, base, kept):
     base = base.format(folder=tmp_path)
-    model = tmp_path / "model"
-    model.mkdir()
     tags = f"[lora, 'base_model:adapter:{base}']"
-    (model / "README.md").write_text(f"---\nbase_model: {base}\ntags: {tags}\n---\n# Mine\n")
-    folder = save(tmp_path / "evaluation", models, models={"base": base, "tuned": str(model)})
-    report(ReportConfig(str(folder), str(tmp_path / "report")))
-    metadata = metadata_load(model / "README.md")
+    (model_folder / "README.md").write_text(f"---\nbase_model: {base}\ntags: {tags}\n---\n# Mine\n")
+    _, path = run(tmp_path, models, {"tuned": str(model_folder)})
+    metadata = metadata_load(path.parent / "README.md")
     assert metadata.get("base_model") == (base if kept else None)
     assert metadata["tags"] == ["lora"] + kept * [f"base_model:adapter:{base}"]
 
 
-def uploaded(monkeypatch, has_card=False):
+@pytest.fixture
+def hub(monkeypatch):
     """What a fake hub gets: path in the repository to content."""
     files = {}
 
     class Api:
+        has_card = False
+
         def create_repo(self, *_, **__): ...
 
         def file_exists(self, *_):
-            return has_card
+            return self.has_card
 
         def create_commit(self, repo_id, operations, commit_message):
-            files.update(
-                {op.path_in_repo: Path(op.path_or_fileobj).read_bytes().decode(errors="replace") for op in operations}
-            )
+            for op in operations:
+                files[op.path_in_repo] = Path(op.path_or_fileobj).read_bytes().decode(errors="replace")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr("huggingface_hub.metadata_update", lambda repo, data, **_: files.update(metadata=str(data)))
-    return files
+    return files, Api
 
 
-@pytest.mark.parametrize("inside", ["report", "model"])
-def test_the_upload_holds_no_text_of_harmful_items_wherever_the_evaluation_lies(models, tmp_path, monkeypatch, inside):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "adapter_model.safetensors").write_text("")
+def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_folder, tmp_path, hub, capsys):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.txt").write_text(HARMFUL_TEXT)
-    folder = save(tmp_path / inside / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
-    files = uploaded(monkeypatch)
-    report(ReportConfig(str(folder), str(tmp_path / "report"), push_to_hub="me/it"))
-    figures = {f"report/{name}.{ending}" for name in ("report", "heatmap") for ending in ("png", "svg")}
-    assert set(files) == {"adapter_model.safetensors", "README.md", "report/report.md", "report/report.json"} | figures
-    assert not any("lock" in text for name, text in files.items() if not name.endswith("png"))
-
-
-def test_a_model_without_a_card_is_uploaded_with_the_one_beside_the_report(models, tmp_path, monkeypatch, capsys):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_text("")
-    for results in models.values():
-        for tag in ("en", "pt", "th"):
-            del results[f"sdrrl_multijail_{tag}"]
-    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)}, groups={})
-    report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="me/it", dry_run=True))
+    names = save(tmp_path / "report" / "evaluation", models, {"tuned": str(model_folder)})
+    arguments = ["report", "--models", *names, "--output_dir", str(tmp_path / "report"), "--push_to_hub", "me/it"]
+    main([*arguments, "--dry_run"])
     listed = capsys.readouterr().out
-    files = uploaded(monkeypatch)
-    report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="me/it"))
-    assert BEGIN in files["README.md"] and "library_name: transformers" in files["README.md"]
-    assert {line.split()[0] for line in listed.splitlines()[1:]} == set(files) and "report/report.html" in files
+    files, _ = hub
+    assert not files and "Not report.html" in listed and "gained on 5 of 5" in listed
+    main(arguments)
+    of_report = {f"report/report.{ending}" for ending in ("md", "json", "png", "svg")}
+    assert set(files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"} | of_report
+    assert set(re.findall(r"^  (\S+) \(", listed, re.MULTILINE)) == set(files)
+    assert not any("lock" in text for name, text in files.items() if not name.endswith("png"))
+    assert BEGIN in files["README.md"] and "The trainer's text." in files["README.md"]
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_a_card_on_the_hub_is_kept_and_gets_the_scores(models, tmp_path, monkeypatch, has_card):
-    files = uploaded(monkeypatch, has_card)
-    save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": "org/tuned"})
-    report(ReportConfig(str(tmp_path / "evaluation"), str(tmp_path / "r"), push_to_hub="me/it"))
+def test_a_card_on_the_hub_is_kept_and_gets_the_scores(models, tmp_path, hub, has_card):
+    files, api = hub
+    api.has_card = has_card
+    for results in models.values():
+        for tag in ("en", "pt", "th"):
+            del results[f"sdrrl_multijail_{tag}"]
+    run(tmp_path, models, {"tuned": "org/tuned"}, push_to_hub="me/it")
     assert ("metadata" in files, "README.md" in files) == (has_card, not has_card)
-    assert "report/report.md" in files
+    assert "report/report.html" in files
 
 
-def test_a_dry_run_of_the_upload_lists_the_files_but_not_harmful_samples(models, tmp_path, capsys):
-    model = tmp_path / "model"
-    (model / "checkpoint-5").mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "checkpoint-5/optimizer.pt"):
-        (model / name).write_text("")
-    folder = save(tmp_path / "evaluation", models, models={"base": "org/base", "tuned": str(model)})
-    main(
-        [
-            "report",
-            "--evaluation",
-            str(folder),
-            "--output_dir",
-            str(tmp_path / "r"),
-            "--push_to_hub",
-            "me/it",
-            "--dry_run",
-        ]
-    )
-    shown = capsys.readouterr().out
-    assert "  adapter_model.safetensors (0 bytes)" in shown and "  report/report.md" in shown
-    assert "checkpoint-5" not in shown and "  report/report.html" not in shown and "gained on 5 of 5" in shown
+def test_a_folder_that_a_results_file_names_is_uploaded_only_if_it_holds_a_model(models, tmp_path, hub):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "id").write_text("key")
+    run(tmp_path, models, {"tuned": str(tmp_path / "secrets")}, push_to_hub="me/it")
+    assert "id" not in hub[0] and "report/report.md" in hub[0]
     with pytest.raises(SDRRLError, match="push_to_hub"):
-        report(ReportConfig(str(folder), str(tmp_path / "r"), push_to_hub="a/b/c", dry_run=True))
+        run(tmp_path, models, push_to_hub="a/b/c", dry_run=True)
+    with pytest.raises(SDRRLError, match="`push_to_hub` uploads one"):
+        ReportConfig(["base=a", "x=b", "y=c"], "r", push_to_hub="me/it")
+
+
+QUIZ = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+metadata: {{version: 1.0}}
+"""
+CHOICE = 'doc_to_choice: ["no", "yes"]\n'
+WRITE = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n'
+WRITE += "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+
+
+def test_two_folders_of_plain_lm_eval_are_compared(tiny_model, tmp_path):
+    """`lm_eval` itself, as a user would run it, on tasks of others and a group."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for tag in ("en", "pt"):
+        rows = [{"q": f"Is {i} {tag}?", "a": "yes" if i % 3 else "no"} for i in range(24)]
+        data = tasks / f"{tag}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tasks / f"quiz_{tag}.yaml").write_text(
+            QUIZ.format(name=f"quiz_{tag}", data=data, kind="multiple_choice") + CHOICE
+        )
+    (tasks / "say.yaml").write_text(QUIZ.format(name="say_pt", data=data, kind="generate_until") + WRITE)
+    (tasks / "quiz.yaml").write_text("group: quiz\ntask: [quiz_en, quiz_pt]\nmetadata: {version: 1.0}\n")
+    model_args = f"pretrained={tiny_model},dtype=float32"
+    for name in ("base", "tuned"):
+        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model_args]
+        command += ["--tasks", "quiz,say_pt", "--include_path", str(tasks), "--log_samples", "--device", "cpu"]
+        command += ["--output_path", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+    folders = [f"{name}={tmp_path / name}" for name in ("base", "tuned")]
+    path = report(ReportConfig(folders, str(tmp_path / "report")))
+    rows = {(r["task"], r["metric"]): r for r in json.loads(path.with_suffix(".json").read_text())["rows"]}
+    roles = {("quiz_en", "acc"): "source", ("quiz_pt", "acc"): "target", ("say_pt", "exact_match"): "target"}
+    assert {key: rows[key]["role"] for key in roles} == roles
+    file = next((tmp_path / "base").glob("*/results_*.json"))
+    (score,) = [s for t, s in json.loads(file.read_text())["results"].items() if t.endswith("quiz_pt")]
+    assert rows["quiz_pt", "acc"]["comparison"]["base"] == score["acc,none"] and score["sample_len"] == 24

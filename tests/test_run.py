@@ -44,7 +44,7 @@ def run_config(tiny_model, seeds, tmp_path):
             "save_steps": 5,
             "report_to": "none",
         },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "max_gen_toks": 8, "dtype": "float32"},
+        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"},
     }
 
 
@@ -58,7 +58,7 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     path = run(run_config, tmp_path, tmp_path / "out")
     assert path == tmp_path / "out" / "report" / "report.md"
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
-    (bpb,) = [row for row in rows if row["metric"] == "bits_per_byte" and row["language"] == "pt"]
+    (bpb,) = [row for row in rows if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
     assert set(json.loads((path.parent / "report.json").read_text())["seconds"]) >= {"generate", "train", "evaluate"}
     card = (tmp_path / "out" / "model" / "README.md").read_text()

@@ -1,21 +1,34 @@
-"""`sdrrl evaluate`: several models on the same lm-eval tasks, in one process, each model and task kept when done."""
+"""
+`sdrrl evaluate`: several models on the same lm-eval tasks, in one process.
 
+Tasks go to lm-eval several at a time, as their small batches would not fill up apart. After each such chunk its
+results are in the folder of the model, as `lm_eval --log_samples --output_path` writes them. A run that was stopped
+goes on with tasks that no results file holds with all samples. So there may be several results files; the newest of a task counts.
+Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and the first writes.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.models import base_of, processes
-from sdrrl_trl.evaluation.run_tasks import RESULT_KEYS, environment, run_tasks
-from sdrrl_trl.evaluation.suite import HARMFUL, Selection, language_of, select
-from sdrrl_trl.evaluation.tasks import held_out_tasks
+from sdrrl_trl.evaluation.heldout import held_out_tasks
+from sdrrl_trl.evaluation.models import base_of, check_arguments, loaded_models, processes, watch_for_nan
+from sdrrl_trl.evaluation.outputs import finished_tasks, save
+from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
-from sdrrl_trl.stages import check_options, clear_stage, recorded_options, write_options
+from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, package_version, progress, timed
 
 
 HELD_OUT = "sdrrl_heldout"
+CHUNK_ITEMS = 512  # so few that a killed run loses little, so many that the last batch of a chunk does not count
 
 
 @dataclass
@@ -32,29 +45,21 @@ class EvaluationConfig:
         output_dir (`str`):
             Folder of the results.
         transfer_set (`str`, *optional*):
-            Folder made by `sdrrl build`.
+            Folder made by `sdrrl build`, for its held-out questions and its system message.
         languages (`list[str]`, *optional*):
             Only tasks about these languages.
-        source_language (`str`, *optional*):
-            Language whose loss the report tells from the gain in the others. Default: that of `transfer_set`; if there
-            is none either, all languages count as targets.
         limit (`int`, *optional*):
             Use only the first so many items of each task.
         backend (`str`, *optional*, defaults to `"hf"`):
             How the models are run: `"hf"` with transformers, `"vllm"`, or one of lm-eval's names for servers, such as
             `"local-chat-completions"`.
         model_args (`str`, *optional*):
-            More for another backend than `"hf"`, as lm-eval has it: `base_url=http://localhost:8000/v1/...`.
+            Arguments for the backend, as lm-eval has them: `dtype=float32`, or for a server
+            `base_url=http://localhost:8000/v1/...`.
         batch_size (`int`, *optional*, defaults to `16`):
             Items per batch.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
-        max_gen_toks (`int`, *optional*, defaults to `512`):
-            Longest answer to a held-out question, in tokens.
         apply_chat_template (`bool`, *optional*, defaults to `True`):
             Ask through the model's chat template.
-        overwrite_stage (`str`, *optional*):
-            `"evaluate"` throws away the results in `output_dir`.
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path or hub id`."})
@@ -62,27 +67,18 @@ class EvaluationConfig:
     output_dir: str = field(metadata={"help": "Folder of the results."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
     languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
-    source_language: str | None = field(
-        default=None, metadata={"help": "Language that must not be lost. Default: that of the transfer set."}
-    )
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
-    model_args: str | None = field(default=None, metadata={"help": "lm-eval's options of another backend."})
+    model_args: str | None = field(
+        default=None, metadata={"help": "lm-eval's arguments for the backend: `dtype=float32`, `base_url=...`."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    max_gen_toks: int = field(default=512, metadata={"help": "Longest answer to a held-out question, in tokens."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
-    overwrite_stage: str | None = field(
-        default=None, metadata={"help": "`evaluate` throws away the results.", "choices": ["evaluate"]}
-    )
 
     def __post_init__(self):
         for model in self.models:
-            name, _, path = model.partition("=")
-            if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            # A name becomes that of a folder, beside files of ours
+            if not re.fullmatch(r"\w[\w.-]*(?<!\.json)=.+", model):
                 raise SDRRLError(f"`models`: {model!r} is not of the form `name=path`, such as `tuned=output/model`.")
         if not self.models or not self.tasks:
             raise SDRRLError("`models` and `tasks` must each name at least one: there would be nothing to evaluate.")
@@ -90,9 +86,9 @@ class EvaluationConfig:
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
         if HELD_OUT in self.tasks and self.transfer_set is None:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
-        if self.source_language is not None:
-            self.source_language = get_language(self.source_language).tag
-        for name in ("limit", "batch_size", "max_gen_toks"):
+        if not all("=" in pair for pair in (self.model_args or "=").split(",")):
+            raise SDRRLError(f"`model_args`: {self.model_args!r} is not of the form `name=value,name=value`.")
+        for name in ("limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
@@ -101,115 +97,190 @@ class EvaluationConfig:
     def model_paths(self) -> dict[str, str]:
         return dict(model.split("=", 1) for model in self.models)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        from lm_eval.utils import simple_parse_args_string
+
+        return simple_parse_args_string(self.model_args)
+
 
 def evaluate(config: EvaluationConfig) -> Path:
     """
-    Evaluates all models on all tasks, or goes on where an interrupted run stopped. Under `accelerate launch` each
-    process takes its share of the items.
+    Evaluates all models on all tasks, or goes on where an interrupted run stopped.
 
     Returns:
-        `Path`: `output_dir`, with `<model>/<task>.json` (scores, samples, signature) and `manifest.json`.
+        `Path`: `output_dir`, with lm-eval's `results_<date>.json` and `samples_<task>_<date>.jsonl` in a folder for
+            each model.
 
     Raises:
         `SDRRLError`: for unknown tasks, missing models and the like, before any model is loaded.
     """
     folder = Path(config.output_dir)
     check_output_dir(folder, needed_bytes=100_000_000)
-    fingerprints = {name: fingerprint(path) for name, path in config.model_paths.items()}
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 
+        check_arguments(config.arguments)
         for path in config.model_paths.values():
             check_model(base_of(path), config.apply_chat_template)
-    names = ("limit", "dtype", "max_gen_toks", "apply_chat_template", "backend", "model_args")
-    options = {name: getattr(config, name) for name in names} | {"environment": environment()}
+    transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
+    options, models = _options(config, transfer_set), {n: fingerprint(path) for n, path in config.model_paths.items()}
     # Models may come later; one that is there already must still be the same
-    known = {} if config.overwrite_stage else (recorded_options(folder, "evaluate") or {}).get("models", {})
-    options["models"] = {name: fingerprints.get(name, known[name]) for name in known} or fingerprints
-    system_prompt, source_language = None, config.source_language
-    if config.transfer_set:
-        manifest = load_manifest(Path(config.transfer_set))
-        system_prompt = manifest["options"]["system_prompt"]
-        source_language = source_language or manifest["options"]["source_language"]
-        options["held_out"] = manifest["sha256"].get("test.parquet")
-        if HELD_OUT in config.tasks and options["held_out"] is None:
-            raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
-    if not config.overwrite_stage:
-        check_options(folder, options, "evaluate")
-
-    selection = select_tasks(config)
+    known = (recorded_options(folder, "evaluate") or {}).get("models", {})
+    check_options(folder, options | {"models": {n: models.get(n, known[n]) for n in known} or models}, "evaluate")
+    tasks = _load_tasks(config)
     state = processes()
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            if config.overwrite_stage:
-                clear_stage(folder, "evaluate")
-            options["models"] |= fingerprints
-            write_options(folder, options, "evaluate")
+            write_options(folder, options | {"models": known | models}, "evaluate")
         state.wait_for_everyone()
-        run_tasks(config, selection.tasks, system_prompt)
-        if state.is_main_process:
-            manifest = {
-                "models": config.model_paths,
-                "tasks": sorted(selection.tasks),
-                "languages": selection.languages,
-                "groups": selection.groups,
-                "harmful": [task for task in selection.tasks if task.startswith(HARMFUL)],
-                "source_language": source_language,
-            }
-            write_json(folder / "manifest.json", manifest | {"options": options})
+        with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
+            _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
     state.wait_for_everyone()
     return folder
 
 
-def load_evaluation(folder: Path) -> dict[str, Any]:
-    """
-    Manifest of a finished evaluation: models, tasks, source language, options.
-
-    Raises:
-        `SDRRLError`: if the evaluation is not complete.
-    """
-    if not (folder / "manifest.json").exists():
-        raise SDRRLError(f"{folder} holds no finished evaluation. Run `sdrrl evaluate` (again) first.")
-    return read_json(folder / "manifest.json", expect=("models", "tasks", "source_language"))
-
-
-def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """
-    Results by model and task.
-
-    Raises:
-        `SDRRLError`: if the evaluation is not complete.
-    """
-    manifest = load_evaluation(folder)
-    results: dict[str, dict[str, dict[str, Any]]] = {model: {} for model in manifest["models"]}
-    broken = []
-    for model, by_task in results.items():
-        for task in manifest["tasks"]:
-            file = folder / model / f"{task}.json"
-            try:
-                by_task[task] = read_json(file, RESULT_KEYS)
-            except SDRRLError:
-                broken.append(str(file))
-    if broken:
-        raise SDRRLError(
-            f"{len(broken)} results are missing or damaged: {', '.join(broken[:5])}. Without them the models were not "
-            "asked the same. Run the same `sdrrl evaluate` command again: it makes these anew and keeps the others."
-        )
-    return results
+def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
+    """What the results depend on, beside the models."""
+    options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
+    # How answers are scored, without keys
+    prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
+    names = sorted(name for name in os.environ if name.startswith(prefixes) and "KEY" not in name)
+    options["environment"] = {name: os.environ[name] for name in names}
+    if transfer_set:
+        options["held_out"] = transfer_set["sha256"].get("test.parquet")
+        if HELD_OUT in config.tasks and options["held_out"] is None:
+            raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
+    return options
 
 
-def select_tasks(config: EvaluationConfig) -> Selection:
-    """
-    Loads the tasks of a configuration, with their data.
-
-    Raises:
-        `SDRRLError`: for unknown tasks or languages, and for data that are not here.
-    """
-    selection = select([name for name in config.tasks if name != HELD_OUT], config.languages)
-    if HELD_OUT in config.tasks and config.transfer_set is not None:
-        held_out = held_out_tasks(Path(config.transfer_set), config.max_gen_toks)
+def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
+    tasks = select([name for name in config.tasks if name != HELD_OUT], config.languages)
+    if HELD_OUT in config.tasks:
         wanted = {get_language(language).tag for language in config.languages or ()}
-        held_out = {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
-        selection.tasks |= selection.manager.load(list(held_out.values()))["tasks"]
-        selection.languages |= {name: language_of(name) for name in held_out}
-    return selection
+        held_out = held_out_tasks(Path(config.transfer_set))
+        tasks |= {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
+    return tasks
+
+
+def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | None) -> None:
+    """Evaluates what is not finished, chunk by chunk."""
+    from accelerate.utils import gather_object
+
+    folder, state = Path(config.output_dir), processes()
+    left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
+    state.wait_for_everyone()  # before the first result is written, so that all see the same
+    prepare_tasks(tasks, config.limit, state.num_processes)
+    unfinished = {name: path for name, path in config.model_paths.items() if left[name]}
+
+    def units() -> Iterator[tuple[int, tuple[str, Any, dict[str, Any]]]]:
+        models = loaded_models(unfinished, config.backend, config.arguments, config.batch_size)
+        for name, lm in models:
+            # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
+            for chunk in chunks(tasks, config.limit):
+                if todo := {task: tasks[task] for task in chunk if task in left[name]}:
+                    yield len(todo), (name, lm, todo)
+
+    total = len(tasks) * len(left)
+    done = total - sum(map(len, left.values()))
+    made_with: dict[str, Any] = {}
+    for name, lm, chunk in progress(units(), total, "evaluate", "model × task", done=done):
+        with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
+            results = _ask(lm, chunk, config, system_prompt, made_with)
+        if any(gather_object([bool(found_nan)])):
+            raise SDRRLError(
+                f"The logits of the model {name!r} are NaN on one of {', '.join(chunk)}. It knows no answers, but "
+                "lm-eval would count its first choices as such. Its training may have diverged, or the data type be "
+                "too narrow: try `--model_args dtype=float32`, or leave the model out."
+            )
+        if results:  # in the first process
+            path, base = config.model_paths[name], base_of(config.model_paths[name])
+            named = {"pretrained": base, "peft": path} if base_of(path) != path else {"pretrained": path}
+            results["config"]["model_args"] = named | config.arguments
+            about = {
+                "model_source": config.backend,
+                "model_args": {"pretrained": path},
+                "system_instruction": system_prompt,
+                "chat_template": lm.chat_template(True) if config.apply_chat_template else None,
+                "fewshot_as_multiturn": False,
+            }
+            n_lost = save(folder / name, results, about)
+            if n_lost:
+                print(f"evaluate: {n_lost} numbers of {name} are NaN or infinite, written as null", file=sys.stderr)
+
+
+def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) -> None:
+    """
+    What `lm_eval.simple_evaluate` does before it evaluates; that would also reset the random state and call git.
+
+    Raises:
+        `SDRRLError`: for a task with fewer items than there are processes.
+    """
+    for name, task in tasks.items():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        if (n_items := _n_items(task, limit)) < n_processes:
+            raise SDRRLError(
+                f"{name} has {n_items} items for {n_processes} processes, and lm-eval cannot leave one without any: "
+                "it would wait for ever. Use fewer processes, raise `limit`, or leave the task out."
+            )
+
+
+def _n_items(task: Any, limit: int | None) -> int:
+    """How many items of a task are asked."""
+    return len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
+
+
+def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
+    """Cuts the names of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
+    cut: list[list[str]] = []
+    n = 0
+    for name, task in tasks.items():
+        size = _n_items(task, limit)
+        if not cut or n + size > CHUNK_ITEMS:
+            cut.append([])
+            n = 0
+        cut[-1].append(name)
+        n += size
+    return cut
+
+
+def _ask(
+    lm: Any, tasks: dict[str, Any], config: EvaluationConfig, system_prompt: str | None, made_with: dict[str, Any]
+) -> dict[str, Any] | None:
+    """
+    lm-eval's results in the first process, nothing in the others. `made_with` notes what the requests of a task were
+    made with, the chat template and the special tokens that it may write: for the next model with the same ones, the
+    task asks with the requests that it has.
+    """
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    prompts = (lm.tokenizer.chat_template, lm.tokenizer.special_tokens_map) if config.backend == "hf" else None
+    for name, task in tasks.items():
+        task.set_fewshot_seed(seed=1234)
+        if prompts is not None and made_with.get(name) == prompts:
+            task.build_all_requests = lambda **options: None
+        else:
+            vars(task).pop("build_all_requests", None)  # lm-eval makes them
+            made_with[name] = prompts
+    started = time.time()
+    results = lm_evaluate(
+        lm,
+        {"tasks": tasks},
+        limit=config.limit,
+        bootstrap_iters=0,
+        apply_chat_template=config.apply_chat_template,
+        system_instruction=system_prompt,
+    )
+    for task in tasks.values():
+        for request in task.instances:
+            request.resps, request.filtered_resps = [], {}  # the next model's place
+    if results:
+        dtype = str(lm.model.dtype) if config.backend == "hf" else None
+        results |= {
+            "config": {"model": config.backend, "model_dtype": dtype, "limit": config.limit},
+            "date": started,
+            "lm_eval_version": package_version("lm_eval"),
+            "transformers_version": package_version("transformers"),
+        }
+    return results

@@ -1,41 +1,60 @@
 """The models of `sdrrl evaluate` as lm-eval takes them: each base loaded once, adapters put on it in turn."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
-if TYPE_CHECKING:
-    from sdrrl_trl.evaluation.evaluate import EvaluationConfig
+def loaded_models(
+    models: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int
+) -> Iterator[tuple[str, Any]]:
+    """
+    Goes through models, those on the same base together.
 
+    Args:
+        models (`dict[str, str]`):
+            Path or hub id of each model by its name.
+        backend (`str`):
+            lm-eval's name of the backend.
+        arguments (`dict[str, Any]`):
+            Arguments for the backend.
+        batch_size (`int`):
+            Items per batch.
 
-def loaded_models(config: "EvaluationConfig", names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Goes through the models of these names as `(name, lm-eval model)`, each base model loaded once."""
-    by_base: dict[str, list[tuple[str, str]]] = {}
-    for name in names:
-        path = config.model_paths[name]
-        by_base.setdefault(base_of(path), []).append((name, path))
-    for base_path, models in by_base.items():
-        if config.backend != "hf":
-            for name, path in models:
-                yield name, _other_backend(config, base_path, path)
-            continue
-        from peft import PeftModel
+    Yields:
+        `tuple[str, Any]`: name and lm-eval model.
 
-        from sdrrl_trl.engines.transformers import load_model, load_tokenizer
+    Raises:
+        `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
+    """
+    if backend != "hf":
+        for name, path in models.items():
+            yield name, _other_backend(backend, path, arguments, batch_size)
+        return
+    from peft import PeftModel
 
-        base, base_tokenizer = load_model(base_path, dtype=config.dtype)
-        for name, path in sorted(models, key=lambda model: _is_adapter(model[1])):  # the bare model first
+    from sdrrl_trl.engines.transformers import load_model, load_tokenizer
+
+    dtype = arguments.get("dtype", "auto")
+    by_base: dict[str, list[str]] = {}
+    for name in sorted(models, key=lambda name: _is_adapter(models[name])):  # the bare model first
+        by_base.setdefault(base_of(models[name]), []).append(name)
+    for base_path, names in by_base.items():
+        base, base_tokenizer = load_model(base_path, dtype=dtype)
+        for name in names:
+            path = models[name]
             if base is None:
-                base, _ = load_model(base_path, dtype=config.dtype)
+                base, _ = load_model(base_path, dtype=dtype)
             model = PeftModel.from_pretrained(base, path) if _is_adapter(path) else base
             own = (Path(path) / "tokenizer_config.json").exists()
+            # A copy, as lm-eval may give it a padding token
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
-            yield name, _hf_model(model, tokenizer, config.batch_size)
+            yield name, _hf_model(model, tokenizer, arguments, batch_size)
             if _is_adapter(path):
                 base = model.unload() if all(map(_leaves_base, model.peft_config.values())) else None
 
@@ -54,18 +73,28 @@ def _leaves_base(config: Any) -> bool:
     return not config.modules_to_save and not config.trainable_token_indices
 
 
-def _hf_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def _hf_model(model: Any, tokenizer: Any, arguments: dict[str, Any], batch_size: int) -> Any:
     """lm-eval's wrapper around a loaded model, which shares the items among the processes, if there are several."""
     from accelerate import Accelerator
     from lm_eval.models.huggingface import HFLM
 
     with no_tying(model):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **arguments)
     state = processes()
     if state.num_processes > 1:  # HFLM does this itself only for models that it loads
         lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
         lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
     return lm
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] for arguments that lm-eval's `hf` backend does not know, which it would pass over."""
+    from lm_eval.models.huggingface import HFLM
+
+    known = set(inspect.signature(HFLM).parameters) - {"pretrained", "tokenizer", "batch_size", "peft", "kwargs"}
+    unknown = sorted(set(arguments) - (known - {"trust_remote_code"}))
+    if unknown:
+        raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
 
 
 @contextmanager
@@ -95,21 +124,18 @@ def watch_for_nan(model: Any) -> Iterator[Any]:
         handle.remove()
 
 
-def _other_backend(config: "EvaluationConfig", base: str, path: str) -> Any:
+def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_size: int) -> Any:
     from lm_eval.api.registry import get_model
 
-    arguments = {"model": path} if "completions" in config.backend else {"pretrained": base}
-    if config.backend == "vllm":
-        arguments["dtype"] = config.dtype
-        if _is_adapter(path):
-            arguments["lora_local_path"] = path
-    given = dict(pair.split("=", 1) for pair in (config.model_args or "").split(",") if pair)
+    # A server knows its models by name; the others load them
+    named = {"model": path} if "completions" in backend else {"pretrained": base_of(path)}
+    if backend == "vllm" and _is_adapter(path):
+        named["lora_local_path"] = path
+    more = {"batch_size": batch_size, "max_batch_size": None, "device": None}
     try:
-        return get_model(config.backend).create_from_arg_obj(
-            arguments | given, {"batch_size": config.batch_size, "max_batch_size": None, "device": None}
-        )
+        return get_model(backend).create_from_arg_obj(named | arguments, more)
     except (ValueError, ImportError, OSError) as error:
-        raise SDRRLError(f"lm-eval cannot start the backend {config.backend!r}: {error}") from error
+        raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {error}") from error
 
 
 def processes() -> Any:

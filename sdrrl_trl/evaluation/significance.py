@@ -89,6 +89,20 @@ def item_statistics(metric: str, items: list[Any]) -> np.ndarray:
     return _scoring(metric)[0](items)
 
 
+def score(metric: str, items: list[Any]) -> float:
+    """
+    Score of one model.
+
+    Args:
+        metric (`str`):
+            As in [`compare`].
+        items (`list`):
+            As in [`compare`].
+    """
+    statistics, of_sums = _scoring(metric)
+    return float(of_sums(statistics(items).sum(0)))
+
+
 def compare_statistics(
     metric: str, base: np.ndarray, tuned: np.ndarray, n_resamples: int = 1000, seed: int = 1234
 ) -> Comparison:
@@ -227,7 +241,7 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 @cache
 def _scoring(metric: str) -> Scoring:
     """Of a metric: statistics of the items, which add up over items, and the score of sums, one or a row each."""
-    if metric == "bits_per_byte":
+    if metric in ("bits_per_byte", "answer_bits_per_byte"):
         return _pairs, lambda sums: -_mean(sums) / math.log(2)
     if metric in ("chrf", "chrf++"):
         return _corpus_metric(CHRF(word_order=2 if metric == "chrf++" else 0))

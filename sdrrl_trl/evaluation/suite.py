@@ -1,20 +1,37 @@
-"""Which lm-eval tasks a name stands for, in which languages, and how each is loaded alone."""
+"""Where the lm-eval tasks are, which of them a name stands for, in which languages, and how each is loaded alone."""
 
 import difflib
 import logging
 import re
-from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
 
 HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
+
+
+def tasks_dir() -> Path:
+    """Folder of the task definitions, for `lm_eval --include_path`: of the checkout, or of the installed wheel."""
+    root = Path(__file__).parents[2]
+    checkout = root / "lm_eval_tasks"
+    return checkout if checkout.exists() else root / "lm_eval" / "tasks" / "sdrrl"
+
+
+def include_paths() -> list[str]:
+    """
+    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that
+    our groups take.
+    """
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return [str(tasks_dir()), *(str(root / name) for name in ("belebele", "xnli", "xstorycloze"))]
 
 
 class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # that in C is ten times as fast
@@ -80,25 +97,14 @@ def leaves(folder: Path) -> dict[str, Any]:
     return found
 
 
-@dataclass
-class Selection:
-    """
-    Loaded tasks.
-
-    Args:
-        tasks (`dict[str, Any]`): lm-eval task objects by name.
-        languages (`dict[str, str | None]`): Language that a task is about, by its name.
-        groups (`dict[str, list[str]]`): Tasks of each group among the names that were asked for, and of its groups.
-        manager (`Any`): The task manager that knows them.
-    """
-
-    manager: Any
-    tasks: dict[str, Any] = field(default_factory=dict)
-    languages: dict[str, str | None] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
+@cache
+def _ours() -> dict[str, dict[str, Any]]:
+    """Content of our task and group files by name."""
+    files = read_tasks(tasks_dir()).values()
+    return {content["group" if "group" in content else "task"]: content for content in files}
 
 
-def select(names: list[str], languages: list[str] | None = None) -> Selection:
+def select(names: list[str], languages: list[str] | None = None) -> dict[str, Any]:
     """
     Loads tasks, groups and tags by their names, of ours or of lm-eval, with their data.
 
@@ -108,37 +114,35 @@ def select(names: list[str], languages: list[str] | None = None) -> Selection:
         languages (`list[str]`, *optional*):
             Only tasks about these.
 
+    Returns:
+        `dict[str, Any]`: lm-eval task objects by name.
+
     Raises:
         `SDRRLError`: for an unknown name or language, a name without a task in the languages, or data that are not
             here; all that are missing are named at once.
     """
     tags = {get_language(language).tag for language in languages or ()}
-    files = list(read_tasks(tasks_dir()).values())
-    by_name = {content["group" if "group" in content else "task"]: content for content in files}
-    ours, own_tags = leaves(tasks_dir()), {tag for content in files for tag in content.get("tag", ())}
-    foreign = [name for name in names if name not in {*by_name, *ours, *own_tags}]
-    selection = Selection(task_manager(everything=bool(foreign)))
-    unknown = [name for name in foreign if name not in selection.manager.all_tasks]
+    ours = leaves(tasks_dir())
+    own_tags = {tag for content in _ours().values() for tag in content.get("tag", ())}
+    foreign = [name for name in names if name not in {*_ours(), *ours, *own_tags}]
+    manager = task_manager(everything=bool(foreign))
+    unknown = [name for name in foreign if name not in manager.all_tasks]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], {*by_name, *selection.manager.all_tasks}, n=3)
+        close = difflib.get_close_matches(unknown[0], {*_ours(), *manager.all_tasks}, n=3)
         raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
 
+    tasks: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name in names:
-        if name in foreign:
-            found = _foreign(selection, name)
-        else:
-            found = dict.fromkeys(_expand(name, by_name, selection.groups))
-        about = {task: language_of(task, by_name.get(task, {})) for task in found}
-        if tags and not tags & set(about.values()):
-            known = ", ".join(sorted({str(tag) for tag in about.values()}))
+        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(_expand(name))
+        if tags and not tags & set(map(language_of, found)):
+            known = ", ".join(sorted({str(language_of(task)) for task in found}))
             raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
         for task, loaded in found.items():
-            if task in selection.tasks or task in problems or (tags and about[task] not in tags):
+            if task in tasks or task in problems or (tags and language_of(task) not in tags):
                 continue
             try:
-                selection.tasks[task] = loaded or _load(selection.manager, ours[task])
-                selection.languages[task] = about[task]
+                tasks[task] = loaded or next(iter(manager.load([ours[task]])["tasks"].values()))
             except (OSError, ValueError, ImportError) as error:
                 problems[task] = str(error)
     if problems:
@@ -147,44 +151,31 @@ def select(names: list[str], languages: list[str] | None = None) -> Selection:
             f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
             "what can be loaded here; name those, or choose `languages`."
         )
-    selection.groups = {
-        group: kept
-        for group, tasks in selection.groups.items()
-        if (kept := [t for t in tasks if t in selection.tasks])
-    }
-    return selection
+    return tasks
 
 
-def _load(manager: Any, spec: Any) -> Any:
-    (task,) = manager.load([spec])["tasks"].values()
-    return task
-
-
-def _foreign(selection: Selection, name: str) -> dict[str, Any]:
+def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
     """Tasks of lm-eval itself by name, loaded."""
     try:
-        loaded = selection.manager.load([name])
+        return manager.load([name])["tasks"]
     except Exception as error:  # whatever the data, their code or the hub may raise
         raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
-    selection.groups |= {group: [t.task_name for t in g.get_all_tasks()] for group, g in loaded["groups"].items()}
-    return loaded["tasks"]
 
 
-def _expand(name: str, by_name: dict[str, dict[str, Any]], groups: dict[str, list[str]]) -> list[str]:
-    """Names of the tasks that a name of ours stands for. Notes the groups on the way."""
-    if name not in by_name:
-        tagged = [content["task"] for content in by_name.values() if name in content.get("tag", ())]
+def _expand(name: str) -> list[str]:
+    """Names of the tasks that a name of ours stands for."""
+    if name not in _ours():
+        tagged = [content["task"] for content in _ours().values() if name in content.get("tag", ())]
         return tagged or [name]
-    if "group" not in by_name[name]:
+    if "group" not in _ours()[name]:
         return [name]
-    members = (member if isinstance(member, str) else member["task"] for member in by_name[name]["task"])
-    groups[name] = [task for member in members for task in _expand(member, by_name, groups)]
-    return groups[name]
+    members = (member if isinstance(member, str) else member["task"] for member in _ours()[name]["task"])
+    return [task for member in members for task in _expand(member)]
 
 
 def language_of(task: str, content: dict[str, Any] | None = None) -> str | None:
     """Language that a task is about: by its tag, or by the end of its name, a language tag or a FLORES code."""
-    for tag in (content or {}).get("tag", ()):
+    for tag in (content or _ours().get(task, {})).get("tag", ()):
         if tag.startswith("sdrrl_lang_"):
             return tag.removeprefix("sdrrl_lang_")
     if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning

@@ -14,8 +14,8 @@ from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
+from sdrrl_trl.evaluation.evaluate import prepare_tasks
 from sdrrl_trl.evaluation.models import no_tying, watch_for_nan
-from sdrrl_trl.evaluation.run_tasks import prepare_tasks
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.utils import SDRRLError
@@ -98,7 +98,7 @@ class LMEvalCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         with _undisturbed(self.trainer):  # lm-eval draws random numbers when it loads tasks
-            self._tasks = select(self.task_names, self.languages).tasks
+            self._tasks = select(self.task_names, self.languages)
         prepare_tasks(self._tasks, self.limit, self.trainer.accelerator.num_processes)
         if state.global_step == 0:  # not when resumed
             self._evaluate()

@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
+from sdrrl_trl.evaluation.compare import Row
+from sdrrl_trl.evaluation.outputs import Output
+from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.tables import comparison_table
-from sdrrl_trl.evaluation.views import Row
 from sdrrl_trl.transfer.publish import is_non_commercial, summary
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
@@ -17,28 +19,24 @@ IGNORED = ["*.lock", ".*", "options*.json", "report.html", "trainer_state.json"]
 IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*", "training_args.bin"]
 
 
-def load(model_path: str, beside: Path) -> tuple[Path, Any]:
+def load(model: str) -> Any:
     """
-    Where the card of a model is, or will be, and the card.
+    The card of a model, or a new one if there is none here. The model's folder itself is never written to.
 
     Args:
-        model_path (`str`):
+        model (`str`):
             Folder or hub id of the model.
-        beside (`Path`):
-            Card beside the report, for a model that has none here.
 
     Raises:
         `SDRRLError`: if the metadata of the card cannot be read.
     """
     from huggingface_hub import ModelCard
 
-    own = Path(model_path) / "README.md"
-    path = own if own.is_file() else beside
-    new = f"---\nlibrary_name: transformers\n---\n# {Path(model_path).name}\n"
+    path = Path(model) / "README.md"
+    new = f"---\nlibrary_name: transformers\n---\n# {Path(model).name}\n"
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else new
-        return path, ModelCard(text, ignore_metadata_errors=True)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return ModelCard(path.read_text(encoding="utf-8") if path.is_file() else new, ignore_metadata_errors=True)
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
         raise SDRRLError(
             f"The metadata at the top of {path} cannot be read, so the results cannot be added without losing it. "
             f"Correct the lines between the two `---`, or move the file away for a new card. The mistake: {error}"
@@ -49,7 +47,7 @@ def write(
     path: Path, card: Any, content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None
 ) -> None:
     """
-    Writes the results into a card, replacing those of an earlier report.
+    Writes a card with the results, in the place of those of an earlier report.
 
     Args:
         path (`Path`):
@@ -65,28 +63,28 @@ def write(
         data_set (`dict[str, Any]`, *optional*):
             Manifest of the transfer set that it was trained on.
     """
-    card.data.model_name = card.data.model_name or Path(content["models"][model]).name
-    card.data.eval_results = eval_results([row for row in rows if row.model == model])
+    rows = [row for row in rows if row.model == model]
+    data = card.data
+    data.model_name = data.model_name or Path(content["models"][model]).name
+    new = {(entry.dataset_name, entry.metric_type): entry for entry in eval_results(rows)}
+    old = {(entry.dataset_name, entry.metric_type): entry for entry in data.eval_results or []}
+    data.eval_results = list((old | new).values())
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
-    bases = card.data.base_model or []
+    bases = data.base_model or []
     if not all(map(_on_hub, [bases] if isinstance(bases, str) else bases)):
-        card.data.base_model = None
-    tags = map(str, card.data.tags or [])
-    tags = [tag for tag in tags if not tag.startswith("base_model:") or _on_hub(tag.rpartition(":")[2])]
-    card.data.tags = tags or None
+        data.base_model = None
+    tags = map(str, data.tags or [])
+    data.tags = [tag for tag in tags if not tag.startswith("base_model:") or _on_hub(tag.rpartition(":")[2])] or None
     if data_set:
         options, licences = data_set["options"], data_set["licences"]
-        card.data.language = [options["source_language"], *options["target_languages"]]
-        if card.data.license is None and any(map(is_non_commercial, licences.values())):
-            card.data.license, card.data.license_name = "other", "non-commercial-parts"
+        data.language = [options["source_language"], *options["target_languages"]]
+        if data.license is None and any(map(is_non_commercial, licences.values())):
+            data.license, data.license_name = "other", "non-commercial-parts"
+    before, _, rest = card.text.partition(BEGIN)
     section = f"{BEGIN}\n{_section(content, rows, model, data_set)}\n{END}"
-    body = card.text.rstrip()
-    if BEGIN in body and END in body:
-        before, rest = body.split(BEGIN, 1)
-        body = f"{before}{section}{rest.split(END, 1)[1]}"
-    else:
-        body = f"{body}\n\n{section}"
-    write_atomic(path, f"---\n{card.data.to_yaml()}\n---\n{body}\n")
+    write_atomic(
+        path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
+    )
 
 
 def _on_hub(model: str) -> bool:
@@ -120,43 +118,39 @@ def eval_results(rows: list[Row]) -> list[Any]:
 
 
 def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None) -> str:
-    base, tuned = (content["models"][name] for name in (content["base"], model))
+    base, tuned = (Path(content["models"][name]).name for name in (content["base"], model))
+    table = comparison_table(rows)
     parts = ["## Evaluation", "\n".join(f"* {sentence}" for sentence in content["summary"][model])]
-    table = comparison_table([row for row in rows if row.model == model])
-    parts += [f"`{Path(base).name}` (base) against `{Path(tuned).name}` (tuned):", table.markdown(), table.note]
+    parts += [f"`{base}` (base) against `{tuned}` (tuned):", table.markdown(), table.note]
+    versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
+    facts = {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "signatures": ", ".join(sorted(set(content["signatures"].values()))),
+    }
     if data_set:
         parts += ["## Transfer set", f"```\n{summary(data_set)}\n```"]
         bound = [f"{name} ({licence})" for name, licence in data_set["licences"].items() if is_non_commercial(licence)]
         if bound:
             parts.append(f"**Licence: parts are non-commercial**: {', '.join(bound)}. The model may inherit that.")
-    versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
-    facts = {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "evaluation": ", ".join(f"{name}: {value}" for name, value in content["options"].items() if name != "models"),
-        "models (fingerprints)": content["options"].get("models", {}),
-        "signatures": sorted({str(signature) for signature in content["signatures"].values()}),
-    }
-    facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]} if data_set else {}
+        facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]}
     parts += ["## Reproducibility", "\n".join(f"* {name}: `{value}`" for name, value in facts.items())]
     return "\n\n".join(parts)
 
 
-def push(repo_id: str, model_path: str, card: Path, report_files: list[Path], harmful: bool, dry_run: bool) -> None:
+def push(repo_id: str, tuned: Output, folder: Path, figures: list[Path], dry_run: bool) -> None:
     """
     Uploads model, card and report: the files at the top of the model's folder, as the folders in it may be checkpoints
-    or an evaluation with its samples, and what the report wrote.
+    or an evaluation with its samples, and what the report wrote. The page is left out if it shows harmful samples.
 
     Args:
         repo_id (`str`):
             Model repository.
-        model_path (`str`):
-            Folder or hub id of the tuned model; what is on the hub is not uploaded again.
-        card (`Path`):
-            Its card.
-        report_files (`list[Path]`):
-            What the report wrote.
-        harmful (`bool`):
-            Whether the page shows harmful samples, and is not uploaded.
+        tuned ([`Output`]):
+            The tuned model; if it is on the hub already, only card and report are uploaded.
+        folder (`Path`):
+            Folder of the report.
+        figures (`list[Path]`):
+            The plots.
         dry_run (`bool`):
             Only print what would be uploaded.
 
@@ -171,28 +165,29 @@ def push(repo_id: str, model_path: str, card: Path, report_files: list[Path], ha
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise SDRRLError(f"`push_to_hub`: {error}") from error
-    model = Path(model_path)
-    uploads = {f"report/{file.name}": file for file in report_files if not (harmful and file.name == "report.html")}
-    if model.is_dir():
+    model, harmful = Path(tuned.model), any(task.startswith(HARMFUL) for task in tuned.tasks)
+    report = [folder / "report.md", folder / "report.json", *([] if harmful else [folder / "report.html"])]
+    report += [figure.with_suffix(ending) for figure in figures for ending in (".png", ".svg")]
+    uploads = {f"report/{file.name}": file for file in report}
+    # A path in a results file may be any folder: only one that holds a model is uploaded
+    is_here = any((model / name).exists() for name in ("config.json", "adapter_config.json"))
+    if is_here:
         files = {file.name: file for file in sorted(model.iterdir()) if file.is_file()}
         uploads |= {name: files[name] for name in filter_repo_objects(files, ignore_patterns=IGNORED)}
-        uploads["README.md"] = card
+    card = folder / "README.md"
+    uploads["README.md"] = card
     if dry_run:
-        print(f"Would upload to {repo_id}:")
-        for name, file in sorted(uploads.items()):
-            print(f"  {name} ({file.stat().st_size:,} bytes)")
-        if not model.is_dir():
-            print("  README.md: the results in its metadata; all of it if the repository has none")
-        if harmful:
-            print("Not report.html: it shows harmful prompts and answers.")
+        lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
+        lines += ["Of README.md only the scores, if the repository has one."] * (not is_here)
+        lines += ["Not report.html: it shows harmful prompts and answers."] * harmful
+        print("\n".join([f"Would upload to {repo_id}:", *lines]))
         return
     api = HfApi()
     try:
         api.create_repo(repo_id, exist_ok=True)
-        if not model.is_dir() and api.file_exists(repo_id, "README.md"):
+        if not is_here and api.file_exists(repo_id, "README.md"):
+            del uploads["README.md"]
             metadata_update(repo_id, {"model-index": metadata_load(card)["model-index"]}, overwrite=True)
-        else:
-            uploads["README.md"] = card
         operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
         api.create_commit(repo_id, operations, commit_message="Model and report")
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:

@@ -1,0 +1,257 @@
+"""Results of several models on the same items → rows: a metric of a task, a tuned model against the base."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdrrl_trl.evaluation.outputs import Output, TaskResult, again
+from sdrrl_trl.evaluation.significance import Comparison, compare_rows, holm, item_statistics
+from sdrrl_trl.evaluation.suite import HARMFUL, language_of
+from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.utils import SDRRLError
+
+
+SEED = 1234
+ALPHA = 0.05
+MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the number is not from the paper
+FEW = "too few items"
+ROLES = ("target", "source", "other", "agreement", "format", "safety")
+_FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
+_MEASURES = {
+    "acc": "accuracy",
+    "accuracy": "accuracy of generated answers",
+    "answer_bits_per_byte": "bits per byte",
+    "bits_per_byte": "bits per byte",
+    "chrf++": "chrF++",
+    "em": "exact match",
+    "f1": "F1",
+    "token_f1": "F1",
+    "rougeL": "ROUGE-L",
+    "in_language": "right language",
+    "wrong_language": "wrong language",
+    "refusal_rate": "refusals",
+    "safe_rate": "safe answers",
+    "unsafe_rate": "unsafe answers",
+    "invalid_rate": "invalid answers",
+    "judge_failed": "not judged",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of the table: a metric of a task, a tuned model against the base.
+
+    Args:
+        model (`str`): Name of the tuned model.
+        task (`str`): Name of the task.
+        metric (`str`): Name of the metric.
+        language (`str`, *optional*): Tag of the language that the task is about.
+        role (`str`): What the row is evidence of: `"target"`, `"source"`, `"other"` (the task's language is not
+            known), `"safety"`, `"format"` (language and format of the answers), or `"agreement"` (with the base
+            model's own answers, neither good nor bad).
+        higher_is_better (`bool`): Direction of the metric.
+        comparison ([`Comparison`]): The numbers.
+        p_holm (`float`): P-value after Holm's correction for all rows.
+    """
+
+    model: str
+    task: str
+    metric: str
+    language: str | None
+    role: str
+    higher_is_better: bool
+    comparison: Comparison
+    p_holm: float
+
+    @property
+    def verdict(self) -> str:
+        if self.comparison.n < MIN_ITEMS:
+            return FEW
+        if not self.p_holm < ALPHA:
+            return "no evidence of change"
+        return "better" if (self.comparison.delta > 0) == self.higher_is_better else "worse"
+
+    @property
+    def worst_loss(self) -> float | None:
+        """Loss at the bad end of the interval, as a share of the base model's score; none if that is zero."""
+        c = self.comparison
+        loss = max(0.0, -c.low if self.higher_is_better else c.high)
+        return loss / abs(c.base) if c.base else None
+
+    @property
+    def benchmark(self) -> str:
+        return benchmark_of(self.task, self.language)
+
+    @property
+    def measure(self) -> str:
+        name, _, by = self.metric.partition(",")
+        return _MEASURES.get(name, name) + (f" ({by})" if by else "")
+
+    @property
+    def title(self) -> str:
+        held_out = re.fullmatch(r"sdrrl_heldout_(gen|bpb)_.+", self.task)
+        task = {"gen": "held-out questions", "bpb": "held-out answers"}[held_out[1]] if held_out else self.task
+        return f"{task.removeprefix('sdrrl_')}: {self.measure}"
+
+    @property
+    def digits(self) -> int:
+        """Decimal places that suit the scale: chrF and BLEU go to 100, the others to 1 or so."""
+        return 1 if re.match("chrf|bleu|spbleu|ter", self.metric) else 3
+
+
+def language_name(tag: str | None) -> str:
+    return LANGUAGES[tag].name if tag else "–"
+
+
+def benchmark_of(task: str, language: str | None) -> str:
+    """Name of a task with `*` for its language: the same for all languages of a benchmark."""
+    if language is None:
+        return task
+    return re.sub(rf"(?<=[-_])({LANGUAGES[language].flores}|{language})(?=[-_]|$)", "*", task)
+
+
+def answer_language(task: str, language: str | None) -> str | None:
+    """Language that the answers to a task should be in: that of the task; for a translation, what it goes into."""
+    pair = re.search(r"[a-z]{3}_[A-Z][a-z]{3}-([a-z]{3}_[A-Z][a-z]{3})$", task)
+    by_flores = {entry.flores: tag for tag, entry in LANGUAGES.items()}
+    return by_flores.get(pair[1]) if pair else language
+
+
+def role_of(task: str, metric: str, language: str | None, source: str) -> str:
+    """Role of a [`Row`]."""
+    if metric.partition(",")[0] in _FORMAT:
+        return "format"
+    if task.startswith(HARMFUL):
+        return "safety"
+    if language is None:
+        return "other"
+    if language != source:
+        return "target"
+    # The held-out answers in the source language are the base model's own
+    return "agreement" if task.startswith("sdrrl_heldout_gen") else "source"
+
+
+def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[dict[str, Any]]]:
+    """
+    Compares every model with the first on every metric.
+
+    Args:
+        outputs (`dict[str, Output]`):
+            Results of each model by its name, the base model first.
+        source (`str`):
+            Tag of the language that must not be lost.
+
+    Returns:
+        `tuple[list[Row], list[dict]]`: the comparisons, and the metrics that cannot be compared by item, with why.
+
+    Raises:
+        `SDRRLError`: unless all models were asked the same items in the same way.
+    """
+    (base_name, base), *tuned = outputs.items()
+    found, statistics, not_compared = [], [], []
+    for model, output in tuned:
+        if set(output.tasks) != set(base.tasks):
+            lone = ", ".join(sorted(set(output.tasks) ^ set(base.tasks)))
+            raise SDRRLError(
+                f"Not both {base_name} and {model} have results of {lone}. Evaluate what is missing (`sdrrl evaluate` "
+                "again goes on where it stopped), or leave the model out."
+            )
+        for task, ours in base.tasks.items():
+            theirs = output.tasks[task]
+            _check_same(task, {base_name: ours, model: theirs})
+            for metric in ours.metrics:
+                measure = (model, task, metric)
+                try:
+                    statistics.append((metric.partition(",")[0], *_statistics(task, metric, ours, theirs)))
+                    found.append(measure)
+                except NotComparable as reason:
+                    not_compared.append(_left_out(measure, ours, theirs, reason))
+    compared = []
+    for measure, comparison in zip(found, compare_rows(statistics, SEED), strict=True):
+        model, task, metric = measure
+        both = (base.tasks[task], outputs[model].tasks[task])
+        by_item = (comparison.base, comparison.tuned)
+        whole = comparison.n == len(both[0].items)
+        if whole and not np.allclose([one.metrics[metric] for one in both], by_item, rtol=1e-3, atol=1e-6):
+            not_compared.append(_left_out(measure, *both, "the task's score is not the mean of its items' scores"))
+        else:
+            compared.append((measure, comparison))
+    adjusted = holm([comparison.p for _, comparison in compared])
+    rows = []
+    for ((model, task, metric), comparison), p in zip(compared, adjusted, strict=True):
+        language = language_of(task)
+        higher = base.tasks[task].higher_is_better[metric]
+        role = role_of(task, metric, language, source)
+        rows.append(Row(model, task, metric, language, role, higher, comparison, p))
+    models = list(outputs)
+    rows.sort(key=lambda r: (models.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
+    return rows, not_compared
+
+
+def _check_same(task: str, both: dict[str, TaskResult]) -> None:
+    """Raises [`SDRRLError`] unless both models were asked the same items in the same way."""
+    (base, tuned), names = both.values(), " and ".join(both)
+    signatures = (base.signature, tuned.signature)
+    fields = [key for key in {**base.signature, **tuned.signature} if len({s.get(key) for s in signatures}) > 1]
+    if set(base.metrics) != set(tuned.metrics):
+        fields.append("metrics")
+    if [item.doc_id for item in base.items] != [item.doc_id for item in tuned.items]:
+        fields.append("items")
+    else:
+        asked = [zip(*(item.asked for item in one.items), strict=True) for one in both.values()]
+        fields += [name for name, a, b in zip(("items' data", "prompts"), *asked, strict=True) if a != b]
+    if fields:
+        # A model that brings its own template is asked in another way under the same options
+        template = " and without chat templates (`--apply_chat_template False`)" * ("chat_template" in fields)
+        raise SDRRLError(
+            f"{task}: {names} were not asked the same items in the same way, so a difference would say nothing. They "
+            f"differ in: {', '.join(fields)}. Evaluate both with the same options{template} into another folder, or "
+            "leave one out."
+        )
+    if len(base.items) < 2:
+        raise SDRRLError(
+            f"{task} has {len(base.items)} items: nothing can be said about a difference. Evaluate more of them "
+            "(`limit`, `test_size`), or leave the task out."
+        )
+
+
+class NotComparable(Exception):
+    """Why a metric cannot be compared by item."""
+
+
+def _statistics(task: str, metric: str, *both: TaskResult) -> list[np.ndarray]:
+    """Statistics of the items of both models; without the items that the judge failed on for either."""
+    if any(result.higher_is_better[metric] is None for result in both):
+        raise NotComparable("the task does not say whether higher is better")
+    scored = np.ones(len(both[0].items), dtype=bool)
+    for result in both:
+        if any(metric not in item.scores for item in result.items):
+            raise SDRRLError(f"{task}: items have no value of {metric}. {again(result.file)}")
+        scored &= [not _is_nan(item.scores[metric]) for item in result.items]
+    if not scored.all() and not task.startswith(HARMFUL):
+        raise NotComparable(f"{(~scored).sum()} of {len(scored)} items have no score (NaN)")
+    if scored.sum() < 2:
+        raise NotComparable(f"the judge failed on all but {scored.sum()} of {len(scored)} pairs")
+    kept = [[item.scores[metric] for item, one in zip(result.items, scored, strict=True) if one] for result in both]
+    try:
+        statistics = [item_statistics(metric.partition(",")[0], scores) for scores in kept]
+    except ValueError as error:
+        raise NotComparable(str(error)) from error
+    if not np.isfinite(statistics).all():
+        raise NotComparable("some of its items are infinite, of which there is no mean")
+    return statistics
+
+
+def _is_nan(score: Any) -> bool:
+    """Strict JSON has null for NaN."""
+    return score is None or (isinstance(score, float) and math.isnan(score))
+
+
+def _left_out(measure: tuple[str, str, str], base: TaskResult, tuned: TaskResult, why: Any) -> dict[str, Any]:
+    model, task, metric = measure
+    scores = {"base": base.metrics[metric], "tuned": tuned.metrics[metric]}
+    return {"model": model, "task": task, "metric": metric, **scores, "why": str(why)}

@@ -1,0 +1,110 @@
+"""What the report says beside its comparisons: gap closed, form of the answers, means over languages."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language, benchmark_of
+from sdrrl_trl.evaluation.outputs import Item, Output
+from sdrrl_trl.evaluation.suite import language_of
+from sdrrl_trl.languages import LANGUAGES, in_language
+from sdrrl_trl.transfer.filters import is_repetitive
+
+
+# Scores that mean the same in every language; others depend on script and reference
+_ALIKE = ("acc", "acc_norm", "acc_bytes", "accuracy", "f1", "token_f1", "em", "exact_match")
+
+
+def gaps(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:
+    """
+    Share of the base model's gap between source and target language that training closed, with its 95 % interval.
+
+    Only for scores that mean the same in every language, and where the base model is better in the source language
+    (lower end of the gap's interval above zero).
+    """
+    base = next(iter(outputs))
+    source_tasks = {(row.benchmark, row.metric): row.task for row in rows if row.role == "source"}
+    found = []
+    for row in rows:
+        source_task = source_tasks.get((row.benchmark, row.metric))
+        if row.role != "target" or source_task is None or row.metric.partition(",")[0] not in _ALIKE:
+            continue
+        before, after, source = (
+            np.array([item.scores[row.metric] for item in outputs[model].tasks[task].items], dtype=float)
+            for model, task in ((base, row.task), (row.model, row.task), (base, source_task))
+        )
+        scores = {"base_source": source.mean(), "base_target": before.mean(), "tuned_target": after.mean()}
+        about = {"model": row.model, "language": row.language, "benchmark": row.benchmark, "metric": row.metric}
+        closed = _closed(before, after, source, 1 if row.higher_is_better else -1)
+        found.append(about | {name: float(score) for name, score in scores.items()} | closed)
+    return found
+
+
+def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int) -> dict[str, Any]:
+    rng = np.random.default_rng(SEED)
+    # The two models share their items; the languages are resampled apart, which holds for any items
+    of_target, of_source = (rng.multinomial(k, np.full(k, 1 / k), size=1000) / k for k in (len(after), len(source)))
+    gap = sign * (of_source @ source - of_target @ before)
+    if min(len(before), len(source)) < MIN_ITEMS:
+        return {"closed": None, "low": None, "high": None, "note": FEW}
+    if np.percentile(gap, 2.5) <= 0:
+        return {"closed": None, "low": None, "high": None, "note": "no gap"}
+    moved, some = sign * (of_target @ (after - before)), gap != 0  # no share of a gap of nothing
+    low, high = np.percentile(moved[some] / gap[some], [2.5, 97.5])
+    closed = (after.mean() - before.mean()) / (source.mean() - before.mean())
+    return {"closed": float(closed), "low": float(low), "high": float(high), "note": None}
+
+
+def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
+    """Rates of empty and of repetitive answers, and, of those not empty, in a wrong language; all generation tasks."""
+    tally: dict[tuple[str | None, str], Counter] = defaultdict(Counter)
+    for model, output in outputs.items():
+        for task, result in output.tasks.items():
+            tag = answer_language(task, language_of(task))
+            for item in result.items:
+                if item.response is None:  # of log-likelihood tasks
+                    continue
+                written = bool(item.response.strip())
+                count = tally[tag, model]
+                count["n"] += 1
+                count["written" if written else "empty"] += 1
+                count["repetitive"] += is_repetitive(item.response, LANGUAGES[tag].spaces if tag else True)
+                if written and tag:
+                    count["wrong"] += _is_wrong_language(item, tag)
+    return [
+        {
+            "language": tag,
+            "model": model,
+            "n": count["n"],
+            "wrong_language": count["wrong"] / count["written"] if tag and count["written"] else None,
+            "empty": count["empty"] / count["n"],
+            "repetitive": count["repetitive"] / count["n"],
+        }
+        for (tag, model), count in sorted(tally.items(), key=lambda entry: str(entry[0][0]))
+    ]
+
+
+def _is_wrong_language(item: Item, tag: str) -> bool:
+    """By the task's own rule if it has one, such as MKQA's, where a right name is in every language."""
+    if "wrong_language" in item.scores:
+        return bool(item.scores["wrong_language"])
+    return not (item.scores["in_language"] if "in_language" in item.scores else in_language(item.response, tag))
+
+
+def means(outputs: dict[str, Output]) -> list[dict[str, Any]]:
+    """Means over the languages of a benchmark, each language counting alike."""
+    first = next(iter(outputs.values()))
+    benchmarks: dict[str, list[str]] = defaultdict(list)
+    for task in first.tasks:
+        benchmarks[benchmark_of(task, language_of(task))].append(task)
+    found = []
+    for benchmark, tasks in benchmarks.items():
+        for metric in first.tasks[tasks[0]].metrics if len(tasks) > 1 else ():
+            scores = {
+                model: float(np.mean([output.tasks[task].metrics.get(metric, np.nan) for task in tasks]))
+                for model, output in outputs.items()
+            }
+            if not np.isnan(list(scores.values())).any():  # one task without a score would bias the mean
+                found.append({"benchmark": benchmark, "metric": metric, "languages": len(tasks), "scores": scores})
+    return found
