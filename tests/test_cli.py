@@ -92,7 +92,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"test_size": 0}}, "needs held-out questions"),
         ({"train": {"dtype": "foo"}}, "invalid choice: 'foo'"),
         ({"train": {"learning_rate": -1}}, "`learning_rate` must be above 0"),
-        ({"train": {"max_length": 0}}, "`max_length` must be at least 1"),
+        ({"train": {"max_length": 0}}, "`max_length` must be above 0"),
         ({"train": {"num_train_epochs": -1}}, "`num_train_epochs` must be above 0"),
         ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
         ({"evaluate": {"tasks": []}}, "expected at least one argument"),

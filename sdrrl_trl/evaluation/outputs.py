@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
@@ -241,6 +242,6 @@ def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
         # Our tasks with a judge note it with each answer
-        "judge": json.loads(row["filtered_resps"][0])["judge"] if row["filter"] == "judge" else None,
+        "judge": json.loads(first(row["filtered_resps"]))["judge"] if row["filter"] == "judge" else None,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}
