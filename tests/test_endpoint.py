@@ -333,7 +333,7 @@ def test_the_description_names_what_answers_depend_on():
         "engine": "endpoint",
         "host": "example.com",
         "model": "m",
-        "max_new_tokens": 512,
+        "max_tokens": 512,
         "seed": 42,
         "temperature": 0.7,
         "top_p": 0.9,

@@ -44,14 +44,8 @@ class CTranslate2Translator(TranslationModel):
             raise SDRRLError(f"Cannot load the converted model {model}: {error}. Convert it again.") from error
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "ctranslate2",
-            "version": package_version("ctranslate2"),
-            "model": self.name,
-            "family": self.family,
-            "compute_type": self._translator.compute_type,
-            "licence": self.licence,
-        }
+        engine = {"engine": "ctranslate2", "version": package_version("ctranslate2")}
+        return {**engine, **super().describe(), "compute_type": self._translator.compute_type}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
         first = self.first_token(target)

@@ -71,19 +71,12 @@ class EndpointGenerator:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        self.model, self.max_new_tokens, self.seed = model, max_new_tokens, seed
-        self.sampling = {"temperature": temperature, "top_p": top_p}
+        self.model, self.seed = model, seed
+        self.sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.max_concurrency, self.timeout, self._reached = max_concurrency, timeout, False
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "endpoint",
-            "host": self._url.host,
-            "model": self.model,
-            "max_new_tokens": self.max_new_tokens,
-            "seed": self.seed,
-            **self.sampling,
-        }
+        return {"engine": "endpoint", "host": self._url.host, "model": self.model, "seed": self.seed, **self.sampling}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         with start_blocking_portal() as portal:  # in a thread, for in a notebook this one has an event loop already
@@ -103,12 +96,12 @@ class EndpointGenerator:
 
     async def _request(self, client: httpx.AsyncClient, turns: asyncio.Semaphore, messages: list) -> Generation:
         seed = int(sha256(f"{self.seed}:{json.dumps(messages)}")[:8], 16) % 2**31
-        body = {"model": self.model, "messages": messages, "max_tokens": self.max_new_tokens, "seed": seed}
+        body = {"model": self.model, "messages": messages, "seed": seed, **self.sampling}
         for attempt in range(_RETRIES + 1):
             asked = 0.0
             try:
                 async with turns, asyncio.timeout(self.timeout):  # which begins with its turn
-                    return await self._post(client, body | self.sampling)
+                    return await self._post(client, body)
             except _Fault as fault:
                 problem, asked = fault.args
             except TimeoutError:  # of a whole reply; httpx's own limit is for each piece

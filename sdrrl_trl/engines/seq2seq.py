@@ -105,6 +105,9 @@ class TranslationModel:
             raise SDRRLError(f"The translation model {self.name} does not know {LANGUAGES[tag].name}. Choose another.")
         return token
 
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.name, "family": self.family, "licence": self.licence}
+
     def check(self, source: str, target: str) -> None:
         """
         Raises:
@@ -204,14 +207,8 @@ class Seq2SeqTranslator(TranslationModel):
         )
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "seq2seq",
-            "model": self.name,
-            "family": self.family,
-            "commit": vars(self.model.config).get("_commit_hash"),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "licence": self.licence,
-        }
+        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
+        return {"engine": "seq2seq", **super().describe(), **weights}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
         return in_batches(

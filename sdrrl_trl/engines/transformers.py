@@ -178,15 +178,9 @@ class TransformersGenerator:
         self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "transformers",
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "commit": vars(self.model.config).get("_commit_hash"),
-        }
+        sampling = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
+        return {"engine": "transformers", **sampling, **weights}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]
@@ -194,12 +188,11 @@ class TransformersGenerator:
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]
         rows = [prompts[i] for i in fitting]
         seeds = [int(sha256(f"{self.seed}:{conversations[i]}")[:15], 16) for i in fitting]
-        found = in_batches(
-            lambda batch: self._answer([rows[i] for i in batch], [seeds[i] for i in batch]),
-            rows,
-            self.batch_tokens,
-            longer=self.max_new_tokens,
-        )
+
+        def answer(batch: list[int]) -> list[tuple[list[int], str]]:
+            return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
+
+        found = in_batches(answer, rows, self.batch_tokens, longer=self.max_new_tokens)
         answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
         for i, (tokens, reason) in zip(fitting, found, strict=True):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

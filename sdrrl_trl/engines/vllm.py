@@ -42,33 +42,27 @@ class VLLMGenerator:
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 
-        self.dtype, self.max_new_tokens, self.seed = dtype, max_new_tokens, seed
-        self.sampling = {"temperature": temperature, "top_p": top_p}
+        self.dtype, self.seed = dtype, seed
+        self.sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.tokenizer = load_tokenizer(model, revision)
         self._llm = LLM(model=model, revision=revision, dtype=dtype, seed=seed)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "vllm",
-            "version": package_version("vllm"),
-            "dtype": self.dtype,
-            "max_new_tokens": self.max_new_tokens,
-            "seed": self.seed,
-            **self.sampling,
-        }
+        version = package_version("vllm")
+        return {"engine": "vllm", "version": version, "dtype": self.dtype, "seed": self.seed, **self.sampling}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         from vllm import SamplingParams
 
         prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
         prompts = prompts["input_ids"]
-        limit = self._llm.llm_engine.model_config.max_model_len - self.max_new_tokens
+        limit = self._llm.llm_engine.model_config.max_model_len - self.sampling["max_tokens"]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]  # vLLM raises at one that does not
         # A seed for each request, so that an answer does not depend on what is asked beside it
         seeds = [int(sha256(f"{self.seed}:{conversations[i]}")[:8], 16) for i in fitting]
         results = self._llm.generate(
             [{"prompt_token_ids": prompts[i]} for i in fitting],
-            [SamplingParams(seed=seed, max_tokens=self.max_new_tokens, **self.sampling) for seed in seeds],
+            [SamplingParams(seed=seed, **self.sampling) for seed in seeds],
             use_tqdm=False,
         )
         answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
