@@ -152,7 +152,7 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
             "No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it, too", file=sys.stderr
         )
     if model is None:
-        from sdrrl_trl.engines.offline import smollm2
+        from sdrrl_trl.engines.fast_translate import smollm2
 
         with timed(output_dir / "timings.json", "model"):
             model, origin = smollm2()

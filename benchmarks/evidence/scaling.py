@@ -16,7 +16,7 @@ from run import DATA
 from tables import table
 from transformers import AutoTokenizer
 
-from sdrrl_trl.engines.offline import smollm2
+from sdrrl_trl.engines.fast_translate import smollm2
 
 
 N, TEMPLATE = 52_000, 30  # instructions; tokens of chat template and system prompt in a record

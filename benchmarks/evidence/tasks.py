@@ -27,7 +27,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from run import DATA, HERE, KEEP_MEMORY, options_of
 
-from sdrrl_trl.engines.offline import smollm2
+from sdrrl_trl.engines.fast_translate import smollm2
 from sdrrl_trl.evaluation.significance import compare
 from sdrrl_trl.utils import read_json
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.engines.seq2seq import LanguageCodes
+from sdrrl_trl.engines.seq2seq import TranslationModel
 from sdrrl_trl.engines.transformers import own_device
 from sdrrl_trl.utils import SDRRLError, package_version, require
 
 
-class CTranslate2Translator:
+class CTranslate2Translator(TranslationModel):
     """
     Translation through `ctranslate2` (extra `ct2`).
 
@@ -35,10 +35,8 @@ class CTranslate2Translator:
                 "`ct2-transformers-converter --model M --output_dir DIR`, and copy all files of M but the weights to "
                 "DIR/tokenizer."
             )
-        self.name, self.batch_tokens = folder.name, batch_tokens
-        self.codes = LanguageCodes(str(folder / "tokenizer"), name=folder.name)
-        self.tokenizer, self.max_tokens = self.codes.tokenizer, self.codes.max_tokens
-        device = own_device()
+        super().__init__(str(folder / "tokenizer"), folder.name)
+        self.batch_tokens, device = batch_tokens, own_device()
         on_gpu = {"device": "cuda", "device_index": device.index} if device.type == "cuda" else {}
         try:
             self._translator = ctranslate2.Translator(model, **on_gpu)
@@ -46,47 +44,21 @@ class CTranslate2Translator:
             raise SDRRLError(f"Cannot load the converted model {model}: {error}. Convert it again.") from error
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "ctranslate2",
-            "version": package_version("ctranslate2"),
-            "model": self.name,
-            "family": self.codes.family,
-            "compute_type": self._translator.compute_type,
-            "licence": self.codes.licence,
-        }
+        engine = {"engine": "ctranslate2", "version": package_version("ctranslate2")}
+        return {**engine, **super().describe(), "compute_type": self._translator.compute_type}
 
-    def check(self, source: str, target: str) -> None:
-        """
-        Raises:
-            `SDRRLError`: if the model does not know one of the two languages.
-        """
-        self.codes.check(source, target)
-
-    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-        """
-        One translation for each text. `""`, instead of a piece, for a text longer than the model can read, and for a
-        translation that does not end within twice the length of the text.
-        """
-        encoded = self.codes.encode(texts, source, target)
-        short = [i for i, ids in enumerate(encoded) if len(ids) <= self.max_tokens]
-        limits = [self.codes.limit(encoded[i]) for i in short]
-        first = self.codes.first_token(target)
-        prefix = None if first is None else [[self.tokenizer.convert_ids_to_tokens(first)]] * len(short)
+    def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
+        first = self.first_token(target)
         found = self._translator.translate_batch(
-            [self.tokenizer.convert_ids_to_tokens(encoded[i]) for i in short],
-            target_prefix=prefix,
+            list(map(self.tokenizer.convert_ids_to_tokens, rows)),
+            target_prefix=None if first is None else [[self.tokenizer.convert_ids_to_tokens(first)]] * len(rows),
             max_batch_size=self.batch_tokens,
             batch_type="tokens",
             beam_size=1,
+            # Its own limits off: what is too long is left out, not cut
             max_input_length=0,
             min_decoding_length=0,
-            max_decoding_length=max(limits, default=1),
+            max_decoding_length=max(map(self.limit, rows), default=1),
             return_end_token=True,
         )
-        results = [""] * len(texts)
-        for i, limit, result in zip(short, limits, found, strict=True):
-            tokens = result.hypotheses[0]
-            if self.tokenizer.eos_token in tokens[:limit]:
-                ids = self.tokenizer.convert_tokens_to_ids(tokens)
-                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return results
+        return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in found]

