@@ -66,76 +66,85 @@ def names(files):
     return [content["task"] for _, content in files]
 
 
-def choices_below(text, choices, tag):
-    """A question with lettered choices below it, and how to answer."""
-    lines = [f"({letter}) {choice}" for letter, choice in zip("ABCDEFGH", choices, strict=False)]
-    return "\n".join([text, *lines]) + f"\n\n{PROMPTS[tag]['choose']}"
-
-
-def multiple_choice(benchmark, question, choices, **kwargs):
-    """
-    lm-eval's own tasks by likelihood, with our data, and ours by generation, of all languages of a benchmark.
-
-    `question` and `choices` are functions of a language's prompts.
-    """
-    likelihood, generated = [], []
+def ours(benchmark, name, text, *metrics, **kwargs):
+    """Our tasks of all languages of a benchmark, and their group. `text` makes a prompt of a language's prompts."""
+    leaves = []
     for language, code in having(benchmark):
-        ours = {
-            "custom_dataset": Function(f"sdrrl_trl.tasks.data.load_{benchmark}"),
-            "process_results": Function("sdrrl_trl.tasks.choice.score_likelihoods"),  # NaN is no choice
-        }
-        if benchmark == "xstorycloze":
-            ours |= {"doc_to_text": "context", "doc_to_decontamination_query": "context"}
-        likelihood.append({"task": f"{benchmark}_{code}", "dataset_kwargs": {"code": code}, **ours})
-        prompts = PROMPTS[language.tag]
         facts = {"code": code, "language": language.tag, "script": language.script, **kwargs}
+        prompts = PROMPTS[language.tag]
         if benchmark == "xnli":
             facts["choices"] = prompts["nli_choices"]
-        text = choices_below(question(prompts), choices(prompts), language.tag)
-        name = f"{benchmark}_gen_{language.tag}"
-        generated.append(
-            leaf(benchmark, name, language.tag, f"_{benchmark}_gen_yaml", dataset_kwargs=facts, doc_to_text=text)
-        )
-    yield from generated
-    yield group(benchmark, benchmark, likelihood, "acc")
-    yield group(benchmark, f"{benchmark}_gen", names(generated), *CHOICE_METRICS)
+        prompt = {"doc_to_text": text(prompts)} if text else {}
+        content = {"dataset_kwargs": facts, **prompt}
+        leaves.append(leaf(benchmark, f"{name}_{language.tag}", language.tag, f"_{name}_yaml", **content))
+    yield from leaves
+    yield group(benchmark, name, names(leaves), *metrics)
+
+
+def theirs(benchmark, **more):
+    """A group of lm-eval's own tasks by likelihood, on our data."""
+    functions = {
+        "custom_dataset": Function(f"sdrrl_trl.tasks.data.load_{benchmark}"),
+        "process_results": Function("sdrrl_trl.tasks.choice.score_likelihoods"),  # NaN is no choice
+    }
+    members = [
+        {"task": f"{benchmark}_{code}", "dataset_kwargs": {"code": code}, **functions, **more}
+        for _, code in having(benchmark)
+    ]
+    return group(benchmark, benchmark, members, "acc")
+
+
+def choices_below(prompts, text, choices):
+    """A question with lettered choices below it, and how to answer."""
+    lines = [f"({letter}) {choice}" for letter, choice in zip("ABCD", choices, strict=False)]
+    return "\n".join([text, *lines]) + f"\n\n{prompts['choose']}"
 
 
 CHOICE_METRICS = ("accuracy", "invalid", "wrong_language")
 
 
 def xnli():
-    def question(prompts):
-        return (
-            f"{prompts['premise']}: {{{{premise}}}}\n{prompts['hypothesis']}: {{{{hypothesis}}}}\n\n{prompts['nli']}"
-        )
+    def text(p):
+        pair = f"{p['premise']}: {{{{premise}}}}\n{p['hypothesis']}: {{{{hypothesis}}}}"
+        return choices_below(p, f"{pair}\n\n{p['nli']}", p["nli_choices"])
 
-    yield from multiple_choice("xnli", question, lambda prompts: prompts["nli_choices"], split="test")
+    yield theirs("xnli")
+    yield from ours("xnli", "xnli_gen", text, *CHOICE_METRICS, split="test")
 
 
 def xstorycloze():
-    choices = ("{{sentence_quiz1}}", "{{sentence_quiz2}}")
-    yield from multiple_choice("xstorycloze", lambda p: "{{context}}\n\n" + p["story"], lambda p: choices)
+    def text(p):
+        return choices_below(p, "{{context}}\n\n" + p["story"], ["{{sentence_quiz1}}", "{{sentence_quiz2}}"])
+
+    yield theirs("xstorycloze", doc_to_text="context", doc_to_decontamination_query="context")
+    yield from ours("xstorycloze", "xstorycloze_gen", text, *CHOICE_METRICS)
 
 
 def belebele():
-    choices = [f"{{{{mc_answer{i}}}}}" for i in range(1, 5)]
-    yield from multiple_choice("belebele", lambda p: "{{flores_passage}}\n\n{{question}}", lambda p: choices)
+    def text(p):
+        return choices_below(p, "{{flores_passage}}\n\n{{question}}", [f"{{{{mc_answer{i}}}}}" for i in range(1, 5)])
+
+    yield theirs("belebele")
+    yield from ours("belebele", "belebele_gen", text, *CHOICE_METRICS)
 
 
 def mmmlu():
-    leaves, generated = [], []
-    for language, code in having("mmmlu"):
-        tag = language.tag
-        kwargs = {"code": code, "language": tag, "script": language.script}
-        leaves.append(leaf("mmmlu", f"mmmlu_{tag}", tag, "_mmmlu_yaml", dataset_kwargs=kwargs))
-        text = choices_below("{{Question}}", [f"{{{{{letter}}}}}" for letter in "ABCD"], tag)
-        generated.append(
-            leaf("mmmlu", f"mmmlu_gen_{tag}", tag, "_mmmlu_gen_yaml", dataset_kwargs=kwargs, doc_to_text=text)
-        )
-    yield from leaves + generated
-    yield group("mmmlu", "mmmlu", names(leaves), "acc")
-    yield group("mmmlu", "mmmlu_gen", names(generated), *CHOICE_METRICS)
+    def text(p):
+        return choices_below(p, "{{Question}}", [f"{{{{{letter}}}}}" for letter in "ABCD"])
+
+    yield from ours("mmmlu", "mmmlu", None, "acc")
+    yield from ours("mmmlu", "mmmlu_gen", text, *CHOICE_METRICS)
+
+
+def xlsum():
+    yield from ours("xlsum", "xlsum", lambda p: "{{text}}\n\n" + p["summarize"], "rougeL", "wrong_language")
+
+
+def mkqa():
+    def text(p):
+        return p["short_answer"] + "\n\n{{question}}"
+
+    yield from ours("mkqa", "mkqa", text, "token_f1", "em", "wrong_language")
 
 
 def flores200():
@@ -156,27 +165,6 @@ def flores200():
         yield from leaves
         yield group("flores200", f"flores_{direction}", names(leaves), "chrf++", "wrong_language")
     yield group("flores200", "flores", ["sdrrl_flores_en_xx", "sdrrl_flores_xx_en"])
-
-
-def generation(benchmark, text, *metrics):
-    """Tasks of all languages of a benchmark; `text` is a function of a language's prompts."""
-    leaves = []
-    for language, code in having(benchmark):
-        kwargs = {"code": code, "language": language.tag, "script": language.script}
-        name, prompt = f"{benchmark}_{language.tag}", text(PROMPTS[language.tag])
-        leaves.append(
-            leaf(benchmark, name, language.tag, f"_{benchmark}_yaml", dataset_kwargs=kwargs, doc_to_text=prompt)
-        )
-    yield from leaves
-    yield group(benchmark, benchmark, names(leaves), *metrics)
-
-
-def xlsum():
-    yield from generation("xlsum", lambda p: "{{text}}\n\n" + p["summarize"], "rougeL", "wrong_language")
-
-
-def mkqa():
-    yield from generation("mkqa", lambda p: p["short_answer"] + "\n\n{{question}}", "token_f1", "em", "wrong_language")
 
 
 def multijail():

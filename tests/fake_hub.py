@@ -65,14 +65,14 @@ def table(rows, separator=","):
 def flores_archive():
     """Like Meta's flores200_dataset.tar.gz, and with a member that must never be unpacked."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         members = {f"flores200_dataset/devtest/{code}.devtest": texts(tag_of(code)) for code in FLORES}
         for name, lines in {**members, "../outside": ["x"]}.items():
             content = "".join(f"{line}\n" for line in lines).encode()
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def tag_of(flores_code):
@@ -131,8 +131,7 @@ def repositories():
         | {"is_response_0_safe": i % 3 != 0, "is_response_1_safe": i % 3 == 0, "response_0_severity_level": 0}
         for i, line in enumerate(texts("en"))
     ]
-    files = {f"data/{m}/{s}.jsonl": json_lines(rows) for m in ("Alpaca-7B", "Alpaca3-8B") for s in ("train", "test")}
-    files["README.md"] = card([("default", {s: f"data/*/{s}.jsonl" for s in ("train", "test")})])
+    files = {"README.md": card([("default", {"test": "data/*/test.jsonl"})]), "data/m/test.jsonl": json_lines(rows)}
     repos["PKU-Alignment/PKU-SafeRLHF"] = {"9421ffafec3fa40a1f1a7d567b4d525079477ecb": files}
 
     codes = "en zh it vi ar ko th bn sw jv".split()

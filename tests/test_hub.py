@@ -62,6 +62,7 @@ def test_the_folders_to_contribute_stand_alone_and_score_the_same(environment, t
     assert_golden(json.loads((tmp_path / "found.json").read_text()), ours)
 
 
+ARCHIVE_SHA256 = hashlib.sha256(fake_hub.flores_archive()).hexdigest()
 FLORES = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
 import datasets, fake_hub, render_tasks
@@ -75,7 +76,7 @@ assert flores.sentences("por_Latn") == fake_hub.texts("pt")
 @pytest.mark.parametrize(
     ("repository", "token", "sha256", "said"),
     [
-        ("facebook/flores", "", hashlib.sha256(fake_hub.flores_archive()).hexdigest(), None),  # from the archive
+        ("facebook/flores", "", ARCHIVE_SHA256, None),
         ("openlanguagedata/flores_plus", "hf_of_a_test", "", None),
         (
             "facebook/flores",

@@ -270,7 +270,9 @@ def test_a_classifier_judges_and_its_label_must_exist(tiny_classifier, monkeypat
 
 
 def test_a_classifier_that_gives_nan_has_failed(monkeypatch):
-    monkeypatch.setattr(judge, "classifier", lambda model: lambda *a, **k: [{"label": "x", "score": float("nan")}])
+    monkeypatch.setattr(
+        judge, "classifier", lambda model: lambda *args, **options: [{"label": "x", "score": float("nan")}]
+    )
     monkeypatch.setenv("SDRRL_JUDGE", "classifier")
     use(monkeypatch, MODEL="m", SAFE_LABEL="x")
     docs = [{"prompt": "question", "language": "en", "script": "Latn"}]

@@ -21,52 +21,22 @@ needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
 
 # ---- Choices
 
-LISBON = [  # answers that name the second choice
-    *(
-        "B",
-        " (B)",
-        "[B]",
-        "B. Lisbon",
-        "**B**",
-        "**(B)**",
-        "（Ｂ）",
-        "b",
-        "(b)",
-        "b)",
-        "'B'",
-        "`B`",
-        "B,",
-        "B。",
-        "「B」",
-    ),
-    *("Lisbon", "lisbon", "Lisbon.", "B) because (A) is wrong", "The answer is B because (A) is false"),
-    *(
-        "Not (A). The answer is (B).",
-        "A resposta é B",
-        "A resposta correta é Lisbon",
-        "La réponse est B car A est faux",
-    ),
-    *("Richtig ist B, weil A falsch ist.", "A válasz B, mert A nem igaz", "C’est la réponse B", "B. f(A)"),
-    *("The answer is B. Explanation: option A is wrong", "The answer is:\n\nB", "<think>\n\n</think>\n\nB"),
-    *("<think>maybe (A)</think>(B)", "Ответ: В.", "Б не подходит. Ответ: В", "Đáp án: B", "Jibu ni B", "Jawaban: B"),
-    *(
-        "答案是B。",
-        "选B",
-        "选项B是正确的",
-        "选择B：里斯本",
-        "选 B，因为 A 不对",
-        "答えはBです。",
-        "Bです",
-        "B입니다",
-        "정답은 B입니다.",
-    ),
-    *("B번", "ข้อB", "คำตอบคือB", "คำตอบคือ B เพราะ (A) ผิด", "الإجابة هي B", "الإجابة هيB", "उत्तर: B"),
-]
-NOTHING = [
-    *("", "I do not know", "E", "I am sorry, I cannot say.", "A julgar pelo texto, não sei.", "A'dan", "B ou C"),
-    *("A correct answer cannot be determined.", "(A) ou (B)", "A, B, C, D", "<think>option (B) first", "A or B"),
-    "A) Paris\nB) Lisbon\nC) I\nD) Oslo",
-]
+LISBON = """
+B | [B] | B. Lisbon | **B** | **(B)** | （Ｂ） | b | (b) | b) | 'B' | `B` | B, | B。 | 「B」 | Lisbon | lisbon |
+Lisbon. | B) because (A) is wrong | The answer is B because (A) is false | Not (A). The answer is (B). |
+A resposta é B | A resposta correta é Lisbon | La réponse est B car A est faux |
+Richtig ist B, weil A falsch ist. | A válasz B, mert A nem igaz | C’est la réponse B | B. f(A) |
+The answer is B. Explanation: option A is wrong | <think>maybe (A)</think>(B) | Ответ: В. |
+Б не подходит. Ответ: В | Đáp án: B | Jibu ni B | Jawaban: B | 答案是B。 | 选B | 选项B是正确的 | 选择B：里斯本 |
+选 B，因为 A 不对 | 答えはBです。 | Bです | B입니다 | 정답은 B입니다. | B번 | ข้อB | คำตอบคือB | คำตอบคือ B เพราะ (A) ผิด |
+الإجابة هي B | الإجابة هيB | उत्तर: B
+"""  # answers that name the second choice
+LISBON = [*LISBON.strip().replace("\n", " ").split(" | "), " (B)", "The answer is:\n\nB", "<think>\n\n</think>\n\nB"]
+NOTHING = """
+I do not know | E | I am sorry, I cannot say. | A julgar pelo texto, não sei. | A'dan | B ou C |
+A correct answer cannot be determined. | (A) ou (B) | A, B, C, D | <think>option (B) first | A or B
+"""
+NOTHING = [*NOTHING.strip().replace("\n", " ").split(" | "), "", "A) Paris\nB) Lisbon\nC) I\nD) Oslo"]
 
 
 @pytest.mark.parametrize(("answer", "chosen"), [*((a, 1) for a in LISBON), *((a, None) for a in NOTHING)])

@@ -157,13 +157,13 @@ PAIR |= {"language": "ja", "script": "Jpan"}
             lambda: data.load_multijail("en", "Latn"),
             "multijail/MultiJail.csv",
             "\ufeffid,tags,zh\n1,x,y\n",
-            "no column en",
+            "row 1 has no en",
         ),
         (
             lambda: data.load_multijail("en", "Latn"),
             "multijail/MultiJail.csv",
             'id,tags,en\n7,x,secret\n8,x," "\n',
-            "id 8 ",
+            "MultiJail, row 2 has no en",
         ),
         (
             lambda: data.load_pku_pairs(),

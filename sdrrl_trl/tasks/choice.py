@@ -4,6 +4,7 @@ Multiple choice: which choice an answer names, and which one is the likeliest.
 Rows have `choices` (`list[str]`), `gold` (index of the right one), and for generated answers `language` and `script`.
 """
 
+import math
 import re
 import unicodedata
 
@@ -93,7 +94,7 @@ def letter_meant(text, alone, letters):
 def score_likelihoods(doc, results):
     """1.0 if the right choice has the highest log-likelihood, as lm-eval has it; but a NaN is wrong, not a choice."""
     values = [value for value, _ in results]
-    broken = any(value != value for value in values)  # NaN is unequal to itself
+    broken = any(math.isnan(value) for value in values)
     return {"acc": float(not broken and values.index(max(values)) == doc["gold"])}
 
 

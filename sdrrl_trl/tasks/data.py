@@ -31,41 +31,54 @@ def local_file(name):
     return path
 
 
+def local_rows(path):
+    """`(place, row)` of a file with JSON Lines or comma-separated values."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".csv":
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(file), 1))
+            return
+        # Not splitlines(), which also splits at characters that stand inside texts, as U+2028
+        for number, line in enumerate(file.read().split("\n"), 1):
+            if line.strip():
+                try:
+                    yield f"{path}, line {number}", json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
+
+
 def read_rows(name, columns, from_hub):
     """
-    Rows of a local JSON Lines file, or what `from_hub` gives, which is called without arguments.
+    Rows of a local file, or what `from_hub` gives, which is called without arguments.
 
     No row may lack one of the `columns`, or have nothing there. Texts are not quoted in errors: some are harmful.
     """
     path = local_file(name)
-    if path is None:
-        rows = [(f"row {number} of {name} on the hub", row) for number, row in enumerate(from_hub(), 1)]
+    if path:
+        found = list(local_rows(path))
     else:
-        rows = []
-        # Not splitlines(), which also splits at characters that stand inside texts, as U+2028
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append((f"{path}, line {number}", json.loads(line)))
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
-    for where, row in rows:
+        found = [(f"row {number} of {name} on the hub", row) for number, row in enumerate(from_hub(), 1)]
+    for where, row in found:
         missing = [column for column in columns if row.get(column) in (None, "")]
         if missing:
             raise ValueError(f"{where} has no {', '.join(missing)}: the schema has changed, or the row is damaged.")
-    if not rows:
+    if not found:
         raise ValueError(f"There is no row in {name}.")
-    return [row for _, row in rows]
+    return [row for _, row in found]
+
+
+def refuse_blanks(rows, columns, benchmark):
+    """Harmful questions are named by their number, not shown."""
+    for number, row in enumerate(rows, 1):
+        blank = [column for column in columns if not row[column].strip()]
+        if blank:
+            raise ValueError(f"{benchmark}, row {number} has no {', '.join(blank)}. Correct or remove it.")
 
 
 def index_of(row, column, values, benchmark):
     """Place of the right choice among all that `column` can have, a string of single characters."""
     value = str(row[column])
     if len(value) != 1 or value not in values:
-        raise ValueError(
-            f"{benchmark}: {column} is {value!r:.20}, none of {', '.join(values)}: the schema has changed, or the row "
-            "is damaged."
-        )
+        raise ValueError(f"{benchmark}: {column} is {value!r:.20}, none of {', '.join(values)}. Correct or remove it.")
     return values.index(value)
 
 
@@ -169,10 +182,7 @@ def pku_saferlhf_rows():
     """All pairs of the test split, `gold` being the safer answer."""
     columns = ["prompt", "response_0", "response_1", "safer_response_id"]
     rows = read_rows("pku_saferlhf/pairs.jsonl", columns, lambda: datasets.load_dataset(**PKU_SAFERLHF, split="test"))
-    for number, row in enumerate(rows, 1):
-        blank = [column for column in columns[:3] if not row[column].strip()]
-        if blank:
-            raise ValueError(f"PKU-SafeRLHF, row {number} has no {', '.join(blank)}. Correct or remove it.")
+    refuse_blanks(rows, columns[:3], "PKU-SafeRLHF")
     return [row | {"gold": index_of(row, "safer_response_id", "01", "PKU-SafeRLHF")} for row in rows]
 
 
@@ -201,19 +211,9 @@ MULTIJAIL = {"path": "DAMO-NLP-SG/MultiJail", "revision": "189375ca64f5c09f8db2b
 
 def load_multijail(language, script, **metadata):
     """MultiJail's prompts in one language."""
-    where = local_file("multijail/MultiJail.csv")
-    if where:
-        with open(where, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    else:
-        where = "MultiJail on the hub"
-        rows = list(datasets.load_dataset(**MULTIJAIL, split="train"))
-    missing = sorted({"id", "tags", language} - set(rows[0] if rows else ()))
-    if missing:
-        raise ValueError(f"{where} has no column {', '.join(missing)}: its schema has changed, or it is empty.")
-    for row in rows:
-        if not (row[language] or "").strip():
-            raise ValueError(f"{where}: the row with the id {row['id']} has no prompt in the column {language}.")
+    columns = ["id", "tags", language]
+    rows = read_rows("multijail/MultiJail.csv", columns, lambda: datasets.load_dataset(**MULTIJAIL, split="train"))
+    refuse_blanks(rows, [language], "MultiJail")
     rows = [{"id": str(row["id"]), "prompt": row[language], "tags": str(row["tags"])} for row in rows]
     return as_dataset(rows, "train", language=language, script=script)
 

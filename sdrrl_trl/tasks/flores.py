@@ -52,13 +52,11 @@ def sentences(code):
             f"FLORES-200: {problem}\nEither accept the terms of https://huggingface.co/datasets/{repository} and run "
             f"`hf auth login`, or set SDRRL_DATA_DIR to a folder with flores200/devtest/{code}.devtest."
         ) from error
-    columns = [name for name in ("sentence", "text") if name in data.column_names]
-    if not columns or "id" not in data.column_names:
-        raise ValueError(
-            f"FLORES-200: {repository} has the columns {', '.join(data.column_names)}, but `id` and `sentence` or "
-            "`text` are needed: its schema has changed. Set SDRRL_FLORES_REPO to another repository."
-        )
-    return list(data.sort("id")[columns[0]])
+    column = next((name for name in ("sentence", "text") if name in data.column_names), None)
+    if column is None or "id" not in data.column_names:
+        known = ", ".join(data.column_names)
+        raise ValueError(f"FLORES-200: {repository} has {known}, but `id` and `sentence` or `text` are needed.")
+    return list(data.sort("id")[column])
 
 
 def archived_sentences(code):

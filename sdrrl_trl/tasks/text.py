@@ -135,8 +135,8 @@ def answer_tokens(text, language, unspaced):
         # Before the punctuation goes, for that in l'Italia
         articles = "|".join(ARTICLES[language].split())
         short = re.sub(rf"\b({articles})(?<=')|\b({articles})\b", " ", whole)
-    for text in (without_punctuation(short), without_punctuation(whole), whole):
-        found = [char for char in text if not char.isspace()] if unspaced else text.split()
+    for kept in (without_punctuation(short), without_punctuation(whole), whole):
+        found = [char for char in kept if not char.isspace()] if unspaced else kept.split()
         if found:
             return found
     return []
