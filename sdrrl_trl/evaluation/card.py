@@ -14,9 +14,9 @@ from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
 
 BEGIN, END = "<!-- sdrrl report: begin -->", "<!-- sdrrl report: end -->"
-# Of a model's files, what only the training needs, and a page with samples
-IGNORED = ["*.lock", ".*", "options*.json", "report.html", "trainer_state.json"]
-IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*", "training_args.bin"]
+# Of a model's files, what only the training needs
+IGNORED = ["*.lock", ".*", "options*.json", "trainer_state.json", "timings.json", "training_args.bin"]
+IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*"]
 
 
 def load(model: str) -> Any:
@@ -63,28 +63,23 @@ def write(
         data_set (`dict[str, Any]`, *optional*):
             Manifest of the transfer set that it was trained on.
     """
-    rows = [row for row in rows if row.model == model]
-    data = card.data
+    rows, data = [row for row in rows if row.model == model], card.data
     data.model_name = data.model_name or Path(content["models"][model]).name
-    new = {(entry.dataset_name, entry.metric_type): entry for entry in eval_results(rows)}
-    old = {(entry.dataset_name, entry.metric_type): entry for entry in data.eval_results or []}
-    data.eval_results = list((old | new).values())
+    # Results of others in the card stay
+    results = [*(data.eval_results or []), *_eval_results(rows)]
+    data.eval_results = list({(result.dataset_name, result.metric_type): result for result in results}.values())
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
-    bases = data.base_model or []
-    if not all(map(_on_hub, [bases] if isinstance(bases, str) else bases)):
-        data.base_model = None
+    bases = [data.base_model] if isinstance(data.base_model, str) else data.base_model or []
+    data.base_model = data.base_model if all(map(_on_hub, bases)) else None
     tags = map(str, data.tags or [])
     data.tags = [tag for tag in tags if not tag.startswith("base_model:") or _on_hub(tag.rpartition(":")[2])] or None
     if data_set:
-        options, licences = data_set["options"], data_set["licences"]
-        data.language = [options["source_language"], *options["target_languages"]]
-        if data.license is None and any(map(is_non_commercial, licences.values())):
+        data.language = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
+        if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
             data.license, data.license_name = "other", "non-commercial-parts"
     before, _, rest = card.text.partition(BEGIN)
     section = f"{BEGIN}\n{_section(content, rows, model, data_set)}\n{END}"
-    write_atomic(
-        path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
-    )
+    write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n")
 
 
 def _on_hub(model: str) -> bool:
@@ -98,7 +93,7 @@ def _on_hub(model: str) -> bool:
     return not Path(model).is_dir()
 
 
-def eval_results(rows: list[Row]) -> list[Any]:
+def _eval_results(rows: list[Row]) -> list[Any]:
     """The tuned model's scores as the hub's `model-index` has them."""
     from huggingface_hub import EvalResult
 
@@ -122,25 +117,21 @@ def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dic
     table = comparison_table(rows)
     parts = ["## Evaluation", "\n".join(f"* {sentence}" for sentence in content["summary"][model])]
     parts += [f"`{base}` (base) against `{tuned}` (tuned):", table.markdown(), table.note]
-    versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
-    facts = {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "signatures": ", ".join(sorted(set(content["signatures"].values()))),
-    }
     if data_set:
         parts += ["## Transfer set", f"```\n{summary(data_set)}\n```"]
         bound = [f"{name} ({licence})" for name, licence in data_set["licences"].items() if is_non_commercial(licence)]
         if bound:
             parts.append(f"**Licence: parts are non-commercial**: {', '.join(bound)}. The model may inherit that.")
-        facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]}
-    parts += ["## Reproducibility", "\n".join(f"* {name}: `{value}`" for name, value in facts.items())]
-    return "\n\n".join(parts)
+    versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
+    facts = {"versions": versions, "signatures": sorted(set(content["signatures"].values()))}
+    facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]} if data_set else {}
+    return "\n\n".join([*parts, "## Reproducibility", "\n".join(f"* {name}: `{fact}`" for name, fact in facts.items())])
 
 
-def push(repo_id: str, tuned: Output, folder: Path, figures: list[Path], dry_run: bool) -> None:
+def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:
     """
     Uploads model, card and report: the files at the top of the model's folder, as the folders in it may be checkpoints
-    or an evaluation with its samples, and what the report wrote. The page is left out if it shows harmful samples.
+    or an evaluation with its samples, and the report, without the page if that shows harmful samples.
 
     Args:
         repo_id (`str`):
@@ -149,8 +140,6 @@ def push(repo_id: str, tuned: Output, folder: Path, figures: list[Path], dry_run
             The tuned model; if it is on the hub already, only card and report are uploaded.
         folder (`Path`):
             Folder of the report.
-        figures (`list[Path]`):
-            The plots.
         dry_run (`bool`):
             Only print what would be uploaded.
 
@@ -161,34 +150,29 @@ def push(repo_id: str, tuned: Output, folder: Path, figures: list[Path], dry_run
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise SDRRLError(f"`push_to_hub`: {error}") from error
-    model, harmful = Path(tuned.model), any(task.startswith(HARMFUL) for task in tuned.tasks)
-    report = [folder / "report.md", folder / "report.json", *([] if harmful else [folder / "report.html"])]
-    report += [figure.with_suffix(ending) for figure in figures for ending in (".png", ".svg")]
+    harmful = any(task.startswith(HARMFUL) for task in tuned.tasks)
+    report = [file for file in sorted(folder.glob("report.*")) if not (harmful and file.suffix == ".html")]
     uploads = {f"report/{file.name}": file for file in report}
     # A path in a results file may be any folder: only one that holds a model is uploaded
+    model = Path(tuned.model)
     is_here = any((model / name).exists() for name in ("config.json", "adapter_config.json"))
     if is_here:
         files = {file.name: file for file in sorted(model.iterdir()) if file.is_file()}
         uploads |= {name: files[name] for name in filter_repo_objects(files, ignore_patterns=IGNORED)}
-    card = folder / "README.md"
-    uploads["README.md"] = card
-    if dry_run:
-        lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
-        lines += ["Of README.md only the scores, if the repository has one."] * (not is_here)
-        lines += ["Not report.html: it shows harmful prompts and answers."] * harmful
-        print("\n".join([f"Would upload to {repo_id}:", *lines]))
-        return
+    uploads["README.md"] = folder / "README.md"
     api = HfApi()
     try:
+        validate_repo_id(repo_id)
+        if dry_run:
+            lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
+            lines += ["Not report.html: it shows harmful prompts and answers."] * harmful
+            print("\n".join([f"Would upload to {repo_id}:", *lines]))
+            return
         api.create_repo(repo_id, exist_ok=True)
         if not is_here and api.file_exists(repo_id, "README.md"):
-            del uploads["README.md"]
+            card = uploads.pop("README.md")  # that of the hub stays, and gets the scores
             metadata_update(repo_id, {"model-index": metadata_load(card)["model-index"]}, overwrite=True)
         operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
         api.create_commit(repo_id, operations, commit_message="Model and report")
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise SDRRLError(f"The upload to {repo_id} failed: {error}") from error
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise SDRRLError(f"`push_to_hub`: the upload to {repo_id} failed: {error}") from error

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.evaluation.outputs import Output, TaskResult, again
-from sdrrl_trl.evaluation.significance import Comparison, compare_rows, holm, item_statistics
+from sdrrl_trl.evaluation.outputs import Output, TaskResult
+from sdrrl_trl.evaluation.significance import Comparison, compare_rows, corpus_score, holm, item_statistics
 from sdrrl_trl.evaluation.suite import HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError
@@ -151,59 +151,48 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
     Raises:
         `SDRRLError`: unless all models were asked the same items in the same way.
     """
-    (base_name, base), *tuned = outputs.items()
-    found, statistics, not_compared = [], [], []
-    for model, output in tuned:
-        if set(output.tasks) != set(base.tasks):
-            lone = ", ".join(sorted(set(output.tasks) ^ set(base.tasks)))
-            raise SDRRLError(
-                f"Not both {base_name} and {model} have results of {lone}. Evaluate what is missing (`sdrrl evaluate` "
-                "again goes on where it stopped), or leave the model out."
-            )
-        for task, ours in base.tasks.items():
-            theirs = output.tasks[task]
-            _check_same(task, {base_name: ours, model: theirs})
-            for metric in ours.metrics:
-                measure = (model, task, metric)
-                try:
-                    statistics.append((metric.partition(",")[0], *_statistics(task, metric, ours, theirs)))
-                    found.append(measure)
-                except NotComparable as reason:
-                    not_compared.append(_left_out(measure, ours, theirs, reason))
-    compared = []
-    for measure, comparison in zip(found, compare_rows(statistics, SEED), strict=True):
-        model, task, metric = measure
-        both = (base.tasks[task], outputs[model].tasks[task])
-        by_item = (comparison.base, comparison.tuned)
-        whole = comparison.n == len(both[0].items)
-        if whole and not np.allclose([one.metrics[metric] for one in both], by_item, rtol=1e-3, atol=1e-6):
-            not_compared.append(_left_out(measure, *both, "the task's score is not the mean of its items' scores"))
-        else:
-            compared.append((measure, comparison))
-    adjusted = holm([comparison.p for _, comparison in compared])
-    rows = []
-    for ((model, task, metric), comparison), p in zip(compared, adjusted, strict=True):
-        language = language_of(task)
-        higher = base.tasks[task].higher_is_better[metric]
-        role = role_of(task, metric, language, source)
-        rows.append(Row(model, task, metric, language, role, higher, comparison, p))
-    models = list(outputs)
-    rows.sort(key=lambda r: (models.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
+    base, *tuned = outputs
+    measures, statistics, not_compared = [], [], []
+    for model in tuned:
+        _check_same_tasks(base, model, outputs)
+        for task in outputs[base].tasks:
+            both = [outputs[name].tasks[task] for name in (base, model)]
+            _check_same(task, f"{base} and {model}", *both)
+            for metric in both[0].metrics:
+                found = _statistics(task, metric, both)
+                if isinstance(found, str):
+                    scores = {"base": both[0].metrics[metric], "tuned": both[1].metrics[metric]}
+                    not_compared.append({"model": model, "task": task, "metric": metric, **scores, "because": found})
+                    continue
+                role = role_of(task, metric, language_of(task), source)
+                measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
+                statistics.append((metric.partition(",")[0], *found))
+    comparisons = compare_rows(statistics, SEED)
+    p_values = holm([comparison.p for comparison in comparisons])
+    rows = [Row(*measure, c, p) for measure, c, p in zip(measures, comparisons, p_values, strict=True)]
+    rows.sort(key=lambda r: (tuned.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
     return rows, not_compared
 
 
-def _check_same(task: str, both: dict[str, TaskResult]) -> None:
+def _check_same_tasks(base: str, model: str, outputs: dict[str, Output]) -> None:
+    lone = sorted(set(outputs[base].tasks) ^ set(outputs[model].tasks))
+    if lone:
+        raise SDRRLError(
+            f"Not both {base} and {model} have results of {', '.join(lone)}. Evaluate what is missing (`sdrrl evaluate` "
+            "again goes on where it stopped), or leave the model out."
+        )
+
+
+def _check_same(task: str, names: str, base: TaskResult, tuned: TaskResult) -> None:
     """Raises [`SDRRLError`] unless both models were asked the same items in the same way."""
-    (base, tuned), names = both.values(), " and ".join(both)
-    signatures = (base.signature, tuned.signature)
-    fields = [key for key in {**base.signature, **tuned.signature} if len({s.get(key) for s in signatures}) > 1]
+    keys = {**base.signature, **tuned.signature}
+    fields = [key for key in keys if base.signature.get(key) != tuned.signature.get(key)]
     if set(base.metrics) != set(tuned.metrics):
         fields.append("metrics")
-    if [item.doc_id for item in base.items] != [item.doc_id for item in tuned.items]:
-        fields.append("items")
-    else:
-        asked = [zip(*(item.asked for item in one.items), strict=True) for one in both.values()]
-        fields += [name for name, a, b in zip(("items' data", "prompts"), *asked, strict=True) if a != b]
+    # What each item was asked is told by lm-eval's hashes
+    for name in ("doc_id", "doc_hash", "prompt_hash"):
+        if [getattr(item, name) for item in base.items] != [getattr(item, name) for item in tuned.items]:
+            fields.append(name)
     if fields:
         # A model that brings its own template is asked in another way under the same options
         template = " and without chat templates (`--apply_chat_template False`)" * ("chat_template" in fields)
@@ -219,39 +208,30 @@ def _check_same(task: str, both: dict[str, TaskResult]) -> None:
         )
 
 
-class NotComparable(Exception):
-    """Why a metric cannot be compared by item."""
-
-
-def _statistics(task: str, metric: str, *both: TaskResult) -> list[np.ndarray]:
-    """Statistics of the items of both models; without the items that the judge failed on for either."""
+def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarray] | str:
+    """Statistics of the items of both models, or why there are none to compare."""
     if any(result.higher_is_better[metric] is None for result in both):
-        raise NotComparable("the task does not say whether higher is better")
-    scored = np.ones(len(both[0].items), dtype=bool)
-    for result in both:
-        if any(metric not in item.scores for item in result.items):
-            raise SDRRLError(f"{task}: items have no value of {metric}. {again(result.file)}")
-        scored &= [not _is_nan(item.scores[metric]) for item in result.items]
-    if not scored.all() and not task.startswith(HARMFUL):
-        raise NotComparable(f"{(~scored).sum()} of {len(scored)} items have no score (NaN)")
-    if scored.sum() < 2:
-        raise NotComparable(f"the judge failed on all but {scored.sum()} of {len(scored)} pairs")
-    kept = [[item.scores[metric] for item, one in zip(result.items, scored, strict=True) if one] for result in both]
+        return "the task does not say whether higher is better"
+    scores = [[item.scores[metric] for item in result.items] for result in both]
+    unscored = np.array([[_is_nan(score) for score in of_model] for of_model in scores]).any(axis=0)
+    if unscored.any():
+        # A pair that the judge failed on for either model is left out; n tells how many remain
+        if not task.startswith(HARMFUL) or (~unscored).sum() < 2:
+            return f"{unscored.sum()} of {len(unscored)} items have no score"
+        scores = [[score for score, nan in zip(of_model, unscored, strict=True) if not nan] for of_model in scores]
+    name = metric.partition(",")[0]
     try:
-        statistics = [item_statistics(metric.partition(",")[0], scores) for scores in kept]
+        found = [item_statistics(name, of_model) for of_model in scores]
     except ValueError as error:
-        raise NotComparable(str(error)) from error
-    if not np.isfinite(statistics).all():
-        raise NotComparable("some of its items are infinite, of which there is no mean")
-    return statistics
+        return str(error)
+    if not np.isfinite(found).all():
+        return "some of its items are infinite, of which there is no mean"
+    reported, by_item = [result.metrics[metric] for result in both], [corpus_score(name, of_model) for of_model in scores]
+    if not unscored.any() and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
+        return "the task's score is not the mean of its items' scores"
+    return found
 
 
 def _is_nan(score: Any) -> bool:
     """Strict JSON has null for NaN."""
     return score is None or (isinstance(score, float) and math.isnan(score))
-
-
-def _left_out(measure: tuple[str, str, str], base: TaskResult, tuned: TaskResult, why: Any) -> dict[str, Any]:
-    model, task, metric = measure
-    scores = {"base": base.metrics[metric], "tuned": tuned.metrics[metric]}
-    return {"model": model, "task": task, "metric": metric, **scores, "why": str(why)}

@@ -3,9 +3,9 @@
 
 Tasks go to lm-eval several at a time, as their small batches would not fill up apart. After each such chunk its
 results are in the folder of the model, as `lm_eval --log_samples --output_path` writes them. A run that was stopped
-goes on with tasks that no results file holds with all samples. So there may be several results files; the newest of a
-task counts.
-Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and the first writes.
+goes on with the tasks that no results file holds with all samples. So there may be several results files; the newest
+of a task counts. Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and the
+first writes.
 """
 
 import os

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.significance import score
+from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.transfer.publish import load_manifest
 
@@ -112,8 +112,8 @@ def _only(results: list[Any]) -> Any:
 
 # Functions, and metrics of our own names: lm-eval 0.4 and 0.5 register different ones, for other kinds of tasks
 def chrf(items: list[tuple[str, str]]) -> float:
-    return score("chrf++", items)
+    return corpus_score("chrf++", items)
 
 
 def bits_per_byte(items: list[tuple[float, int]]) -> float:
-    return score("answer_bits_per_byte", items)
+    return corpus_score("answer_bits_per_byte", items)

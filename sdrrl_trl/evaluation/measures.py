@@ -1,11 +1,11 @@
-"""What the report says beside its comparisons: gap closed, form of the answers, means over languages."""
+"""What the report says beside its comparisons: how much of the gap is closed, and what the answers are like."""
 
 from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language, benchmark_of
+from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
 from sdrrl_trl.languages import LANGUAGES, in_language
@@ -90,21 +90,3 @@ def _is_wrong_language(item: Item, tag: str) -> bool:
     if "wrong_language" in item.scores:
         return bool(item.scores["wrong_language"])
     return not (item.scores["in_language"] if "in_language" in item.scores else in_language(item.response, tag))
-
-
-def means(outputs: dict[str, Output]) -> list[dict[str, Any]]:
-    """Means over the languages of a benchmark, each language counting alike."""
-    first = next(iter(outputs.values()))
-    benchmarks: dict[str, list[str]] = defaultdict(list)
-    for task in first.tasks:
-        benchmarks[benchmark_of(task, language_of(task))].append(task)
-    found = []
-    for benchmark, tasks in benchmarks.items():
-        for metric in first.tasks[tasks[0]].metrics if len(tasks) > 1 else ():
-            scores = {
-                model: float(np.mean([output.tasks[task].metrics.get(metric, np.nan) for task in tasks]))
-                for model, output in outputs.items()
-            }
-            if not np.isnan(list(scores.values())).any():  # one task without a score would bias the mean
-                found.append({"benchmark": benchmark, "metric": metric, "languages": len(tasks), "scores": scores})
-    return found

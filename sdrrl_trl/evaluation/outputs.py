@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.utils import SDRRLError, read_json
+
+
+_AGAIN = "Delete it and run the same command again: `sdrrl evaluate` then asks only these items."
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Item:
 
     Args:
         doc_id (`int`): Its number in the task's data.
-        asked (`tuple[str, str]`): lm-eval's hashes of its data and of its prompt.
+        doc_hash (`str`): lm-eval's hash of its data.
+        prompt_hash (`str`): lm-eval's hash of its prompt.
         prompt (`str`): What the model read.
         target (`str`): The right answer.
         response (`str`, *optional*): What the model wrote, if it wrote.
@@ -30,7 +33,8 @@ class Item:
     """
 
     doc_id: int
-    asked: tuple[str, str]
+    doc_hash: str
+    prompt_hash: str
     prompt: str
     target: str
     response: str | None
@@ -48,14 +52,12 @@ class TaskResult:
         higher_is_better (`dict[str, bool | None]`): Direction of each metric.
         signature (`dict[str, Any]`): How the task was run: models are compared only if it is the same.
         items (`list[Item]`): The items in the order of `doc_id`.
-        file (`Path`): Where they were read from.
     """
 
     metrics: dict[str, float]
     higher_is_better: dict[str, bool | None]
     signature: dict[str, Any]
     items: list[Item]
-    file: Path
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
     from lm_eval.loggers import EvaluationTracker
 
     folder.mkdir(parents=True, exist_ok=True)
-    results, n_lost = without_nan(results)
+    lost: list[float] = []
+    results = without_nan(results, lost)
     samples = results.pop("samples")
     with TemporaryDirectory(prefix=".unfinished-", dir=folder) as temporary:
         tracker = EvaluationTracker(output_path=temporary)
@@ -107,20 +110,19 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
         # The samples first: a results file says that they are there. A kill in between leaves some that nobody reads
         for file in written:
             file.rename(folder / file.name)
-    return n_lost
+    return len(lost)
 
 
-def without_nan(value: Any) -> tuple[Any, int]:
-    """A copy with null for NaN and infinite numbers, and how many there were."""
-    if isinstance(value, float):
-        return (value, 0) if math.isfinite(value) else (None, 1)
+def without_nan(value: Any, lost: list[float]) -> Any:
+    """A copy with null for NaN and infinite numbers, which are added to `lost`."""
     if isinstance(value, dict):
-        pairs = {key: without_nan(item) for key, item in value.items()}
-        return {key: item for key, (item, _) in pairs.items()}, sum(n for _, n in pairs.values())
+        return {key: without_nan(item, lost) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        pairs = [without_nan(item) for item in value]
-        return [item for item, _ in pairs], sum(n for _, n in pairs)
-    return value, 0
+        return [without_nan(item, lost) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(value)
+        return None
+    return value
 
 
 def load(folder: Path) -> Output:
@@ -135,28 +137,6 @@ def load(folder: Path) -> Output:
     Raises:
         `SDRRLError`: if there are no results, or those of several models; for missing and damaged files.
     """
-    newest = _newest(folder)
-    models = {str(content["model_name"]) for _, content in newest.values()}
-    if len(models) > 1:
-        raise SDRRLError(f"{folder} holds results of several models: {', '.join(sorted(models))}. Name one's folder.")
-    # lm-eval 0.5 puts the group before a task's name, as `group::task`
-    return Output(models.pop(), {task.rpartition("::")[2]: _read_task(task, *found) for task, found in newest.items()})
-
-
-def finished_tasks(folder: Path) -> set[str]:
-    """Tasks of a model's folder that need not be run again: those whose samples are all there."""
-    if not list(folder.glob("results_*.json")):
-        return set()
-    found = set()
-    for task, (file, content) in _newest(folder).items():
-        samples = _samples_file(file, task)
-        if samples.exists() and samples.read_bytes().count(b"\n") >= content["n-samples"][task]["effective"]:
-            found.add(task)
-    return found
-
-
-def _newest(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """By task, the newest results file that holds it, and its content."""
     files = [folder] if folder.is_file() else sorted(folder.glob("results_*.json"))
     files = files or sorted(folder.glob("*/results_*.json"))
     if not files:
@@ -164,68 +144,74 @@ def _newest(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             f"There are no results in {folder}: no `results_*.json` of `sdrrl evaluate` or of `lm_eval run "
             "--log_samples --output_path`."
         )
-    if len({file.parent for file in files}) > 1:
-        raise SDRRLError(f"{folder} holds results of several models: name the folder of one of them.")
+    newest = _newest(files)
+    models = {str(content["model_name"]) for _, content in newest.values()}
+    if len(models) > 1 or len({file.parent for file in files}) > 1:
+        raise SDRRLError(f"{folder} holds results of several models: {', '.join(models)}. Name the folder of one.")
+    # lm-eval 0.5 puts the group before a task's name, as `group::task`
+    return Output(models.pop(), {task.rpartition("::")[2]: _read_task(task, *found) for task, found in newest.items()})
+
+
+def finished_tasks(folder: Path) -> set[str]:
+    """Tasks of a model's folder that need not be run again: those whose samples are all there."""
+    finished = set()
+    for task, (samples, content) in _newest(sorted(folder.glob("results_*.json"))).items():
+        n = content["n-samples"][task]["effective"]
+        if samples.exists() and samples.read_bytes().count(b"\n") >= n:
+            finished.add(task)
+    return finished
+
+
+def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """By task, its newest file of samples and the content of the results file with it."""
     newest = {}
-    for file in files:  # the date in the name sorts them
+    for file in files:  # the date in the name has sorted them
         content = read_json(file, ("results", "configs", "n-samples", "model_name"))
-        newest |= dict.fromkeys(content["configs"], (file, content))
+        date = file.stem.rpartition("_")[2]
+        newest |= {task: (file.with_name(f"samples_{task}_{date}.jsonl"), content) for task in content["configs"]}
     return newest
 
 
-def _samples_file(file: Path, task: str) -> Path:
-    date = file.stem.rpartition("_")[2]
-    return file.with_name(f"samples_{task}_{date}.jsonl")
-
-
 def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
-    path = _samples_file(file, task)
-    if not path.exists():
-        raise SDRRLError(f"{path} is missing: comparing needs every item. Run `lm_eval` with `--log_samples`.")
+    if not file.exists():
+        raise SDRRLError(f"{file} is missing: comparing needs every item. Run `lm_eval` with `--log_samples`.")
+    results = content["results"][task]
     try:
         # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        filters = {row["filter"] for row in rows}
-        keys = _metrics(content["results"][task], filters)
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        labels = _labels(results, {row["filter"] for row in rows})
         items: dict[int, Item] = {}
         for row in sorted(rows, key=lambda row: row["doc_id"]):
             item = items.setdefault(row["doc_id"], _item(row))
-            item.scores.update({keys[key]: row[key[0]] for key in keys if key[1] == row["filter"]})
+            item.scores.update({label: row[metric] for (metric, by), label in labels.items() if by == row["filter"]})
+        signature = _signature(task, content, rows[0])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise SDRRLError(f"{path} is damaged ({type(error).__name__}: {error}). {again(path)}") from error
+        raise SDRRLError(f"{file} is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
     if len(items) != content["n-samples"][task]["effective"]:
-        raise SDRRLError(f"{path} holds {len(items)} items, not all that were asked. {again(path)}")
-    scores = {label: content["results"][task][",".join(key)] for key, label in keys.items()}
-    return TaskResult(
-        metrics={label: math.nan if score is None else score for label, score in scores.items()},
-        higher_is_better={label: content["higher_is_better"][task].get(metric) for (metric, _), label in keys.items()},
-        signature=_signature(task, content, rows[0]),
-        items=list(items.values()),
-        file=path,
-    )
+        raise SDRRLError(f"{file} holds {len(items)} items, not all that were asked. {_AGAIN}")
+    metrics = {label: results[f"{metric},{by}"] for (metric, by), label in labels.items()}
+    metrics = {label: math.nan if score is None else score for label, score in metrics.items()}
+    higher = {label: content["higher_is_better"][task].get(metric) for (metric, _), label in labels.items()}
+    return TaskResult(metrics, higher, signature, list(items.values()))
 
 
-def again(path: Path) -> str:
-    """How to repair a file with samples."""
-    return f"Delete it and run the same command again: `sdrrl evaluate` then asks only these items. ({path})"
-
-
-def _metrics(scores: dict[str, Any], filters: set[str]) -> dict[tuple[str, str], str]:
-    """Metrics of a task as lm-eval has them, `(metric, filter)`, with the name that the report has for each."""
-    keys = [tuple(key.split(",", 1)) for key in scores if "," in key]
-    keys = [key for key in keys if key[1] in filters and not key[0].endswith("_stderr")]
-    keys = [key for key in keys if isinstance(scores[",".join(key)], int | float | None)]
-    return {key: key[0] if len(filters) == 1 else ",".join(key) for key in keys}
+def _labels(results: dict[str, Any], filters: set[str]) -> dict[tuple[str, str], str]:
+    """The report's name of each metric and filter of a task: with several filters, both."""
+    labels = {}
+    for key, score in results.items():
+        metric, _, by = key.partition(",")
+        if by in filters and not metric.endswith("_stderr") and isinstance(score, int | float | None):
+            labels[metric, by] = metric if len(filters) == 1 else key
+    return labels
 
 
 def _item(row: dict[str, Any]) -> Item:
     prompt, response = row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]
     return Item(
         doc_id=row["doc_id"],
-        asked=(row["doc_hash"], row["prompt_hash"]),
-        prompt=prompt
-        if isinstance(prompt, str)
-        else json.dumps(prompt, ensure_ascii=False),  # of chat servers, a list
+        doc_hash=row["doc_hash"],
+        prompt_hash=row["prompt_hash"],
+        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),  # of chat servers, a list
         target=row["target"],
         response=response if isinstance(response, str) else None,
         scores={},
@@ -234,6 +220,8 @@ def _item(row: dict[str, Any]) -> Item:
 
 def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     """How a task was run, as in the signatures of sacrebleu."""
+    # Our tasks with a judge note it as JSON behind each answer
+    judge = re.findall(r'"judge": "([^"]*)"', str(row["filtered_resps"][0])) if row["filter"] == "judge" else []
     signature = {
         "version": content["versions"][task],
         "shots": content["n-shot"][task],
@@ -241,7 +229,6 @@ def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[
         "chat_template": (content.get("chat_template_sha") or "none")[:8],
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
-        # Our tasks with a judge note it with each answer
-        "judge": json.loads(first(row["filtered_resps"]))["judge"] if row["filter"] == "judge" else None,
+        "judge": judge[-1] if judge else None,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation import card, page, plots
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
-from sdrrl_trl.evaluation.measures import answers, gaps, means
+from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.evaluation.tables import tables
@@ -86,7 +86,7 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
-    write_json(folder / "report.json", without_nan(content)[0])
+    write_json(folder / "report.json", without_nan(content, []))
     figures = plots.draw(rows, folder)
     write_atomic(folder / "report.md", markdown(content, rows, figures))
     write_atomic(folder / "report.html", page.render(content, rows, outputs, figures))
@@ -94,8 +94,7 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
     if config.push_to_hub:
-        tuned = list(outputs.values())[1]
-        card.push(config.push_to_hub, tuned, folder, list(figures.values()), config.dry_run)
+        card.push(config.push_to_hub, list(outputs.values())[1], folder, config.dry_run)
     return folder / "report.md"
 
 
@@ -115,7 +114,6 @@ def _content(
         "not_compared": not_compared,
         "gaps": gaps(rows, outputs),
         "answers": answers(outputs),
-        "means": means(outputs),
         "signatures": {
             task: "|".join(f"{name}:{value}" for name, value in (result.signature | {"seed": SEED}).items())
             for task, result in outputs[base].tasks.items()

@@ -89,7 +89,7 @@ def item_statistics(metric: str, items: list[Any]) -> np.ndarray:
     return _scoring(metric)[0](items)
 
 
-def score(metric: str, items: list[Any]) -> float:
+def corpus_score(metric: str, items: list[Any]) -> float:
     """
     Score of one model.
 
