@@ -25,8 +25,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         output_dir (`Path`):
             Folder of the run.
         overwrite_stage (`str`, *optional*):
-            Stage to do again: `"generate"`, `"translate"`, `"mix"`, `"train"` or `"evaluate"`. Those that
-            follow it are done again, too.
+            Stage to do again: one of the build (`STAGES`), `"train"` or `"evaluate"`. Those that follow it are done
+            again, too.
 
     Returns:
         `Path`: the report.
@@ -41,8 +41,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from sdrrl_trl.evaluation.suite import select
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
-    from sdrrl_trl.transfer.build import Plan, build_transfer_set
+    from sdrrl_trl.transfer.build import build_transfer_set
     from sdrrl_trl.transfer.config import STAGES, TransferConfig
+    from sdrrl_trl.transfer.inputs import check_inputs
 
     sections = _fill_in(config, config_folder, output_dir)
     if overwrite_stage:
@@ -55,7 +56,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
-    Plan(build_config)
+    check_inputs(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
     if not {report_config.base, *report_config.tuned} <= set(evaluation_config.model_paths):

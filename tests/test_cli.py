@@ -82,7 +82,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"target_languages": 5}}, "5"),
         ({"build": {"limit": 1.5}}, "`limit`: 1.5 is not a valid value"),
         ({"build": {"limit": True}}, "`limit`: True is not a valid value"),
-        ({"build": {"batch_size": [1]}}, "`batch_size` must be a single value"),
+        ({"build": {"shard_size": [1]}}, "`shard_size` must be a single value"),
         ({"build": {"test_size": None}}, "`test_size` is empty"),
         ({"build": {"seeds": "5.jsonl"}}, "there is no file 5.jsonl"),
         ({"build": {"translator": "nllb-200"}}, "'nllb-200' is not one of seq2seq"),
