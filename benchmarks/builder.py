@@ -8,25 +8,25 @@ The last line is one JSON object. Questions are those of `instructions/alpaca_10
 """
 
 import argparse
-import codecs
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+
+import masks
+
+from sdrrl_trl.transfer.segment import segment
 
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-TERMINATORS = ".!?…"
 
 
 def instructions(n):
@@ -78,81 +78,17 @@ def generation_speeds(n_rows, rounds, max_new_tokens=256):
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
-def segments_sent():
-    """Sentences of a loop without cache, and segments that the builder sends."""
-    from sdrrl_trl.transfer.segment import segment
-
-    sent, loop = set(), 0
-    for texts in instructions(1000):
+def segments_sent(shard_size=512):
+    """Segments of a loop over sentences, those that the builder sends, and those that differ in the whole set."""
+    loop, shard, sent, everything = 0, set(), 0, set()
+    for number, texts in enumerate(instructions(1000), 1):
         for text in texts:
-            parts = [part.masked for part in segment(text, TERMINATORS) if part.translate]
+            parts = [part.masked for part in segment(text, ".!?…") if part.translate]
             loop += len(parts)
-            sent.update(parts)
-    return loop, len(sent)
-
-
-def markdown():
-    """Sections of the Markdown files and package descriptions that are installed here."""
-    root = Path(json.__file__).parents[1] / "site-packages"
-    root = root if root.exists() else Path(sys.prefix)
-    import trl
-
-    root = Path(trl.__spec__.submodule_search_locations[0]).parent
-    for path in [*sorted(root.rglob("*.md")), *sorted(root.glob("*.dist-info/METADATA"))]:
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        text = text.partition("\n\n")[2] if path.name == "METADATA" else text
-        for section in re.split(r"(?m)^(?=#{1,3} )", text):
-            if 30 < len(section) < 4000 and section.count("```") % 2 == 0:
-                yield section
-
-
-def spans_of(text):
-    """Code, HTML, link targets and URLs, as a CommonMark parser that is not ours finds them."""
-    from markdown_it import MarkdownIt
-
-    found = re.findall(r"https?://[^\s<>()\[\]\"'`|]+[\w/]", text)
-
-    def walk(tokens):
-        for token in tokens:
-            if token.type in ("fence", "code_block"):
-                found.extend(token.content.splitlines())
-            elif token.type in ("code_inline", "html_inline"):
-                found.append(token.content)
-            elif token.type == "link_open":
-                found.append(token.attrs["href"])
-            walk(token.children or [])
-
-    walk(MarkdownIt("commonmark").enable("table").parse(text))
-    return [span for span in found if span.strip() and span in text]  # as written: some links are percent-encoded
-
-
-def twist(text):
-    """A translator that changes every letter but those of masks."""
-    pieces = re.split(r"(ZX\d+Q)", text)
-    return "".join(p if i % 2 else codecs.encode(p.swapcase(), "rot13") for i, p in enumerate(pieces))
-
-
-def mask_fidelity(n_rows=None):
-    """Share of rows of which all spans came through, with our masks and with those of code fences only."""
-    from sdrrl_trl.transfer.segment import segment
-
-    counts = Counter()
-    for text in list(markdown())[:n_rows]:
-        spans = spans_of(text)
-        if not spans:
-            continue
-        counts["rows"] += 1
-        counts["spans"] += len(spans)
-        pieces = [p.restore(twist(p.masked)) if p.translate else p.text for p in segment(text, TERMINATORS)]
-        if None in pieces:
-            counts["rejected"] += 1
-        else:
-            output = "".join(pieces)
-            counts["intact"] += all(span in output for span in spans)
-        fences = re.split(r"(```.*?```)", text, flags=re.DOTALL)
-        output = "".join(p if i % 2 else twist(p) for i, p in enumerate(fences))
-        counts["fence_only"] += all(span in output for span in spans)
-    return counts
+            shard.update(parts)
+        if number % shard_size == 0:
+            sent, everything, shard = sent + len(shard), everything | shard, set()
+    return loop, sent + len(shard), len(everything | shard)
 
 
 def build_once(n_rows):
@@ -169,7 +105,7 @@ def build_once(n_rows):
         rows = ({"id": str(i), "instruction": f"{sentence(str(i))} Number {i}?"} for i in range(n_rows))
         seeds = str(write_json_lines(Path(folder) / "seeds.jsonl", list(rows)))
         rows = None
-        config = TransferConfig(seeds, f"{folder}/set", "stub", ["pt"], batch_size=512, translation_batch_size=1024)
+        config = TransferConfig(seeds, f"{folder}/set", "stub", ["pt"])
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
         start = time.perf_counter()
         build_transfer_set(config, StubGenerator(), StubTranslator())
@@ -199,10 +135,11 @@ def main():
     if options.build:
         build_once(options.build)
         return
-    loop, sent = segments_sent()
-    print(f"segments: {loop} in a loop over sentences, {sent} sent")
-    masks = mask_fidelity(200 if options.quick else None)
-    print(f"masks: {dict(masks)}")
+    loop, sent, distinct = segments_sent()
+    print(f"segments: {loop} in a loop over sentences, {sent} sent, {distinct} distinct in the whole set")
+    markdown = masks.installed_markdown()[: 100 if options.quick else None]
+    intact = masks.fidelity(markdown, lambda text: segment(text, ".!?…"))
+    print(f"masks: {intact}")
     sizes = (1_000, 5_000) if options.quick else (1_000, 10_000, 100_000)
     builds = scale(sizes)
     speeds = generation_speeds(32, 1, 64) if options.quick else generation_speeds(96, 2)
@@ -211,9 +148,8 @@ def main():
         "generate_speedup_vs_naive": speeds["ours"] / speeds["naive"],
         "generate_speedup_vs_fixed_batches": speeds["ours"] / speeds["fixed"],
         "translate_segments_saved": 1 - sent / loop,
-        "mask_fidelity": masks["intact"] / (masks["rows"] - masks["rejected"]),
-        "mask_fidelity_fence_only": masks["fence_only"] / masks["rows"],
-        "mask_rejected": masks["rejected"] / masks["rows"],
+        "mask_fidelity": intact["masks"],
+        "mask_fidelity_fence_only": intact["fences_only"],
         "rss_100k_vs_1k": builds[sizes[-1]]["peak"] / builds[sizes[0]]["peak"],
         "overhead_rows_per_s": builds[sizes[-1]]["rows"] / builds[sizes[-1]]["seconds"],
     }

@@ -110,7 +110,10 @@ def demo_transfer_set(folder, quick):
     model, _ = smollm2()
     options |= {name: str(demo_dir() / options[name]) for name in ("seeds", "parallel")}
     options |= {"model_name_or_path": model, "output_dir": str(Path(folder) / "transfer_set")}
-    options |= {"limit": 12, "max_new_tokens": 48} if quick else {}
+    if quick:
+        lines = Path(options["seeds"]).read_text(encoding="utf-8").splitlines(keepends=True)
+        options |= {"seeds": str(Path(folder) / "seeds.jsonl"), "max_new_tokens": 48}
+        Path(options["seeds"]).write_text("".join(lines[:12]), encoding="utf-8")
     build_transfer_set(*parse((TransferConfig,), options, [], "build"))
     return model, Dataset.from_parquet(str(Path(folder) / "transfer_set" / "train.parquet"), cache_dir=folder)
 

@@ -141,7 +141,7 @@ def _run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl run", description=COMMANDS["run"][1])
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
-    parser.add_argument("--overwrite_stage", choices=["generate", "translate", "mix", "evaluate"])
+    parser.add_argument("--overwrite_stage", choices=["answer", "translate", "mix", "evaluate"])
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import run
 
@@ -153,7 +153,7 @@ def _demo(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl demo", description=COMMANDS["demo"][1])
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
-    parser.add_argument("--overwrite_stage", choices=["generate", "translate", "mix", "evaluate"])
+    parser.add_argument("--overwrite_stage", choices=["answer", "translate", "mix", "evaluate"])
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import demo
 

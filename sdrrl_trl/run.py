@@ -26,7 +26,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         output_dir (`Path`):
             Folder of the run.
         overwrite_stage (`str`, *optional*):
-            Stage to do again: `"generate"`, `"translate"`, `"mix"` or `"evaluate"`. A training is never thrown away:
+            Stage to do again: one of the build (`STAGES`) or `"evaluate"`. A training is never thrown away:
             delete its folder `model` yourself.
 
     Returns:
@@ -42,8 +42,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from sdrrl_trl.evaluation.suite import select
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
-    from sdrrl_trl.transfer.build import Plan, build_transfer_set
+    from sdrrl_trl.transfer.build import build_transfer_set
     from sdrrl_trl.transfer.config import STAGES, TransferConfig
+    from sdrrl_trl.transfer.inputs import check_inputs
 
     sections = _fill_in(config, config_folder, output_dir)
     if overwrite_stage:
@@ -53,7 +54,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
-    Plan(build_config)
+    check_inputs(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
     if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:

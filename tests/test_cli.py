@@ -82,7 +82,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"target_languages": 5}}, "5"),
         ({"build": {"limit": 1.5}}, "--limit: invalid int value: '1.5'"),
         ({"build": {"limit": True}}, "--limit: invalid int value: 'True'"),
-        ({"build": {"batch_size": [1]}}, "invalid int value: '[1]'"),
+        ({"build": {"shard_size": [1]}}, "invalid int value: '[1]'"),
         ({"build": {"test_size": None}}, "`test_size` is empty"),
         ({"build": {"seeds": "5.jsonl"}}, "there is no file 5.jsonl"),
         ({"build": {"translator": "nllb-200"}}, "invalid choice: 'nllb-200'"),

@@ -8,19 +8,24 @@ from hypothesis import strategies as st
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.transfer.code_switch import CodeSwitcher
-from sdrrl_trl.transfer.lexicon import lexicon_of, read_lexicon, reverse_lexicon, vocabulary
+from sdrrl_trl.transfer.lexicon import read_lexicon
 
 
 LEXICON = {"dog": "cão", "house": "casa", "new york": "Nova Iorque", "quickly": "depressa", "sky": "céu"}
 
 
-def switch(text, lexicon=LEXICON, source="en", target="pt", rate=1.0, row="r", seed=42):
+def count(text, lexicon=LEXICON, source="en", target="pt", rate=1.0, row="r", seed=42):
+    """Text and number of words switched."""
     return CodeSwitcher(lexicon, source, target, rate, seed).switch(text, row)
 
 
+def switch(text, *arguments, **options):
+    return count(text, *arguments, **options)[0]
+
+
 def test_whole_words_are_switched_in_the_case_of_the_original():
-    assert switch("The dog, the Dog and the DOG.").text == "The cão, the Cão and the CÃO."
-    assert switch("hotdog doggy dog's houses").n_switched == 0
+    assert switch("The dog, the Dog and the DOG.") == "The cão, the Cão and the CÃO."
+    assert count("hotdog doggy dog's houses")[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -32,8 +37,8 @@ def test_whole_words_are_switched_in_the_case_of_the_original():
     ],
 )
 def test_parts_of_words_names_and_paths_are_not_switched(text):
-    assert switch(text).text == text
-    assert switch(f"{text}, dog").text == f"{text}, cão"
+    assert switch(text) == text
+    assert switch(f"{text}, dog") == f"{text}, cão"
 
 
 @pytest.mark.parametrize(
@@ -47,62 +52,37 @@ def test_parts_of_words_names_and_paths_are_not_switched(text):
     ids=["danda", "vowel marks", "joiner", "accent"],
 )
 def test_marks_and_joiners_belong_to_their_word(text, lexicon, source, expected):
-    assert switch(text, lexicon, source, "en").text == expected
+    assert switch(text, lexicon, source, "en") == expected
 
 
 def test_capital_letters_follow_the_target_language():
     lexicon = {"good": "iyi", "cat": "猫"}
-    assert switch("Good GOOD good", lexicon, target="tr").text == "İyi İYİ iyi"
-    assert switch("Good GOOD", lexicon, target="pt").text == "Iyi IYI"
-    assert switch("Cat CAT", lexicon, target="ja").text == "猫 猫"
+    assert switch("Good GOOD good", lexicon, target="tr") == "İyi İYİ iyi"
+    assert switch("Good GOOD", lexicon, target="pt") == "Iyi IYI"
+    assert switch("Cat CAT", lexicon, target="ja") == "猫 猫"
 
 
 def test_longer_entries_come_first_and_count_once():
-    result = switch("New York has a sky.", LEXICON | {"new": "novo", "york": "x"})
-    assert result.text == "Nova Iorque has a céu." and (result.n_switched, result.n_words) == (2, 5)
-    assert switch("New. York", LEXICON).n_switched == 0  # not one after the other
+    assert count("New York has a sky.", LEXICON | {"new": "novo", "york": "x"}) == ("Nova Iorque has a céu.", 2)
+    assert count("New. York")[1] == 0  # not one after the other
 
 
 def test_code_urls_and_placeholders_are_never_switched():
     text = "Run `dog house` at https://dog.com/house for {dog}.\n\n```\ndog\n```\nThe dog."
-    assert switch(text).text == text.replace("The dog.", "The cão.")
-
-
-@pytest.mark.parametrize(
-    "text, lexicon, source, target, expected",
-    [
-        ("天空是蓝色的。", {"天空": "sky", "蓝色": "blue"}, "zh", "en", "sky是blue的。"),
-        ("ฉันรักแมว", {"แมว": "cat", "แม": "x"}, "th", "en", "ฉันรักcat"),
-        ("猫が好きです。", {"猫": "cat", "好き": "like"}, "ja", "en", "猫がlikeです。"),  # one character is too short
-        ("the cat", {"cat": "猫"}, "en", "ja", "the 猫"),
-        ("แม่และแมว", {"แม": "x", "มว": "x", "แมว": "cat"}, "th", "en", "แม่และcat"),  # no half of a syllable
-        ("มานะมานา มาน", {"มาน": "x"}, "th", "en", "มานะมานา x"),
-        ("らーめん", {"めん": "x", "らー": "x", "らら": "y"}, "ja", "en", "xx"),
-        ("かなー", {"かな": "x"}, "ja", "en", "かなー"),
-        ("ខ្មែរ", {"ខ្": "x", "មែ": "x", "ខ្មែរ": "khmer"}, "km", "en", "khmer"),
-        ("ខ្មែរ", {"មែ": "x", "ខ្មែ": "x", "មែរ": "x"}, "km", "en", "xរ"),  # behind ្ no word begins
-        ("データベースとデータ", {"データ": "data"}, "ja", "en", "データベースとdata"),
-        ("大学生", {"大学": "university", "学生": "student"}, "zh", "en", "university生"),  # entries do not overlap
-        ("İ天空", {"天空": "sky"}, "zh", "en", "İsky"),  # `İ` is two characters in lower case
-        ("email和AI", {"ai": "人工智能"}, "zh", "en", "email和人工智能"),
-        ("大学生在大学", {"大学": "university", "大学生": "student"}, "zh", "en", "student在university"),
-    ],
-)
-def test_languages_without_spaces_are_matched_by_entries(text, lexicon, source, target, expected):
-    assert switch(text, lexicon, source, target).text == expected
+    assert switch(text) == text.replace("The dog.", "The cão.")
 
 
 def test_the_rate_is_the_share_of_the_words_with_an_entry_and_at_least_one_is_switched():
     text = "dog house sky quickly " * 500
-    assert switch(text, rate=0.3).n_switched == pytest.approx(600, abs=75)
-    assert switch("The dog.", rate=0.01).n_switched == 1
-    assert switch(text, rate=0.0).text == text
+    assert count(text, rate=0.3)[1] == pytest.approx(600, abs=75)
+    assert count("The dog.", rate=0.01)[1] == 1
+    assert switch(text, rate=0.0) == text
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(), st.sampled_from(["en", "zh", "th", "pt"]))
+@given(st.text(), st.sampled_from(["en", "pt"]))
 def test_text_without_an_entry_is_left_byte_for_byte(text, source):
-    assert switch(text, {"qqqqqqq": "x"}, source).text == text
+    assert switch(text, {"qqqqqqq": "x"}, source) == text
 
 
 _PIECES = st.lists(st.sampled_from(["dog", "Dog", "DOG", " ", "`", "\n", "/", "-", "s"]) | st.text(max_size=4))
@@ -112,35 +92,23 @@ _PIECES = st.lists(st.sampled_from(["dog", "Dog", "DOG", " ", "`", "\n", "/", "-
 @given(_PIECES.map("".join), st.floats(0, 1))
 def test_only_whole_words_are_switched_in_any_text(text, rate):
     text = text.replace("①", "")
-    result = switch(text, {"dog": "①"}, rate=rate)
-    parts = result.text.split("①")
-    assert result.n_switched == len(parts) - 1 <= result.n_words
+    result, n_switched = count(text, {"dog": "①"}, rate=rate)
+    parts = result.split("①")
+    assert n_switched == len(parts) - 1
     original = re.fullmatch("(dog)".join(map(re.escape, parts)), text, re.IGNORECASE)
     assert original is not None  # with the words put back, it is the same text
     for start, end in original.regs[1:]:
         assert not text[max(start - 1, 0) : start].isalnum() and not text[end : end + 1].isalnum()
     if rate == 0:
-        assert result.text == text
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.sampled_from(["แมว", "แม", "ว", "่", "า", "เ", "天空", "`", " "]) | st.text(max_size=3)).map("".join)
-)
-def test_languages_without_spaces_keep_their_syllables_in_any_text(text):
-    text = text.replace("①", "")
-    parts = switch(text, {"แม": "①"}, "th", "en").text.split("①")
-    assert "แม".join(parts) == text
-    assert not any(part.startswith(("่", "า")) for part in parts[1:])
-    assert not any(part.endswith("เ") for part in parts[:-1])
+        assert result == text
 
 
 def test_real_markdown_keeps_its_code_links_and_structure():
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
-        words = vocabulary([text], "en")
-        result = switch(text, dict.fromkeys(words, "①"))
-        assert result.n_switched > 20
+        words = {word for word in text.lower().split() if len(word) > 3 and word.isalpha()}
+        result, n_switched = count(text, dict.fromkeys(words, "①"))
+        assert n_switched > 20
         for kept in (
             r"(?ms)^```.*?^```",
             r"(?<!`)`[^`\n]+`(?!`)",
@@ -148,7 +116,7 @@ def test_real_markdown_keeps_its_code_links_and_structure():
             r"\]\([^)\s]+\)",
             r"(?m)^\W*",
         ):
-            assert re.findall(kept, result.text.replace("①", "x")) == re.findall(kept, text), (path, kept)
+            assert re.findall(kept, result.replace("①", "x")) == re.findall(kept, text), (path, kept)
 
 
 @settings(max_examples=200, deadline=None)
@@ -157,16 +125,16 @@ def test_the_same_row_is_switched_alike_and_all_else_stays(pieces):
     text = "".join(pieces)
     result = switch(text, rate=0.5)
     assert result == switch(text, rate=0.5)
-    back = result.text.replace("cão", "dog").replace("Céu", "Sky").replace("céu", "sky")
+    back = result.replace("cão", "dog").replace("Céu", "Sky").replace("céu", "sky")
     assert back == text
 
 
 def test_other_rows_and_seeds_are_switched_otherwise():
     text = "dog house sky quickly " * 5
-    assert len({switch(text, rate=0.5, row=str(i)).text for i in range(5)}) == 5
+    assert len({switch(text, rate=0.5, row=str(i)) for i in range(5)}) == 5
     assert switch(text, rate=0.5, seed=1) != switch(text, rate=0.5, seed=2)
     # other texts of a row neither: its question and its answer are not switched at the same places
-    places = {switch(word * 40, rate=0.5).text.replace(word, ".") for word in ("dog ", "sky ", "house ", "quickly ")}
+    places = {switch(word * 40, rate=0.5).replace(word, ".") for word in ("dog ", "sky ", "house ", "quickly ")}
     assert len({re.sub(r"\w+ ", "x", place) for place in places}) == 4
 
 
@@ -175,7 +143,7 @@ def test_the_order_of_the_calls_does_not_matter():
     calls = [("dog house sky quickly " * 3, str(i)) for i in range(6)]
     forward = [switcher.switch(*call) for call in calls]
     assert forward == [switcher.switch(*call) for call in reversed(calls)][::-1]
-    assert len({result.text for result in forward}) > 1
+    assert len(set(forward)) > 1
 
 
 def write(tmp_path, text):
@@ -221,7 +189,7 @@ def test_translations_of_function_words_are_function_words(tmp_path):
 def test_spellings_of_a_headword_are_entries_of_their_own(tmp_path):
     lexicon = read_lexicon(write(tmp_path, "fibre,  Fiber (textile)\tfibra\n"), "en", "pt")
     assert lexicon == {"fibre": "fibra", "fiber": "fibra"}
-    assert switch("Fiber", lexicon).text == "Fibra"
+    assert switch("Fiber", lexicon) == "Fibra"
 
 
 def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
@@ -241,18 +209,6 @@ def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
         read_lexicon(str(tmp_path / "missing"), "en", "pt")
 
 
-def test_a_lexicon_is_made_of_the_words_of_the_texts():
-    words = vocabulary(["The dog saw the `cat` and the dog.", "A dog saw the bird"], "en")
-    assert words == ["dog", "saw", "bird"]
-    texts = ["dog.txt and/or my_dog 2dog ox dogs dogs cat\n```\nfish\n```"]
-    assert vocabulary(texts, "en") == ["dogs", "cat"] and vocabulary(texts, "en", max_words=1) == ["dogs"]
-    made = lexicon_of(words, ["Cão.", "saw", "um pássaro que voa bem alto"])
-    assert made == {"dog": "cão"} == lexicon_of(["dog", "cat", "sky"], ["Cão", "Gato. Gata.", " ."])
-    assert reverse_lexicon({"kind of dog": "Cão", "dog": "cão", "hound": "cão"}) == {"cão": "dog"}
-    with pytest.raises(SDRRLError, match="spaces between words"):
-        vocabulary(["天空"], "zh")
-
-
 @pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
 def test_real_lexicons_switch_real_questions():
     folder = data_dir()
@@ -266,23 +222,7 @@ def test_real_lexicons_switch_real_questions():
         lexicon = read_lexicon(str(folder / "lexicons" / f"freedict.{file}.tsv"), "en", target)
         switcher = CodeSwitcher(lexicon, "en", target)
         switched = [switcher.switch(question, str(i)) for i, question in enumerate(questions)]
-        assert sum(result.n_switched > 0 for result in switched) >= least * len(questions), target
-        n_words = sum(result.n_words for result in switched)
-        n_switched = sum(result.n_switched for result in switched)
-        assert 1900 <= n_words <= 2000 and share - 0.03 <= n_switched / n_words <= share + 0.03, target
-        assert all(
-            (result.text != q) == (result.n_switched > 0) for result, q in zip(switched, questions, strict=True)
-        )
-
-
-@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
-def test_real_portuguese_is_switched_back_without_its_function_words():
-    folder = data_dir()
-    lexicon = reverse_lexicon(read_lexicon(str(folder / "lexicons" / "freedict.eng-por.tsv"), "en", "pt"))
-    switcher = CodeSwitcher(lexicon, "pt", "en", 1.0)
-    sentences = (folder / "flores200" / "devtest" / "por_Latn.devtest").read_text(encoding="utf-8").splitlines()[:100]
-    switched = [switcher.switch(sentence, "r") for sentence in sentences]
-    assert 0.15 < sum(s.n_switched for s in switched) / sum(s.n_words for s in switched) < 0.3
-    words = set(" ".join(sentences).split())
-    assert words >= {"de", "a", "um", "com", "como", "por", "se"}
-    assert not {"de", "a", "um", "com", "como", "por", "se"} & set(lexicon)
+        assert sum(n > 0 for _, n in switched) >= least * len(questions), target
+        n_words = sum(len(question.split()) for question in questions)
+        assert share - 0.03 <= sum(n for _, n in switched) / n_words <= share + 0.03, target
+        assert all((text != q) == (n > 0) for (text, n), q in zip(switched, questions, strict=True))

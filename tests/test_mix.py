@@ -1,22 +1,31 @@
+import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from sdrrl_trl import SDRRLError
-from sdrrl_trl.transfer.items import Item, Items
-from sdrrl_trl.transfer.mix import forms_of, make_record, quotas
+from sdrrl_trl import SDRRLError, TransferConfig
+from sdrrl_trl.transfer.mix import Mix, quotas
+from sdrrl_trl.transfer.records import records_of
+from sdrrl_trl.transfer.rows import Answer, Pair, key_of
 
 
-def item(i, *targets):
-    texts = {target: [f"Pergunta {i}?", f"Resposta {i}."] for target in targets or ("pt",)}
-    return Item(f"q{i}", (f"Question {i}?",), f"Answer {i}.", None, texts, {"pt": [f"Pergunta {i}?", f"Answer {i}."]})
+def answer(i):
+    return Answer(f"q{i}", key_of(f"Question {i}?"), (f"Question {i}?",), f"Answer {i}.")
 
 
-SENTENCE = Item("parallel-1", texts={"en": ["Sentence number 1 is here."], "pt": ["A frase número 1 está aqui."]})
+def pair(i):
+    source, target = (f"Question {i}?", f"Answer {i}."), (f"Pergunta {i}?", f"Resposta {i}.")
+    return Pair(f"q{i}", "pt", source, target, switched=f"Pergunta {i}?!")
 
 
-def records(item, side="question", direction="source"):
-    return [make_record(item, *form, "en", direction) for form in forms_of(item, "en", side)]
+SENTENCE = Pair(
+    "parallel-1", "pt", ("Sentence number 1 is here.",), ("A frase número 1 está aqui.",), is_sentence=True
+)
+
+
+def records(*rows):
+    return [record for row in rows for record in records_of(row, "en")]
 
 
 def turns(record):
@@ -25,46 +34,24 @@ def turns(record):
 
 
 def test_all_combinations_of_languages_are_made():
-    made = [(record.kind, *turns(record)) for record in records(item(0))]
-    pivot = "[English question]\nQuestion 0?\n\n[English answer]\nAnswer 0.\n\n[Portuguese answer]\nResposta 0."
+    made = [
+        (record.kind, record.question_language, record.answer_language, *turns(record))
+        for record in records(answer(0), pair(0))
+    ]
     assert made == [
-        ("source", "Question 0?", "Answer 0."),
-        ("target", "Pergunta 0?", "Resposta 0."),
-        ("target_to_source", "Pergunta 0?\n\nResponda em inglês.", "Answer 0."),
-        ("source_to_target", "Question 0?\n\nAnswer in Portuguese.", "Resposta 0."),
-        ("pivot", "Pergunta 0?", pivot),
-        ("code_switch", "Pergunta 0?", "Answer 0."),
-        ("code_switch", "Pergunta 0?\n\nAnswer in Portuguese.", "Resposta 0."),
+        ("source", "en", "en", "Question 0?", "Answer 0."),
+        ("target", "pt", "pt", "Pergunta 0?", "Resposta 0."),
+        ("target_to_source", "pt", "en", "Pergunta 0?\n\nResponda em inglês.", "Answer 0."),
+        ("source_to_target", "en", "pt", "Question 0?\n\nAnswer in Portuguese.", "Resposta 0."),
+        ("code_switch", "en", "en", "Pergunta 0?!", "Answer 0."),
+        ("code_switch", "en", "pt", "Pergunta 0?!\n\nAnswer in Portuguese.", "Resposta 0."),
     ]
-    languages = [(record.question_language, record.answer_language) for record in records(item(0))]
-    assert languages == [
-        ("en", "en"),
-        ("pt", "pt"),
-        ("pt", "en"),
-        ("en", "pt"),
-        ("pt", "pt"),
-        ("en", "en"),
-        ("en", "pt"),
-    ]
-
-
-def test_code_switched_target_texts_are_answered_in_the_target_language_or_the_source_language():
-    switched = Item(
-        "q", ("Question?",), "Answer.", None, {"pt": ["Pergunta?", "Resposta."]}, {"pt": ["Question?!", "Resposta."]}
-    )
-    made = [record for record in records(switched, direction="target") if record.kind == "code_switch"]
-    assert [turns(record) for record in made] == [
-        ("Question?!", "Resposta."),
-        ("Question?!\n\nResponda em inglês.", "Answer."),
-    ]
-
-
-def test_a_switched_answer_goes_with_its_question_only():
-    assert [record.kind for record in records(item(0), side="answer")].count("code_switch") == 1
+    assert [record.language for record in records(answer(0), pair(0))] == ["en"] + ["pt"] * 5
+    assert len(records(replace(pair(0), switched=None))) == 3
 
 
 def test_earlier_turns_are_translated_and_the_hint_is_in_the_last_one():
-    long = Item("q", ("Hi", "Hello", "How?"), "So.", "Be kind.", {"pt": ["Oi", "Olá", "Como?", "Assim."]})
+    long = Pair("q", "pt", ("Hi", "Hello", "How?", "So."), ("Oi", "Olá", "Como?", "Assim."), "Be kind.")
     row = next(record for record in records(long) if record.kind == "target_to_source").to_row()
     assert [(message["role"], message["content"]) for message in row["prompt"]] == [
         ("system", "Be kind."),
@@ -87,25 +74,28 @@ def test_parallel_sentences_give_both_directions_and_a_completion():
 
 
 def test_sentences_have_several_wordings_but_always_the_same_one():
-    sentences = [Item(f"parallel-{i}", texts=SENTENCE.texts) for i in range(30)]
+    sentences = [replace(SENTENCE, source_id=f"parallel-{i}") for i in range(30)]
     prompts = [turns(records(sentence)[1])[0] for sentence in sentences]
     assert len(set(prompts)) >= 2 and prompts == [turns(records(sentence)[1])[0] for sentence in sentences]
 
 
 def test_a_sentence_without_its_source_is_only_completed():
-    assert [record.kind for record in records(Item("p", texts={"pt": ["Uma frase bastante longa."]}))] == [
-        "completion"
-    ]
+    assert [record.kind for record in records(replace(SENTENCE, source=()))] == ["completion"]
 
 
 AVAILABLE = Counter({("source", "en"): 40, ("target", "pt"): 40, ("target", "th"): 10, ("translation", "pt"): 20})
+
+
+def config(folder=".", **options):
+    options = {"parallel": "corpus", "target_languages": ["pt"], **options}
+    return TransferConfig("seeds", str(folder), "model", **options)
 
 
 @pytest.mark.parametrize(
     "proportions", [{"source": 1, "target": 1}, {"source": 2, "target": 3, "translation": 1}, {"translation": 7}]
 )
 def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_scarcest_allows(proportions):
-    chosen = quotas(AVAILABLE, proportions, 1.0, None)
+    chosen = quotas(AVAILABLE, config(proportions=proportions))
     total = sum(chosen.values())
     for kind, share in proportions.items():
         n = sum(count for (found, _), count in chosen.items() if found == kind)
@@ -114,61 +104,72 @@ def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_
     assert all(chosen[cell] <= AVAILABLE[cell] for cell in chosen)
 
 
-def test_a_higher_temperature_gives_small_languages_a_larger_share():
-    shares = [quotas(AVAILABLE, {"target": 1}, temperature, 20)["target", "th"] for temperature in (1.0, 2.0, 1e9)]
-    assert shares == [4, 7, 10]  # of 20: by 1 : 4, by the square roots 1 : 2, alike
+def test_a_size_is_shared_by_what_there_is_and_cut_to_it():
+    assert quotas(AVAILABLE, config(proportions={"target": 1}, size=21)) == {("target", "pt"): 17, ("target", "th"): 4}
+    chosen = quotas(AVAILABLE, config(proportions={"source": 1, "translation": 1}, size=100))
+    assert chosen == {("source", "en"): 40, ("translation", "pt"): 20}
 
 
-def test_a_size_that_cannot_be_reached_takes_all_there_is():
-    assert quotas(AVAILABLE, {"source": 1, "translation": 1}, 1.0, 100) == {
-        ("source", "en"): 40,
-        ("translation", "pt"): 20,
-    }
+@pytest.mark.parametrize(
+    "options, missing",
+    [
+        ({"proportions": {"source": 1, "completion": 1}}, "completion pt"),
+        ({"proportions": {"target": 1}, "target_languages": ["pt", "sw"]}, "target sw"),
+        ({"proportions": {"source": 1, "target": 1}, "size": 1}, "target pt"),
+    ],
+)
+def test_a_kind_or_language_without_records_is_refused(options, missing):
+    with pytest.raises(SDRRLError, match=f"no record of: .*{missing}.* Available: source en 40, target pt 40"):
+        quotas(AVAILABLE, config(**options))
 
 
-def test_a_kind_without_records_is_refused():
-    with pytest.raises(SDRRLError, match="no record of the kinds completion"):
-        quotas(AVAILABLE, {"source": 1, "completion": 1}, 1.0, None)
+def write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [*map(vars, rows), {"rows": len(rows)}]
+    (folder / "00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def fill(path, seed, n=100, new=0, share=0.2):
-    items = Items(path / "items.sqlite", seed)
-    for i in [*range(n), *range(1000, 1000 + new)]:
-        assert items.add(item(i), f"key {i}")
-    items.hold_out(share)
-    for number, found in items:
-        items.propose(number, found, forms_of(found, "en", "question"))
-    return items
+def mix_of(path, numbers=range(100), seed=1, **options):
+    write(path / "answer", [answer(i) for i in numbers])
+    write(path / "translate_pt", [pair(i) for i in numbers])
+    options = {"parallel": None, "seed": seed, "test_size": 0.2, **options}
+    return Mix(config(path, **options), path / "answer", [path / "translate_pt"], path / "parallel")
 
 
-def chosen(items, quota):
-    items.choose(quota)
-    return [(found.source_id, *rest) for found, *rest in items.chosen()]
+def chosen(mix):
+    mix.choose()
+    rows = [row for row, is_test in mix if not is_test]
+    return [record for row in rows for record in mix.records(row) if mix.is_chosen(record)]
 
 
-def test_the_choice_depends_on_the_seed_alone_and_takes_no_record_twice(tmp_path):
-    quota = {("source", "en"): 30, ("target", "pt"): 50}
-    first, again, other = (chosen(fill(tmp_path, seed), quota) for seed in (1, 1, 2))
-    assert first == again != other
-    assert sorted(first) != sorted(other) and len(set(first)) == len(first) == 80
-    assert Counter(kind for _, kind, *_ in first[:40])["source"] in range(6, 25)  # mixed, not one after the other
+def held_out(mix):
+    return {row.source_id for row, is_test in mix if is_test}
+
+
+def test_the_choice_depends_on_the_seed_alone_and_takes_as_many_as_decided(tmp_path):
+    options = {"proportions": {"source": 3, "target": 5}, "size": 80}
+    first, again, other = (chosen(mix_of(tmp_path, seed=seed, **options)) for seed in (1, 1, 2))
+    assert first == again != other and len(set(first)) == len(first)
+    assert Counter(record.kind for record in first) == {"source": 30, "target": 50}
+    assert [record.source_id for record in first] == sorted(
+        (record.source_id for record in first), key=lambda id: int(id[1:])
+    )  # in the order of the questions
 
 
 def test_held_out_questions_stay_held_out_when_others_come_and_are_never_chosen(tmp_path):
-    def held_out(items):
-        return {found.source_id for found, *_ in items.held_out()}
-
-    items = fill(tmp_path, 3)
-    few = held_out(items)
-    train = {source_id for source_id, *_ in chosen(items, items.available())}
-    assert len(few) == 20 and few.isdisjoint(train) and len(train) == 80
-    many = held_out(fill(tmp_path, 3, new=10))
+    mix = mix_of(tmp_path)
+    few = held_out(mix)
+    train = {record.source_id for record in chosen(mix)}
+    assert len(few) == 20 and few.isdisjoint(train)
+    many = held_out(mix_of(tmp_path, [*range(100), *range(1000, 1010)]))
     assert len(many) == 22
     assert len(few & many) >= 17  # newcomers push out at most as many as they are among the held-out
-    assert not held_out(fill(tmp_path, 3, share=0.0))
-    assert len(held_out(fill(tmp_path, 3, n=3, share=0.1))) == 1
+    assert not held_out(mix_of(tmp_path, test_size=0.0))
+    assert len(held_out(mix_of(tmp_path, range(3), test_size=0.1))) == 1
 
 
-def test_the_same_question_is_added_once(tmp_path):
-    items = fill(tmp_path, 1, n=2)
-    assert not items.add(item(5), "key 1") and len(items) == 2
+def test_translations_of_other_answers_are_refused(tmp_path):
+    mix_of(tmp_path)
+    write(tmp_path / "translate_pt", [pair(i) for i in range(1, 101)])
+    with pytest.raises(SDRRLError, match="not those of the answers.*--overwrite_stage translate"):
+        Mix(config(tmp_path, parallel=None), tmp_path / "answer", [tmp_path / "translate_pt"], tmp_path / "parallel")

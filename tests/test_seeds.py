@@ -5,8 +5,9 @@ from conftest import write_json_lines
 from datasets import Dataset
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.transfer.parallel import bad_languages, read_parallel
-from sdrrl_trl.transfer.seeds import Seeds, key_of
+from sdrrl_trl.transfer.parallel import read_parallel, reject_sentence
+from sdrrl_trl.transfer.rows import key_of
+from sdrrl_trl.transfer.seeds import Seeds
 
 
 ROWS = [
@@ -16,7 +17,7 @@ ROWS = [
 
 
 def read(path, **options):
-    return [(seed.id, seed.turns, seed.reference) for seed in Seeds(str(path), **options)]
+    return [(seed.source_id, seed.turns, seed.reference) for seed in Seeds({"path": str(path), **options})]
 
 
 EXPECTED = [("a", ("Say hello.",), "Hello!"), ("b", ("Add these.\n\n1 and 2",), "3")]
@@ -46,9 +47,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     assert read(path, columns={"id": "key", "question": "ask", "reference": "reply"}) == [("7", ("Why?",), "So.")]
     with pytest.raises(SDRRLError, match="no column nothing. There are: key, ask, reply"):
         read(path, columns={"question": "nothing"})
-    with pytest.raises(SDRRLError, match="`columns` names quest"):
-        read(path, columns={"quest": "ask"})
-    with pytest.raises(SDRRLError, match="Name the right one in `columns`"):
+    with pytest.raises(SDRRLError, match="name the right one in `columns`"):
         read(path)
 
 
@@ -61,7 +60,7 @@ def test_conversations_keep_their_turns_and_the_last_answer_is_the_reference(tmp
         {"role": "assistant", "content": "Fine."},
     ]
     path = write_json_lines(tmp_path / "s.jsonl", [{"messages": messages}, {"messages": messages[1:2]}])
-    seeds = list(Seeds(str(path)))
+    seeds = list(Seeds({"path": str(path)}))
     assert seeds[0].turns == ("Hi", "Hello", "How are you?")
     assert (seeds[0].reference, seeds[0].system) == ("Fine.", "Be kind.")
     assert (seeds[1].turns, seeds[1].reference, seeds[1].system) == (("Hi",), None, None)
@@ -85,26 +84,20 @@ def test_broken_conversations_are_named_by_line(tmp_path, messages, named):
         read(path)
 
 
-def test_a_limit_takes_the_first_or_as_many_at_random_but_always_the_same(tmp_path):
-    path = write_json_lines(tmp_path / "s.jsonl", [{"id": str(i), "instruction": f"Q {i}"} for i in range(100)])
-    ids = [[row[0] for row in read(path, limit=5, random_seed=seed)] for seed in (None, 1, 1, 2)]
-    assert ids[0] == ["0", "1", "2", "3", "4"]
-    assert ids[1] == ids[2] != ids[3] and len(set(ids[1])) == 5 and ids[1] != ids[0]
-    assert len(read(path, limit=1000, random_seed=1)) == 100
-
-
-def test_batches_go_by_length_and_leave_out_what_is_too_long(tmp_path):
-    texts = ["xxx", "x", "xx", "x" * 50, "xxxx"]
-    seeds = Seeds(str(write_json_lines(tmp_path / "s.jsonl", [{"instruction": text} for text in texts])))
-    batches = [[seed.turns[0] for seed in batch] for batch in seeds.batches(2, max_characters=10)]
-    assert batches == [["x", "xx"], ["xxx", "xxxx"]] and seeds.count(10) == 4
+def test_data_sets_are_read_by_split_and_a_part_of_it(tmp_path):
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "data" / "validation.parquet")
+    assert read(tmp_path / "data", split="validation") == EXPECTED
+    assert read(tmp_path / "data", split="validation[:1]") == EXPECTED[:1]
+    with pytest.raises(SDRRLError, match="Cannot read"):
+        read(tmp_path / "data", split="train")
 
 
 PAIRS = [{"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, {"en": "Yes.", "pt": "Sim."}]
 
 
-def sentences(corpora, languages=("en", "pt")):
-    return [{tag: texts[0] for tag, texts in item.texts.items()} for item in read_parallel(corpora, languages)]
+def sentences(corpora, targets=("pt",)):
+    pairs = read_parallel(corpora, "en", list(targets))
+    return [{"en": "".join(pair.source), pair.language: "".join(pair.target)} for pair in pairs]
 
 
 def test_parallel_sentences_are_read_from_aligned_files_tables_and_data_sets(tmp_path):
@@ -117,7 +110,7 @@ def test_parallel_sentences_are_read_from_aligned_files_tables_and_data_sets(tmp
     for corpus in (aligned, str(tmp_path / "p.tsv"), str(tmp_path / "p.parquet"), jsonl):
         assert sentences([corpus]) == PAIRS
     assert sentences([aligned, jsonl]) == PAIRS * 2
-    assert sentences([aligned], ("en", "pt", "th")) == PAIRS  # a corpus need not have all languages
+    assert sentences([aligned], ("pt", "th")) == PAIRS  # a corpus need not have all languages
 
 
 def test_files_that_are_not_aligned_are_refused(tmp_path):
@@ -134,21 +127,24 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pair, reasons",
+    "pair, reason",
     [
-        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, {}),
-        ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, {"pt": "length_ratio"}),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, {"pt": "wrong_language"}),
-        ({"en": "Tom, Mary, Rio, Ana, Berlin", "pt": "Tom, Mary, Rio, Ana, Berlin"}, None),
-        ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, {"en": "too_long", "pt": "too_long"}),
-        ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, {"en": "wrong_language"}),
-        ({"en": "", "pt": " "}, {}),
+        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, None),
+        ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, "length_ratio"),
+        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, "wrong_language"),
+        ({"en": "Tom, Mary, Rio, Ana, Berlin", "pt": "Tom, Mary, Rio, Ana, Berlin"}, "untranslated|wrong_language"),
+        ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long"),
+        ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, "wrong_language"),
+        ({"en": "", "pt": " "}, "no_pair"),
+        ({"en": "The cat sleeps here."}, "no_pair"),
+        ({"pt": "Curto."}, "no_pair"),
+        ({"pt": "O gato dorme aqui em cima da mesa."}, None),
     ],
 )
-def test_bad_sentences_are_found_by_language_with_a_reason(tmp_path, pair, reasons):
-    (item,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [pair]))], ["en", "pt"])
-    found = bad_languages(item, "en")
-    assert found == reasons if reasons is not None else found.get("pt") in ("untranslated", "wrong_language")
+def test_bad_sentences_are_rejected_with_a_reason(tmp_path, pair, reason):
+    (pair,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [{"pt": "", **pair}]))], "en", ["pt"])
+    found = reject_sentence(pair, "en")
+    assert found is None if reason is None else found in reason.split("|")
 
 
 def test_tables_keep_ids_and_words_as_they_are_written(tmp_path):

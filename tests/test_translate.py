@@ -6,8 +6,7 @@ from conftest import DEMO
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.transfer.segment import segment
-from sdrrl_trl.transfer.store import Store
-from sdrrl_trl.transfer.translate import Translations
+from sdrrl_trl.transfer.translate import translate_texts
 
 
 class Stub:
@@ -24,63 +23,55 @@ class Stub:
         return self.function(texts)
 
 
-def translate(tmp_path, texts, translator):
-    with Store(tmp_path / "translate", {}) as store:
-        translations = Translations(store, "en", batch_size=4)
-        translations.run(texts, translator, ["pt"])
-        return [translations.assemble(text, "pt").text for text in texts]
+def translate(texts, translator):
+    return [result.text for result in translate_texts(texts, translator, "en", "pt")]
 
 
-def test_the_real_translator_keeps_code_markdown_links_and_placeholders(tmp_path):
+def test_the_real_translator_keeps_code_markdown_links_and_placeholders():
     text = (
         "## How to begin\n\nDear {name}, please run `pip install x` and see https://example.com/help.\n\n"
         "1. Open the **file**.\n2. Write to info@example.org.\n\n```python\nprint('Good morning')\n```\n"
     )
-    (out,) = translate(tmp_path, [text], FastTranslate())
+    (out,) = translate([text], FastTranslate())
     for span in ("{name}", "`pip install x`", "https://example.com/help", "info@example.org", "print('Good morning')"):
         assert out.count(span) == 1, out
     assert out.startswith("## ") and "\n1. " in out and "\n2. " in out and out.endswith("```\n")
     assert "Good" not in out.replace("Good morning", "") and "Abrir" in out
 
 
-def test_every_protected_span_of_the_demo_seeds_survives_the_real_translator(tmp_path):
+def test_every_protected_span_of_the_demo_seeds_survives_the_real_translator():
     rows = [json.loads(line) for line in (DEMO / "seeds.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [row["instruction"] for row in rows if any(part.protected for part in segment(row["instruction"], ".!?…"))]
     assert len(texts) >= 20
-    for text, out in zip(texts, translate(tmp_path, texts, FastTranslate()), strict=True):
+    for text, out in zip(texts, translate(texts, FastTranslate()), strict=True):
         spans = [span for part in segment(text, ".!?…") for span in part.protected]
         assert all(out.count(span) >= 1 for span in spans), (text, out)
 
 
-def test_each_distinct_segment_is_sent_once_also_over_runs(tmp_path):
+def test_each_distinct_segment_is_sent_once():
     stub = Stub(lambda texts: [text.upper() for text in texts])
-    texts = ["Yes. No. Yes.", "No."]
-    assert translate(tmp_path, texts, stub) == ["YES. NO. YES.", "NO."]
-    assert sorted(stub.sent) == ["No.", "Yes."]
-    assert translate(tmp_path, [*texts, "New."], stub) == ["YES. NO. YES.", "NO.", "NEW."]
-    assert sorted(stub.sent) == ["New.", "No.", "Yes."]
+    assert translate(["Yes. No. Yes.", "No."], stub) == ["YES. NO. YES.", "NO."]
+    assert stub.sent == ["No.", "Yes."]
 
 
-def test_lost_masks_are_rescued_by_translating_around_them(tmp_path):
+def test_lost_masks_are_rescued_by_translating_around_them():
     stub = Stub(lambda texts: [text.replace("ZX1Q", "").upper() for text in texts])
-    assert translate(tmp_path, ["Please ask {name} for it."], stub) == ["PLEASE ASK {name} FOR IT."]
+    assert translate(["Please ask {name} for it."], stub) == ["PLEASE ASK {name} FOR IT."]
 
 
-def test_line_breaks_invented_by_the_translator_are_dropped(tmp_path):
-    assert translate(tmp_path, ["- One.\n- Two."], Stub(lambda texts: [f"x\n\n{t} " for t in texts])) == [
-        "- x One.\n- x Two."
-    ]
+def test_line_breaks_invented_by_the_translator_are_dropped():
+    assert translate(["- One.\n- Two."], Stub(lambda texts: [f"x\n\n{t} " for t in texts])) == ["- x One.\n- x Two."]
 
 
-def test_spaces_inside_emphasis_are_mended(tmp_path):
-    assert translate(tmp_path, ["A **bold** move."], Stub(lambda texts: ["Uma ** jogada ** ousada."])) == [
+def test_spaces_inside_emphasis_are_mended():
+    assert translate(["A **bold** move."], Stub(lambda texts: ["Uma ** jogada ** ousada."])) == [
         "Uma **jogada** ousada."
     ]
 
 
-def test_code_with_asterisks_stays_as_it_is(tmp_path):
+def test_code_with_asterisks_stays_as_it_is():
     text = "Look:\n```py\nx = 2 ** 3 ** 2\nf(**a, **b)\n```\nUse `a ** b ** c` or 2 ** 3 and 4 ** 5."
-    assert translate(tmp_path, [text], Stub(lambda texts: texts)) == [text]
+    assert translate([text], Stub(lambda texts: texts)) == [text]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +87,8 @@ def test_code_with_asterisks_stays_as_it_is(tmp_path):
         "Set $HOME X.",
     ],
 )
-def test_code_in_lists_link_targets_and_formats_are_kept_from_a_translator_that_changes_everything(tmp_path, code):
-    (out,) = translate(tmp_path, [code], Stub(lambda texts: [text.upper().replace("X", "X") for text in texts]))
+def test_code_in_lists_link_targets_and_formats_are_kept_from_a_translator_that_changes_everything(code):
+    (out,) = translate([code], Stub(lambda texts: [text.upper().replace("X", "X") for text in texts]))
     kept = {
         "echo hi there",
         "some code",
@@ -113,6 +104,6 @@ def test_code_in_lists_link_targets_and_formats_are_kept_from_a_translator_that_
 
 
 @pytest.mark.parametrize("broken", [lambda t: t[:-1], lambda t: [*t, "x"], lambda t: [1] * len(t)])
-def test_results_that_do_not_fit_the_segments_stop_the_stage(tmp_path, broken):
+def test_results_that_do_not_fit_the_segments_stop_the_stage(broken):
     with pytest.raises(SDRRLError, match="cannot be matched"):
-        translate(tmp_path, ["One. Two."], Stub(broken))
+        translate(["One. Two."], Stub(broken))

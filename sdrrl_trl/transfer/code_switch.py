@@ -1,12 +1,13 @@
-"""Code-switching: some words of a text are replaced through a bilingual word list. Rate, side and rule are ours."""
+"""Code-switching: some words of a text are replaced through a bilingual word list."""
 
 import random
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import replace
 
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.segment import segment
 from sdrrl_trl.utils import sha256
 
@@ -14,12 +15,7 @@ from sdrrl_trl.utils import sha256
 # Vowel signs and accents, which `\w` lacks, and invisible joiners
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c)[0] == "M") + "\u200c\u200d\u00ad"
 # A word with all that hangs on it: `dog's`, `hot-dog`, `and/or`, `dog.txt`. There is none in `2dog`, `@dog`, `dog(s)`
-WORD = re.compile(rf"(?<![\w{_MARKS}@#$&\\/.-])[^\W\d_][\w{_MARKS}]*+(?:['’./\\@-][\w{_MARKS}]+)*+(?!\()")
-# Places inside a word in a text without spaces: in Latin words and numbers, in katakana, before a mark or a vowel that
-# follows its consonant, after one that precedes it (Thai) or that joins the next (Khmer)
-_INSIDE = re.compile(
-    rf"(?<=[0-9A-Za-zÀ-ɏ_])(?=[0-9A-Za-zÀ-ɏ_])|(?<=[ァ-ヺー])(?=[ァ-ヺー])|(?=[{_MARKS}ะาำๅー])|(?<=[เ-ไ\u17d2])"
-)
+_WORD = re.compile(rf"(?<![\w{_MARKS}@#$&\\/.-])[^\W\d_][\w{_MARKS}]*+(?:['’./\\@-][\w{_MARKS}]+)*+(?!\()")
 
 
 def to_key(text: str) -> str:
@@ -27,28 +23,9 @@ def to_key(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-@dataclass(frozen=True)
-class Switched:
-    """
-    A code-switched text.
-
-    Args:
-        text (`str`): The text.
-        n_switched (`int`): Number of replaced words; a multi-word entry counts once.
-        n_words (`int`): Number of words (or entries, in languages without spaces) that could be told apart.
-    """
-
-    text: str
-    n_switched: int
-    n_words: int
-
-
 class CodeSwitcher:
     """
     Replaces words of one language by those of another. Whole words only, never inside code, URLs and the like.
-
-    In languages without spaces, words are the longest entries of two or more characters found from the left: an entry
-    may be part of a word that the lexicon lacks.
 
     Args:
         lexicon (`dict[str, str]`):
@@ -66,21 +43,24 @@ class CodeSwitcher:
 
     def __init__(self, lexicon: dict[str, str], source: str, target: str, rate: float = 0.3, seed: int = 42):
         self.lexicon, self.source, self.target, self.rate, self.seed = lexicon, source, target, rate, seed
-        # Longest entry, in words or characters, for each first word or character
+        # Number of words of the longest entry for each first word
         self._longest: dict[str, int] = defaultdict(int)
         for entry in lexicon:
-            units = entry.split() if LANGUAGES[source].spaces else entry
-            self._longest[units[0]] = max(self._longest[units[0]], len(units))
+            words = entry.split()
+            self._longest[words[0]] = max(self._longest[words[0]], len(words))
 
-    def switch(self, text: str, row_id: str) -> Switched:
-        """Switches words of a text. The same text and row give the same result."""
-        pieces, spots, n_words = [], [], 0
+    def switch(self, text: str, row_id: str) -> tuple[str, int]:
+        """
+        Switches words of a text. The same text and row give the same result.
+
+        Returns:
+            `tuple[str, int]`: the text, and the number of words or expressions that were replaced.
+        """
+        pieces, spots = [], []
         for part in segment(text, LANGUAGES[self.source].terminators):
             for piece in part.split_at_masks() if part.translate else [part]:
-                found, n = self._find(piece.text) if piece.translate else ([], 0)
-                n_words += n
                 end = 0
-                for start, stop, entry in found:
+                for start, stop, entry in self._find(piece.text) if piece.translate else ():
                     pieces.append(piece.text[end:start])
                     spots.append((len(pieces), entry))
                     pieces.append(piece.text[start:stop])
@@ -92,17 +72,12 @@ class CodeSwitcher:
             chosen = [rng.choice(spots)]
         for index, entry in chosen:
             pieces[index] = self._like(pieces[index], self.lexicon[entry])
-        return Switched("".join(pieces), len(chosen), n_words)
+        return "".join(pieces), len(chosen)
 
-    def _find(self, text: str) -> tuple[list[tuple[int, int, str]], int]:
-        """Start, end and entry of all words that can be switched, longest entries first; and the number of words."""
-        if LANGUAGES[self.source].spaces:
-            return self._find_words(text)
-        return self._find_characters(text)
-
-    def _find_words(self, text: str) -> tuple[list[tuple[int, int, str]], int]:
+    def _find(self, text: str) -> list[tuple[int, int, str]]:
+        """Start, end and entry of all words that can be switched, longest entries first."""
         found, i = [], 0
-        words = [match.span() for match in WORD.finditer(text)]
+        words = [match.span() for match in _WORD.finditer(text)]
         while i < len(words):
             start, end = words[i]
             for n in range(min(self._longest.get(text[start:end].lower(), 0), len(words) - i), 0, -1):
@@ -113,21 +88,7 @@ class CodeSwitcher:
                     i += n - 1
                     break
             i += 1
-        return found, len(words)
-
-    def _find_characters(self, text: str) -> tuple[list[tuple[int, int, str]], int]:
-        found, lower, i = [], text.lower(), 0
-        if len(lower) != len(text):  # a few characters have lower-case forms of another length
-            lower = text
-        inside = {match.start() for match in _INSIDE.finditer(text)}
-        while i < len(lower):
-            for n in range(0 if i in inside else self._longest.get(lower[i], 0), 1, -1):
-                if lower[i : i + n] in self.lexicon and i + n not in inside:
-                    found.append((i, i + n, lower[i : i + n]))
-                    i += n - 1
-                    break
-            i += 1
-        return found, len(found)
+        return found
 
     def _like(self, original: str, translation: str) -> str:
         """The translation in the case of the original."""
@@ -139,3 +100,14 @@ class CodeSwitcher:
 
     def _upper(self, text: str) -> str:
         return (text.replace("i", "İ") if self.target == "tr" else text).upper()
+
+
+def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
+    """The pairs of a shard with a code-switched question, where one of its words has an entry."""
+    rows = []
+    for pair in pairs:
+        if pair.reason is None:
+            text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
+            pair = replace(pair, switched=text if n_switched else None)
+        rows.append(pair)
+    return rows

@@ -1,12 +1,10 @@
 """
 Filters: pure functions from a text (or a pair) to the reason why it is rejected, `None` if it is good.
 
-The paper mentions no filter; all of these and their thresholds are ours.
+The paper mentions no filter; these and their thresholds are not from it.
 """
 
 import re
-
-from sacrebleu import sentence_chrf
 
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.languages import LANGUAGES, in_language
@@ -52,11 +50,6 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     if not in_language(translation, language):
         return "wrong_language"
     return None
-
-
-def back_translation_chrf(original: str, back: str | None) -> float:
-    """chrF (0 to 100) of a text that was translated forth and back; 0 if it did not come back."""
-    return sentence_chrf(back, [original]).score if back else 0.0
 
 
 def is_repetitive(text: str, spaces: bool, n: int = 4, max_repeated: float = 0.5) -> bool:

@@ -34,7 +34,12 @@ def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
                     shown[title] = shown.get(title, 0) + 1
                     if shown[title] <= n:
                         lines += ["", f"== {title} | {row['source_id']}", *_texts(row, width)]
-    return "\n".join(lines)
+    return escape("\n".join(lines))
+
+
+def escape(text: str) -> str:
+    """Text that is safe on a terminal: what is not printable as its escape sequence."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def _title(row: dict[str, Any]) -> str:

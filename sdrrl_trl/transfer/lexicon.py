@@ -1,13 +1,9 @@
-"""Bilingual word lists for code-switching. The paper's dictionary is not known; sources and rules here are ours."""
+"""Bilingual word lists for code-switching. The paper's is not known."""
 
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable
 
-from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.transfer.code_switch import WORD, to_key
-from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.transfer.code_switch import to_key
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -62,12 +58,11 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
         print(f"warning: {path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out", file=sys.stderr)
     # with the translations of the words listed, those words go, too
     function_words = {to_key(pairs[word]) for word in _STOP_WORDS.get(source, "").split() if word in pairs}
-    least = 2 if LANGUAGES[source].spaces else 1
     lexicon = {
         entry: translation
         for entry, translation in pairs.items()
         if to_key(translation) not in function_words | {entry}
-        and sum(map(str.isalpha, entry)) >= least
+        and sum(map(str.isalpha, entry)) >= 2
         and not any(map(str.isdigit, entry))
         and any(map(str.isalpha, translation))
     }
@@ -91,39 +86,3 @@ def _split(field: str) -> list[str]:
     """`fibre, fiber (textile)` -> `fibre`, `fiber`"""
     parts = re.split("[;,；，、]", re.sub(r"[(\[].*?[)\]]", " ", field))
     return [" ".join(part.split()) for part in (part.strip(_MARGIN) for part in parts) if part]
-
-
-def vocabulary(texts: Iterable[str], language: str, max_words: int = 5000) -> list[str]:
-    """The most frequent words of some texts outside of code, URLs and the like, without function words."""
-    if not LANGUAGES[language].spaces:
-        raise SDRRLError(
-            f"A lexicon made by the translator needs spaces between words, which {LANGUAGES[language].name} has not. "
-            "Give a file as `lexicon`."
-        )
-    counts: Counter[str] = Counter()
-    stop = set(_STOP_WORDS.get(language, "").split())
-    for text in texts:
-        for part in segment(text, LANGUAGES[language].terminators):
-            for piece in part.split_at_masks() if part.translate else []:
-                counts.update(WORD.findall(piece.text.lower()) if piece.translate else [])
-    frequent = [word for word in counts if len(word) >= 3 and word not in stop and not re.search(r"[\d_./\\@]", word)]
-    return sorted(frequent, key=lambda word: (-counts[word], word))[:max_words]
-
-
-def lexicon_of(words: list[str], translations: list[str]) -> Lexicon:
-    """A word list from the translations of single words; answers that are no translation are left out."""
-    lexicon = {}
-    for word, translation in zip(words, translations, strict=True):
-        clean = to_key(translation.strip(_MARGIN))
-        is_one = len(clean.split()) <= 3 and not re.search("[.!?。！？]", clean)
-        if is_one and clean != word and any(char.isalpha() for char in clean):
-            lexicon[word] = clean
-    return lexicon
-
-
-def reverse_lexicon(lexicon: Lexicon) -> Lexicon:
-    """Target to source. Of several entries, the first of those with the fewest words is taken."""
-    reverse: Lexicon = {}
-    for entry, translation in sorted(lexicon.items(), key=lambda pair: len(pair[0].split())):
-        reverse.setdefault(to_key(translation), entry)
-    return reverse

@@ -1,186 +1,215 @@
-"""Stage 3: which records an item gives, how they are worded, and how many of each kind and language are taken."""
+"""
+Which questions are held out, and which records, how many of each kind and language, are taken for training.
 
-import sys
+The rows stay on disk and are read twice: first to see which records could be made, of which 64 bits each are kept,
+then to make those that are taken.
+"""
+
+from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from sdrrl_trl.transfer.answer import read_answers
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.items import Item
-from sdrrl_trl.transfer.prompts import completion_prompt, pivot_labels, translation_prompt
-from sdrrl_trl.transfer.record import Record
-from sdrrl_trl.utils import SDRRLError, sha256
+from sdrrl_trl.transfer.records import records_of
+from sdrrl_trl.transfer.rows import Answer, Pair, Record, hash64, key_of, language_of
+from sdrrl_trl.transfer.shards import read_shards
+from sdrrl_trl.utils import SDRRLError
 
 
-MIN_COMPLETION_CHARACTERS = 20
-
-
-def forms_of(item: Item, source: str, side: str) -> list[tuple[str, str, str]]:
+class Mix:
     """
-    (kind, language, form) of all records that can be made of an item, for [`make_record`].
+    The rows of all stages, in the order of the questions, and the choice among their records.
 
     Args:
-        item ([`Item`]):
-            A question with its translations, or a parallel sentence.
-        source (`str`):
-            Source language.
-        side (`str`):
-            What is code-switched: `"question"`, `"answer"` or `"both"`.
+        config ([`TransferConfig`]):
+            Options of the build.
+        answers (`Path`):
+            Folder of the answers.
+        pairs (`list[Path]`):
+            Folders of their translations, one for each target language.
+        sentences (`Path`):
+            Folder of the parallel sentences; there may be none.
+
+    Attributes:
+        available (`Counter[tuple[str, str]]`):
+            Number of training records that can be made, by kind and language.
+        counts (`dict[str, Any]`):
+            For the manifest: `rejected` rows by reason and language; by language, in how many texts there are `masks`
+            and in how many of them the translator lost some.
     """
-    if not item.turns:
-        return _forms_of_sentence(item, source)
-    forms = [("source", source, "")]
-    for target in item.texts:
-        forms += [(kind, target, "") for kind in ("target", "target_to_source", "source_to_target", "pivot")]
-    for target in item.switched:
-        forms += [("code_switch", target, form) for form in (["same", "other"] if side == "question" else ["same"])]
-    return forms
+
+    def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
+        self._config, self._answers, self._pairs, self._sentences = config, answers, pairs, sentences
+        # The two kinds besides are those that the evaluation on held-out questions needs
+        self._kinds = {*config.proportions, "source", "target"}
+        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
+        n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
+        self._last_test_rank = _smallest(ranks, n_test)
+        self._test_questions = set(self._find_test_questions())
+        self._ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
+        self._last_ranks: dict[tuple[str, str], int] = {}
+        self._count()
+        self.available = Counter({cell: len(ranks) for cell, ranks in self._ranks.items()})
+
+    def _rank(self, answer: Answer) -> int:
+        """
+        Place of a question in a random order. The first are held out. Each question has its place by itself, so that
+        questions that come or go move few others.
+        """
+        return hash64(f"{self._config.seed}:{answer.key}")
+
+    def _questions(self) -> Iterator[tuple[Answer, tuple[Pair, ...], bool]]:
+        """Each question with its translations, and whether it is held out."""
+        pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
+        for answer in read_answers(self._answers):
+            if answer.reason is not None:
+                yield answer, (), False
+                continue
+            translated = next(pairs, ())
+            if [pair.source_id for pair in translated] != [answer.source_id] * len(self._pairs):
+                raise SDRRLError(
+                    f"The translations in {self._pairs[0].parent} are not those of the answers in {self._answers}. "
+                    "Do them again with `--overwrite_stage translate`."
+                )
+            yield answer, translated, self._rank(answer) <= self._last_test_rank
+
+    def _find_test_questions(self) -> Iterator[int]:
+        for answer, pairs, is_test in self._questions():
+            if is_test:
+                yield from map(_question_key, answer.turns[::2])
+                for pair in pairs:
+                    yield from map(_question_key, [] if pair.reason else pair.target[:-1:2])
+
+    def __iter__(self) -> Iterator[tuple[Answer | Pair, bool]]:
+        """
+        All rows, and whether each is held out. What is a test question, too, in some turn or some language, is
+        rejected: test questions come into training neither by other conversations nor by parallel sentences.
+        """
+        for answer, pairs, is_test in self._questions():
+            if not is_test and self._asks_test_question(answer.turns[::2]):
+                yield replace(answer, reason=answer.reason or "mix/held_out"), False
+                continue
+            yield answer, is_test
+            for pair in pairs:
+                leaks = not is_test and self._asks_test_question(pair.target[:-1:2])
+                yield (replace(pair, reason=pair.reason or "mix/held_out") if leaks else pair), is_test
+        seen: set[int] = set()
+        for pair in read_shards(self._sentences, Pair):
+            key = hash64(repr((pair.language, pair.source, pair.target)))
+            if pair.reason is None and key in seen:
+                pair = replace(pair, reason="parallel/duplicate")
+            elif pair.reason is None and self._asks_test_question(pair.source + pair.target):
+                pair = replace(pair, reason="parallel/held_out")
+            seen.add(key)
+            yield pair, False
+
+    def _asks_test_question(self, texts: tuple[str, ...]) -> bool:
+        return any(_question_key(text) in self._test_questions for text in texts)
+
+    def _count(self) -> None:
+        """Ranks of all training records, and counts of all rows."""
+        rejected: Counter[str] = Counter()
+        masks = {target: Counter() for target in self._config.target_languages}
+        for row, is_test in self:
+            if isinstance(row, Pair) and not row.is_sentence:
+                masks[row.language].update(texts=len(row.target), with_masks=row.n_masked, lost=row.n_lost)
+            if row.reason:
+                rejected[f"{row.reason} {language_of(row, self._config.source_language)}"] += 1
+            elif not is_test:
+                for record in self.records(row):
+                    self._ranks[record.kind, record.language].append(record.rank(self._config.seed))
+        self.counts: dict[str, Any] = {"rejected": dict(sorted(rejected.items()))}
+        self.counts["masks"] = {target: dict(found) for target, found in masks.items()}
+
+    def records(self, row: Answer | Pair) -> Iterator[Record]:
+        """The records of a row that can be of use."""
+        found = records_of(row, self._config.source_language)
+        return (record for record in found if record.kind in self._kinds)
+
+    def choose(self) -> dict[tuple[str, str], int]:
+        """
+        Decides which training records are taken: at random, but the same each time. Returns how many of each kind and
+        language.
+
+        Raises:
+            `SDRRLError`: if there would be none of a kind or language that was asked for.
+        """
+        try:
+            chosen = quotas(self.available, self._config)
+        except SDRRLError as error:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
+            raise SDRRLError(f"{error} Rejected: {reasons or 'nothing'}.") from error
+        self._last_ranks = {cell: _smallest(self._ranks[cell], n) for cell, n in chosen.items()}
+        return chosen
+
+    def is_chosen(self, record: Record) -> bool:
+        """Whether a training record is taken, after [`choose`]."""
+        return record.rank(self._config.seed) <= self._last_ranks.get((record.kind, record.language), -1)
 
 
-def _forms_of_sentence(item: Item, source: str) -> list[tuple[str, str, str]]:
-    forms = []
-    for target in item.texts.keys() - {source}:
-        if source in item.texts:
-            forms += [("translation", target, "from_source"), ("translation", target, "to_source")]
-        if len(item.texts[target][0]) >= MIN_COMPLETION_CHARACTERS:
-            forms.append(("completion", target, ""))
-    return sorted(forms)
+def _question_key(text: str) -> int:
+    return int(key_of(text)[:16], 16)
 
 
-def make_record(item: Item, kind: str, target: str, form: str, source: str, direction: str) -> Record:
+def _smallest(ranks: "array[int]", n: int) -> int:
+    """The n-th smallest: those up to it are taken."""
+    return int(np.partition(np.frombuffer(ranks, np.uint64), n - 1)[n - 1]) if n else -1
+
+
+def quotas(available: Counter[tuple[str, str]], config: TransferConfig) -> dict[tuple[str, str], int]:
     """
-    Words one record.
+    How many records of each kind and language are taken: kinds in the proportions asked for, and within a kind,
+    languages as they are available. If `size` is not set, as many as the scarcest kind allows.
 
     Args:
-        item ([`Item`]):
-            What it is made of.
-        kind (`str`):
-            One of `KINDS`.
-        target (`str`):
-            Target language; the source language for the kind `source`.
-        form (`str`):
-            Variant of the kind, from [`forms_of`].
-        source (`str`):
-            Source language.
-        direction (`str`):
-            Language that code-switched texts are mainly in: `"source"` or `"target"`.
+        available (`Counter`): Number of records by kind and language.
+        config ([`TransferConfig`]): Options of the build.
+
+    Raises:
+        `SDRRLError`: if there would be none of a kind or language that was asked for.
     """
-    if kind in ("translation", "completion"):
-        return _sentence_record(item, kind, target, form, source)
-    own = (item.turns, item.answer, source)
+    of_kind: Counter[str] = Counter()
+    for (kind, _), n in available.items():
+        of_kind[kind] += n
+    shares = {
+        (kind, language): config.proportions[kind] / sum(config.proportions.values()) * n / of_kind[kind]
+        for (kind, language), n in sorted(available.items())
+        if kind in config.proportions and n
+    }
+    if config.size is None:
+        most = min((available[cell] / share for cell, share in shares.items()), default=0)
+        chosen = {cell: int(most * share + 1e-9) for cell, share in shares.items()}
+    else:  # largest remainders, so that they add up to the size
+        chosen = {cell: int(config.size * share) for cell, share in shares.items()}
+        rest = sorted(chosen, key=lambda cell: (chosen[cell] - config.size * shares[cell], cell))
+        for cell in rest[: config.size - sum(chosen.values())]:
+            chosen[cell] += 1
+        chosen = {cell: min(available[cell], n) for cell, n in chosen.items()}
+    wanted = [(kind, language) for kind in config.proportions for language in _languages(kind, available, config)]
+    missing = [f"{kind} {language}" for kind, language in wanted if not chosen.get((kind, language))]
+    if missing:
+        raise SDRRLError(
+            f"The training set would have no record of: {', '.join(missing)}. Available: {cells(available)}. Use more "
+            "seeds, a larger `max_new_tokens` if many are truncated, or another `size`, `test_size` or `proportions`."
+        )
+    return chosen
+
+
+def _languages(kind: str, available: Counter[tuple[str, str]], config: TransferConfig) -> list[str]:
+    """Languages in which a kind of record must be there."""
     if kind == "source":
-        return _record(kind, own, own, item)
-    *turns, answer = item.texts[target]
-    translated = (tuple(turns), answer, target)
-    if kind == "target":
-        return _record(kind, translated, translated, item)
-    if kind == "target_to_source":
-        return _record(kind, translated, own, item)
-    if kind == "source_to_target":
-        return _record(kind, own, translated, item)
-    if kind == "pivot":
-        return _record(kind, translated, (None, _pivot_answer(item, source, target), target), item)
-    main, other = (own, translated) if direction == "source" else (translated, own)
-    question, switched_answer = item.switched[target]
-    switched = ((*main[0][:-1], question), switched_answer, main[2])
-    return _record(kind, switched, switched if form == "same" else other, item)
-
-
-def _record(kind: str, question: tuple, answer: tuple, item: Item) -> Record:
-    return Record(kind, question[0], answer[1], question[2], answer[2], item.source_id, item.system)
-
-
-def _pivot_answer(item: Item, source: str, target: str) -> str:
-    """
-    PLUG's format (https://huggingface.co/papers/2311.08711): the model first writes question and answer in the source
-    language, then the answer in the target language. Off unless `proportions` names `pivot`; the labels are ours.
-    """
-    texts = (item.turns[-1], item.answer, item.texts[target][-1])
-    labels = pivot_labels(source, target)
-    return "\n\n".join(f"[{label}]\n{text}" for label, text in zip(labels, texts, strict=True))
-
-
-def _sentence_record(item: Item, kind: str, target: str, form: str, source: str) -> Record:
-    number = int(sha256(f"{item.source_id}:{form}")[:8], 16)  # picks the wording
-    if kind == "completion":
-        first, rest = _halves(item.texts[target][0])
-        question = f"{completion_prompt(target, number)}\n\n{first}"
-        return Record(kind, (question,), rest, target, target, item.source_id, item.system)
-    a, b = (source, target) if form == "from_source" else (target, source)
-    question = f"{translation_prompt(a, b, number)}\n\n{item.texts[a][0]}"
-    return Record(kind, (question,), item.texts[b][0], a, b, item.source_id, item.system)
-
-
-def _halves(text: str) -> tuple[str, str]:
-    words = text.split(" ")
-    if len(words) == 1:
-        return text[: len(text) // 2], text[len(text) // 2 :]
-    middle = (len(words) + 1) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:])
-
-
-def quotas(
-    available: Counter[tuple[str, str]], proportions: dict[str, float], temperature: float, size: int | None
-) -> dict[tuple[str, str], int]:
-    """
-    How many records of each kind and language are taken.
-
-    Within a kind, languages share by `available ** (1 / temperature)`: 1 takes them as they are, larger values give
-    small languages more (as multilingual language models sample their data).
-
-    Args:
-        available (`Counter`):
-            Number of records by (kind, target language).
-        proportions (`dict[str, float]`):
-            Share of each kind, relative to each other.
-        temperature (`float`):
-            At least 1.
-        size (`int`, *optional*):
-            Records in all; a kind or language that has fewer than its part gives all it has. Default: as many as the
-            scarcest one allows without breaking the proportions.
-
-    Raises:
-        `SDRRLError`: if a kind has no record.
-    """
-    shares: dict[tuple[str, str], float] = {}
-    by_kind = defaultdict(dict)
-    for (kind, language), n in available.items():
-        by_kind[kind][language] = n ** (1 / temperature)
-    empty = [kind for kind in proportions if not by_kind[kind]]
-    if empty:
-        raise SDRRLError(f"The training set would have no record of the kinds {', '.join(empty)}.")
-    for kind, proportion in proportions.items():
-        total = sum(by_kind[kind].values())
-        for language, weight in sorted(by_kind[kind].items()):
-            shares[kind, language] = proportion / sum(proportions.values()) * weight / total
-    if size is None:
-        unit = min(available[cell] / share for cell, share in shares.items())
-        return {cell: int(unit * share + 1e-9) for cell, share in shares.items()}
-    # Largest remainders, so that they add up to the size
-    chosen = {cell: int(size * share) for cell, share in shares.items()}
-    rest = sorted(chosen, key=lambda cell: (chosen[cell] - size * shares[cell], cell))
-    for cell in rest[: size - sum(chosen.values())]:
-        chosen[cell] += 1
-    return {cell: min(available[cell], n) for cell, n in chosen.items()}
-
-
-def check_quotas(chosen: dict[tuple[str, str], int], config: TransferConfig) -> None:
-    """
-    Refuses a training set that lacks a kind or a language that was asked for.
-
-    Raises:
-        `SDRRLError`: naming what is missing.
-    """
-    empty = [f"{kind} {language}" for (kind, language), n in sorted(chosen.items()) if not n]
-    for target in config.target_languages:
-        kinds = [kind for kind in config.proportions if kind in ("target", "target_to_source", "source_to_target")]
-        empty += [f"{kind} {target}" for kind in kinds if (kind, target) not in chosen]
-    if empty:
-        raise SDRRLError(f"The training set would have no record of: {', '.join(empty)}.")
-    for target in config.target_languages:
-        for kind in ("translation", "completion", "code_switch"):
-            if kind in config.proportions and (kind, target) not in chosen:
-                print(f"warning: no {kind!r} records for {target!r}", file=sys.stderr)
+        return [config.source_language]
+    if kind in ("code_switch", "translation", "completion"):  # a lexicon or corpus need not have all languages
+        return [tag for tag in config.target_languages if available[kind, tag]] or config.target_languages[:1]
+    return config.target_languages
 
 
 def cells(counts: dict[tuple[str, str], int]) -> str:
     """Counts by kind and language for messages."""
-    return ", ".join(f"{kind} {language} {n}" for (kind, language), n in sorted(counts.items()))
+    return ", ".join(f"{kind} {language} {n}" for (kind, language), n in sorted(counts.items())) or "nothing"

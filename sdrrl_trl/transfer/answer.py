@@ -1,0 +1,87 @@
+"""The model answers the questions itself."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sdrrl_trl.engines import Generation, Generator
+from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.filters import reject_answer
+from sdrrl_trl.transfer.prompts import rewrite_prompt
+from sdrrl_trl.transfer.rows import Answer, Seed, chat, key_of
+from sdrrl_trl.transfer.shards import read_shards
+from sdrrl_trl.utils import SDRRLError
+
+
+# Longer questions are rejected: no model answers a book
+MAX_CHARACTERS = 20_000
+
+
+def answer_seeds(seeds: list[Seed], generator: Generator | None, config: TransferConfig) -> list[Answer]:
+    """
+    Answers to the questions of a shard, the bad ones with the reason why they are rejected.
+
+    The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
+    neighbours in the batch: so the same shards give the same answers, however many processes share them.
+    """
+    asked = [seed for seed in seeds if _is_askable(seed)]
+    if generator is None:
+        replies = [Generation(seed.reference or "", "stop", 0) for seed in asked]
+    else:
+        replies = list(generator.generate([_conversation(seed, config) for seed in asked]) or []) if asked else []
+        if len(replies) != len(asked) or not all(isinstance(reply, Generation) for reply in replies):
+            raise SDRRLError(
+                f"The generator returned {len(replies)} results for {len(asked)} questions, or results that are not "
+                "`Generation`s: they cannot be matched with their questions. Check the engine."
+            )
+    rest = iter(replies)
+    return [_answer(seed, next(rest) if _is_askable(seed) else None, config) for seed in seeds]
+
+
+def _is_askable(seed: Seed) -> bool:
+    return sum(map(len, seed.turns)) <= MAX_CHARACTERS
+
+
+def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
+    turns = seed.turns
+    if config.answer_source == "rewrite":
+        turns = (*turns[:-1], rewrite_prompt(turns[-1], seed.reference))
+    return chat(turns, seed.system or config.system_prompt)
+
+
+def _answer(seed: Seed, reply: Generation | None, config: TransferConfig) -> Answer:
+    system = seed.system or config.system_prompt
+    # The system message that came with the data is part of the question, the one of the options is in all of them
+    key = key_of("\n".join((seed.system or "", *seed.turns)))
+    if reply is None:
+        question = seed.turns[-1][:1000]  # enough to find it again
+        return Answer(seed.source_id, key, (question,), "", system, reason="answer/too_long")
+    text = _without_thoughts(reply.text)
+    found = reject_answer(replace(reply, text=text), config.source_language)
+    reason = found and f"answer/{found}"
+    return Answer(seed.source_id, key, seed.turns, text, system, reply.n_tokens, reason)
+
+
+def _without_thoughts(text: str) -> str:
+    """Without what a reasoning model thinks before it answers. Thoughts that do not end leave no answer."""
+    # Some templates put the opening tag into the prompt
+    text = re.sub(r"^.*?</think>|^\s*<think>.*", "", text, count=1, flags=re.DOTALL)
+    return text.encode("utf-8", "replace").decode().strip()  # lone surrogates could not be written
+
+
+def read_answers(folder: Path) -> Iterator[Answer]:
+    """All answers in the order of the questions. Of good answers to the same question, all but the first are bad."""
+    seen: set[int] = set()
+    for answer in read_shards(folder, Answer):
+        if answer.reason is None:
+            key = int(answer.key[:16], 16)  # as a number, for millions of them are held in memory
+            if key in seen:
+                answer = replace(answer, reason="answer/duplicate")
+            seen.add(key)
+        yield answer
+
+
+def good_answers(folder: Path) -> Iterator[Answer]:
+    """The answers that are not rejected."""
+    return (answer for answer in read_answers(folder) if answer.reason is None)

@@ -1,0 +1,157 @@
+"""What a build needs, read and checked before any model is loaded, and what its stages depend on."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.stages import check_options
+from sdrrl_trl.transfer.config import TransferConfig, is_address
+from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
+from sdrrl_trl.transfer.mix import quotas
+from sdrrl_trl.transfer.parallel import read_parallel
+from sdrrl_trl.transfer.publish import DATA_FILES
+from sdrrl_trl.transfer.records import records_of
+from sdrrl_trl.transfer.rows import Answer, Pair
+from sdrrl_trl.transfer.seeds import Seeds
+from sdrrl_trl.transfer.shards import Stage
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """
+    The checked inputs of a build.
+
+    Args:
+        seeds ([`Seeds`]): The questions.
+        lexicons (`dict[str, Lexicon]`): Word lists by target language.
+        n_sentences (`int`): Number of parallel sentences, counted for each target language.
+        quotas (`dict[tuple[str, str], int]`): Training records by kind and language, if nothing were rejected.
+        stages (`dict[str, Stage]`): The stages by the names of their folders.
+    """
+
+    seeds: Seeds
+    lexicons: dict[str, Lexicon]
+    n_sentences: int
+    quotas: dict[tuple[str, str], int]
+    stages: dict[str, Stage]
+
+
+def check_inputs(
+    config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
+) -> Inputs:
+    """
+    Reads all inputs and finds out what is wrong with them.
+
+    Args:
+        config ([`TransferConfig`]):
+            What to build.
+        generator ([`~sdrrl_trl.engines.Generator`], *optional*):
+            Engine given by the caller.
+        translator ([`~sdrrl_trl.engines.Translator`], *optional*):
+            Engine given by the caller.
+
+    Raises:
+        `SDRRLError`: for bad input, and for an output folder that was made with other options.
+    """
+    folder = Path(config.output_dir)
+    seeds = Seeds(config.seeds)
+    if config.answer_source != "own" and seeds.without_reference is not None:
+        raise SDRRLError(
+            f'`answer_source="{config.answer_source}"` needs a reference answer to every question; '
+            f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use the model's own "
+            "answers."
+        )
+    lexicons = {tag: read_lexicon(path, config.source_language, tag) for tag, path in (config.lexicon or {}).items()}
+    digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, seeds, lexicons)
+    for pair in sentences_of(config):
+        digest.update(json.dumps(vars(pair)).encode())
+        n_sentences += 1
+        if pair.target:
+            expected.update((record.kind, record.language) for record in records_of(pair, config.source_language))
+    expected_quotas = quotas(expected, config)
+    # Shards hold a text three times for each language, the set some seven times; answers are longer than questions
+    check_output_dir(folder, 50_000_000 + 20 * seeds.n_characters * (1 + len(config.target_languages)))
+    foreign = [name for name in (*DATA_FILES, "README.md", "manifest.json") if (folder / name).exists()]
+    if foreign and not (folder / "stages").exists():
+        raise SDRRLError(
+            f"{folder} holds {', '.join(foreign)}, which `sdrrl build` has not written and would replace. Choose "
+            "another `output_dir`."
+        )
+    stages = _stages(config, seeds, lexicons, digest.hexdigest(), generator, translator)
+    for stage in stages.values():
+        if stage.name not in config.stages_to_do_again:
+            check_options(stage.folder, stage.options, stage.name)
+    return Inputs(seeds, lexicons, n_sentences, expected_quotas, stages)
+
+
+def sentences_of(config: TransferConfig) -> Iterator[Pair]:
+    """The parallel sentences of a build."""
+    return read_parallel(config.parallel or [], config.source_language, config.target_languages)
+
+
+def _records_of_seeds(config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon]) -> Counter[tuple[str, str]]:
+    """Training records by kind and language that the questions would give if nothing were rejected."""
+    n = len(seeds)
+    n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
+    rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
+    for target in config.target_languages:
+        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in lexicons else None))
+    records = (record for row in rows for record in records_of(row, config.source_language))
+    return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
+
+
+def _stages(
+    config: TransferConfig,
+    seeds: Seeds,
+    lexicons: dict[str, Lexicon],
+    parallel_sha256: str,
+    generator: Generator | None,
+    translator: Translator | None,
+) -> dict[str, Stage]:
+    """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
+    stages: dict[str, Stage] = {}
+
+    def options(*names: str) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in names}
+
+    def add(name: str, folder: str, values: dict[str, Any], *before: str) -> None:
+        made_from = {f"{other}_stage": _hash(stages[other].options) for other in before}
+        stages[folder] = Stage(name, Path(config.output_dir) / "stages" / folder, values | made_from)
+
+    values = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
+    values |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size")
+    values |= {"seeds_sha256": seeds.sha256} | ({"engine": generator.describe()} if generator else {})
+    if config.temperature > 0:
+        values |= options("seed")
+    if config.answer_source != "reference" and not is_address(config.generator):
+        values |= {"model": fingerprint(config.model_name_or_path)}
+    add("answer", "answer", values)
+
+    values = options("translator", "translator_model") | ({"engine": translator.describe()} if translator else {})
+    values |= {"translator_version": package_version(config.translator)}
+    if config.translator_model and not is_address(config.translator):
+        values |= {"translator_weights": fingerprint(config.translator_model)}
+    pairs = []
+    for target in config.target_languages:
+        pairs.append(f"translate_{target}")
+        add("translate", pairs[-1], values, "answer")
+        if target in lexicons:
+            switching = {"lexicon_sha256": _hash(lexicons[target])} | options("code_switch_rate", "seed")
+            add("code_switch", f"code_switch_{target}", switching, pairs[-1])
+            pairs[-1] = f"code_switch_{target}"
+
+    values = options("source_language", "target_languages", "system_prompt", "shard_size")
+    add("parallel", "parallel", values | {"parallel_sha256": parallel_sha256})
+    values = options("target_languages", "proportions", "size", "test_size", "seed")
+    add("mix", "mix", values, "answer", *pairs, "parallel")
+    return stages
+
+
+def _hash(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True))
