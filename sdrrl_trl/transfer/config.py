@@ -108,7 +108,8 @@ class TransferConfig:
             Only show what would be made.
     """
 
-    seeds: dict | str = field(metadata={"help": "The questions: file or data set, or a mapping (JSON)."})
+    # With `None`, for TRL's parser takes a union of two types for the first of them
+    seeds: dict | str | None = field(metadata={"help": "The questions: file or data set, or a mapping (JSON)."})
     output_dir: str = field(metadata={"help": "Folder of the transfer set."})
     model_name_or_path: str = field(metadata={"help": "Model to be trained: local path or hub id."})
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
