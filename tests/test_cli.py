@@ -47,7 +47,7 @@ BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages"
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ([*BUILD, "--seeds", "missing.jsonl"], "there is no file missing.jsonl"),
+        ([*BUILD, "--seeds", "missing.jsonl"], "Cannot read missing.jsonl"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl")], "Cannot load the model 'nowhere/at-all'"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
@@ -72,7 +72,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"build": {"seeds": "missing.jsonl"}}, "there is no file"),
+        ({"build": {"seeds": "missing.jsonl"}}, "Cannot read missing.jsonl"),
         ({"build": {"sedes": "x"}}, "Unknown option `sedes` in the configuration of `build`. Did you mean `seeds`?"),
         ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"loss_type": "dft"}}, "loss_type"),

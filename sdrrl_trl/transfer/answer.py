@@ -60,7 +60,7 @@ def _answer(seed: Seed, reply: Generation | None, config: TransferConfig) -> Ans
     text = _without_thoughts(reply.text)
     found = reject_answer(replace(reply, text=text), config.source_language)
     reason = found and f"answer/{found}"
-    return Answer(seed.source_id, key, seed.turns, text, system, reply.n_tokens, reason)
+    return Answer(seed.source_id, key, seed.turns, text, system, reason)
 
 
 def _without_thoughts(text: str) -> str:

@@ -14,10 +14,9 @@ from sdrrl_trl.stages import clear_stage, record_options
 from sdrrl_trl.transfer.answer import answer_seeds, good_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.inputs import Inputs, check_inputs, sentences_of
+from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
-from sdrrl_trl.transfer.preview import preview
 from sdrrl_trl.transfer.publish import DATA_FILES, is_non_commercial, load_manifest, publish, summary
 from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator

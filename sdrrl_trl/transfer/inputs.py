@@ -12,14 +12,16 @@ from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.stages import check_options
 from sdrrl_trl.transfer.config import TransferConfig, is_address
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
-from sdrrl_trl.transfer.mix import quotas
+from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
-from sdrrl_trl.transfer.records import records_of
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
+
+
+TOKENS_PER_SECOND = 1_000  # of `--dry_run`: a small model on one GPU, for the order of magnitude
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,15 @@ class Inputs:
     stages: dict[str, Stage]
 
 
-def check_inputs(
-    config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
-) -> Inputs:
+def check_inputs(config: TransferConfig, *engines: Generator | Translator | None) -> Inputs:
     """
     Reads all inputs and finds out what is wrong with them.
 
     Args:
         config ([`TransferConfig`]):
             What to build.
-        generator ([`~sdrrl_trl.engines.Generator`], *optional*):
-            Engine given by the caller.
-        translator ([`~sdrrl_trl.engines.Translator`], *optional*):
-            Engine given by the caller.
+        engines ([`~sdrrl_trl.engines.Generator`] and [`~sdrrl_trl.engines.Translator`], *optional*):
+            Engines given by the caller.
 
     Raises:
         `SDRRLError`: for bad input, and for an output folder that was made with other options.
@@ -83,7 +81,7 @@ def check_inputs(
             f"{folder} holds {', '.join(foreign)}, which `sdrrl build` has not written and would replace. Choose "
             "another `output_dir`."
         )
-    stages = _stages(config, seeds, lexicons, digest.hexdigest(), generator, translator)
+    stages = _stages(config, seeds, lexicons, digest.hexdigest(), *engines)
     for stage in stages.values():
         if stage.name not in config.stages_to_do_again:
             check_options(stage.folder, stage.options, stage.name)
@@ -107,15 +105,11 @@ def _records_of_seeds(config: TransferConfig, seeds: Seeds, lexicons: dict[str, 
 
 
 def _stages(
-    config: TransferConfig,
-    seeds: Seeds,
-    lexicons: dict[str, Lexicon],
-    parallel_sha256: str,
-    generator: Generator | None,
-    translator: Translator | None,
+    config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon], parallel_sha256: str, *engines: Any
 ) -> dict[str, Stage]:
     """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
     stages: dict[str, Stage] = {}
+    given = [{"engine": engine.describe()} if engine else {} for engine in engines or (None, None)]
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
@@ -126,15 +120,14 @@ def _stages(
 
     values = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
     values |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size")
-    values |= {"seeds_sha256": seeds.sha256} | ({"engine": generator.describe()} if generator else {})
+    values |= {"seeds_sha256": seeds.sha256} | given[0]
     if config.temperature > 0:
         values |= options("seed")
     if config.answer_source != "reference" and not is_address(config.generator):
         values |= {"model": fingerprint(config.model_name_or_path)}
     add("answer", "answer", values)
 
-    values = options("translator", "translator_model") | ({"engine": translator.describe()} if translator else {})
-    values |= {"translator_version": package_version(config.translator)}
+    values = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
     if config.translator_model and not is_address(config.translator):
         values |= {"translator_weights": fingerprint(config.translator_model)}
     pairs = []
@@ -155,3 +148,19 @@ def _stages(
 
 def _hash(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True))
+
+
+def preview(config: TransferConfig, inputs: Inputs) -> str:
+    """What would be made, if nothing were rejected, and how long the answers may take."""
+    tokens = 0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens
+    lines = [f"{len(inputs.seeds):,} questions, {inputs.n_sentences:,} parallel sentences"]
+    lines.append("training records, if nothing is rejected:")
+    lines += [f"  {kind:<20}{language:<6}{n:>12,}" for (kind, language), n in sorted(inputs.quotas.items())]
+    lines.append(f"  {'all':<26}{sum(inputs.quotas.values()):>12,}")
+    hours = tokens / TOKENS_PER_SECOND / 3600
+    lines.append(f"answer: at most {tokens:,} tokens; at {TOKENS_PER_SECOND:,} tokens/s at most {hours:,.2f} h")
+    lines.append(
+        f"translate: {inputs.seeds.n_characters:,} characters of questions, and the answers, into "
+        f"{', '.join(config.target_languages)}"
+    )
+    return "\n".join(lines)

@@ -41,7 +41,6 @@ class Answer:
         turns (`tuple[str, ...]`): The conversation so far, as in the seed.
         text (`str`): The answer.
         system (`str`, *optional*): System message.
-        n_tokens (`int`): Length of the answer in tokens.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -50,7 +49,6 @@ class Answer:
     turns: tuple[str, ...]
     text: str
     system: str | None = None
-    n_tokens: int = 0
     reason: str | None = None
 
 

@@ -130,6 +130,8 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Itera
         `SDRRLError`: if the data cannot be read.
     """
     suffix = Path(path).suffix.lower()
+    if suffix in (".jsonl", ".csv", ".tsv") and (name is not None or split != "train"):
+        raise SDRRLError(f"The file {path} has no `name` or `split`. Leave them out.")
     try:
         # JSON Lines and tables are not left to `datasets`: it makes dates of texts and 7 of the id 007
         if suffix == ".jsonl":
