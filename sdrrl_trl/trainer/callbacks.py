@@ -94,7 +94,6 @@ class LMEvalCallback(TrainerCallback):
                 "split over them. Use data parallelism or ZeRO-2, or run `sdrrl evaluate` on the checkpoints."
             )
         self.trainer, self.task_names, self.limit, self.languages = trainer, tasks, limit, languages
-        self._tasks: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         with _undisturbed(self.trainer):  # lm-eval draws random numbers when it loads tasks
@@ -216,9 +215,6 @@ class ForgettingCallback(TrainerCallback):
         if not bound >= 0:
             raise SDRRLError(f"`bound` must be at least 0, got {bound}: the initial model itself would be beyond it.")
         self.bound, self.metric, self.stop = bound, metric, stop
-        self._warned = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
         self._warned = False
 
     def on_evaluate(self, args, state, control, **kwargs):

@@ -1,22 +1,20 @@
 """The table of (kind, question language, answer language), of which each token carries an index."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, IterableDataset
 from trl.data_utils import get_dataset_column_names
 
+from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.utils import SDRRLError
 
-
-if TYPE_CHECKING:
-    from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 
 Group = tuple[str | None, str | None, str | None]
 GROUP_COLUMNS = ("kind", "question_language", "answer_language")
 NO_GROUP: Group = (None, None, None)  # of data without the columns beside data that have them
 
 
-def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> list[Group]:
+def group_table(args: SDRRLConfig, train_dataset: Any, eval_dataset: Any) -> list[Group]:
     """
     All groups of the data, in sorted order, none if no data set has the columns. The same on every rank, so that sums
     over groups can be reduced.
@@ -49,16 +47,16 @@ def group_table(args: "SDRRLConfig", train_dataset: Any, eval_dataset: Any) -> l
             groups |= {tuple(group) for group in args.groups}
         else:
             groups |= _groups_of(dataset)
+    # Both are keys of the same figures
     both = sorted({kind for kind, *_ in groups if kind} & {answer for *_, answer in groups if answer})
     if both:
         raise SDRRLError(
-            f"{', '.join(map(repr, both))} names a kind and a language: their figures (`nll/<name>`) would be "
-            "mixed up. Rename the kind."
+            f"{', '.join(map(repr, both))} names a kind and a language: `nll/<name>` would mix them. Rename the kind."
         )
     return sorted(groups, key=str) if groups - {NO_GROUP} else []
 
 
-def check_can_carry_groups(args: "SDRRLConfig", data_collator: Any) -> None:
+def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
     """
     Raises:
         `SDRRLError`: for options that lose the kind and language of a token on its way into the batch.
@@ -78,17 +76,12 @@ def check_can_carry_groups(args: "SDRRLConfig", data_collator: Any) -> None:
 
 
 def _groups_of(dataset: Dataset) -> set[Group]:
-    for column in GROUP_COLUMNS:
-        feature = dataset.features[column]
-        if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
-            raise SDRRLError(f"The column `{column}` must hold strings, it holds {feature}. Convert or remove it.")
-        missing = sum(value is None for value in dataset[column])
-        if missing:
-            raise SDRRLError(
-                f"{missing} of {len(dataset)} rows have no `{column}`: they would count for no kind or "
-                "language. Fill it in everywhere, or remove the column."
-            )
-    return set(zip(*(dataset[column] for column in GROUP_COLUMNS), strict=True))
+    columns = [list(dataset[name]) for name in GROUP_COLUMNS]
+    for name, values in zip(GROUP_COLUMNS, columns, strict=True):
+        missing = sum(not isinstance(value, str) for value in values)
+        if missing:  # they would count for no kind or language, and the shares would not add up
+            raise SDRRLError(f"{missing} of {len(values)} rows have no text in `{name}`. Fill it in, or remove it.")
+    return set(zip(*columns, strict=True))
 
 
 def nothing_supervised(dataset_name: str, max_length: int | None) -> SDRRLError:
@@ -126,7 +119,7 @@ def add_provenance(
         texts, ends = [], []
         for labels in rows["labels"]:
             supervised = [i for i, label in enumerate(labels[:max_length]) if label != -100 and i > 0]
-            if not supervised and has_groups:
+            if not supervised and has_groups:  # TRL drops such rows without a word
                 raise nothing_supervised(dataset_name, max_length)
             texts.append([labels[i] for i in supervised])
             ends.append(supervised[-1] if supervised else 0)
@@ -144,6 +137,7 @@ def add_provenance(
         sizes = [len(row) for row in rows["input_ids"]]
         return {
             "group_ids": [[ids[group]] * n for group, n in zip(found, sizes, strict=True)],
+            # At one token of the row, so that sums over any part of a batch count each row once
             "label_bytes": [
                 [length if i == end else 0 for i in range(n)]
                 for length, end, n in zip(lengths, ends, sizes, strict=True)

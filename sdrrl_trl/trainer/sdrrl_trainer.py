@@ -266,10 +266,7 @@ class SDRRLTrainer(SFTTrainer):
         if resume_from_checkpoint is True:  # transformers takes the newest, which a kill may have left half-written
             resume_from_checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
-                raise SDRRLError(
-                    f"There is no complete checkpoint in {self.args.output_dir}. Leave "
-                    "`resume_from_checkpoint` out to start anew."
-                )
+                raise SDRRLError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):

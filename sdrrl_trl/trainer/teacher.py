@@ -72,7 +72,7 @@ def prepare_teacher(
         the student its teacher, or `None` for no adapter.
 
     Raises:
-        `SDRRLError`: if there is no teacher, or it has another vocabulary.
+        `SDRRLError`: if there is no teacher, it has another vocabulary, or the adapter changes the base model.
     """
     student = base_of(trainer.model)
     add_distillation(student)
@@ -80,7 +80,12 @@ def prepare_teacher(
         if came_with_adapter:  # without its adapter, the model would not be the initial one
             copy_adapter(trainer.model, _TEACHER_ADAPTER)
             return None, _TEACHER_ADAPTER
-        check_adapter_can_be_turned_off(trainer.model)
+        if any(map(changes_base, trainer.model.peft_config.values())):
+            raise SDRRLError(
+                "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
+                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
+                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
+            )
         return None, None
     ref_model = ref_model or model_path
     if ref_model is None:
@@ -93,7 +98,12 @@ def prepare_teacher(
         kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
         kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
         ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
-    check_vocabulary(student, ref_model)
+    sizes = [model.config.get_text_config().vocab_size for model in (student, ref_model)]
+    if sizes[0] != sizes[1]:
+        raise SDRRLError(
+            f"`ref_model` has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their distributions "
+            "cannot be compared. The teacher is the initial model itself; give that."
+        )
     ref_model.requires_grad_(False)
     add_distillation(base_of(ref_model))
     if trainer.is_deepspeed_enabled:
@@ -217,22 +227,6 @@ def copy_adapter(model: PeftModel, name: str) -> None:
             parameter.requires_grad_(False)
 
 
-def check_adapter_can_be_turned_off(model: PeftModel) -> None:
-    """
-    Refuses adapters that change the base model, so that without the adapter it is not the initial one.
-
-    Raises:
-        `SDRRLError`: for adapters with trained biases, and LoRA that replicates layers or decomposes base weights.
-    """
-    for config in model.peft_config.values():
-        if changes_base(config):
-            raise SDRRLError(
-                "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
-                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
-                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
-            )
-
-
 def changes_base(config: PeftConfig) -> bool:
     """Whether an adapter changes weights of the base model itself, which stay changed when it is taken off."""
     options = config.to_dict()
@@ -263,18 +257,3 @@ def teacher_states(
     switch = adapter_active(model, adapter) if ref_model is None else nullcontext()
     with evaluation_mode(teacher), switch:
         return teacher(**inputs, hidden_states_only=True)
-
-
-def check_vocabulary(model: PreTrainedModel, ref_model: PreTrainedModel) -> None:
-    """
-    Refuses a teacher with another vocabulary.
-
-    Raises:
-        `SDRRLError`: if the sizes of the vocabularies differ.
-    """
-    sizes = [m.config.get_text_config().vocab_size for m in (model, ref_model)]
-    if sizes[0] != sizes[1]:
-        raise SDRRLError(
-            f"`ref_model` has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their "
-            "distributions cannot be compared. The teacher is the initial model itself; give that."
-        )
