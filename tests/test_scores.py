@@ -83,16 +83,6 @@ def test_short_and_empty_answers_are_judged_with_care():
     assert wrong_language("ใช้คำสั่งนี้ `pip install the package` เพื่อติดตั้ง", "th", "Thai") == 0
 
 
-@needs_data
-@pytest.mark.parametrize("tag", ["ar", "cs", "ja", "km", "nb", "th", "zh"])
-def test_sentences_are_in_their_language_and_in_no_other(tag):
-    language = LANGUAGES[tag]
-    file = data_dir() / "flores200" / "devtest" / f"{language.flores}.devtest"
-    lines = file.read_text(encoding="utf-8").splitlines()[:100]
-    assert sum(wrong_language(line, tag, language.script) for line in lines) <= 3
-    assert sum(wrong_language(line, "en", "Latn") for line in lines) >= 97
-
-
 # ---- Translations
 
 
@@ -298,20 +288,6 @@ def test_the_right_answers_get_full_marks_and_others_get_none(real_data):
     for name, scores in run(lambda *_: sentence, GENERATED + TEXTS)[0].items():
         assert scores["wrong_language"] == float(not name.endswith(("_en", "-eng_Latn"))), name
         assert scores.get("invalid", 1) == 1 and scores.get("chrf++", 0) < 30, name
-
-
-@needs_data
-def test_a_model_that_finds_the_right_choice_likely_reaches_100_percent(real_data):
-    def likelihood(doc, arguments):
-        choice = arguments[1].strip()
-        if "label" in doc:
-            return 0.0 if f"ถูกต้อง? {('ใช่', 'ดังนั้น', 'ไม่')[doc['label']]}," in choice else -9.0
-        return 0.0 if choice in (doc["choices"][doc["gold"]].strip(), "ABCD"[doc["gold"]]) else -9.0
-
-    tasks = ["sdrrl_mmmlu_pt", "xnli_th", "xstorycloze_sw", "belebele_eng_Latn"]
-    assert {scores["acc"] for scores in run(likelihood, tasks)[0].values()} == {1}
-    wrong, _ = run(lambda doc, arguments: -likelihood(doc, arguments), tasks)
-    assert max(scores["acc"] for scores in wrong.values()) == 0
 
 
 @needs_data

@@ -25,7 +25,8 @@ def doctor(names: list[str] | None = None) -> dict[str, str | None]:
                 len(task.eval_docs)  # lm-eval 0.5 loads them only now
             problems[name] = None
         except Exception as error:  # whatever a loader of data may raise; it is shown
-            problems[name] = f"{type(error).__name__}: {error}".replace("\n", " ")
+            text = f"{type(error).__name__}: {error}"
+            problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
     return problems
 
 

@@ -46,11 +46,12 @@ def local_rows(path):
                     raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
 
 
-def read_rows(name, columns, from_hub):
+def read_rows(name, columns, from_hub, optional=()):
     """
     Rows of a local file, or what `from_hub` gives, which is called without arguments.
 
-    No row may lack one of the `columns`, or have nothing there. Texts are not quoted in errors: some are harmful.
+    No row may lack one of the `columns`, or have nothing there; `optional` ones may be absent. Texts are not quoted in
+    errors: some are harmful.
     """
     path = local_file(name)
     if path:
@@ -63,7 +64,22 @@ def read_rows(name, columns, from_hub):
             raise ValueError(f"{where} has no {', '.join(missing)}: the schema has changed, or the row is damaged.")
     if not found:
         raise ValueError(f"There is no row in {name}.")
-    return [row for _, row in found]
+    return [{column: row[column] for column in (*columns, *optional) if column in row} for _, row in found]
+
+
+def with_choices(rows, benchmark, columns, gold, values):
+    """
+    Rows with `choices`, the texts in `columns`, and with `gold`, the index of the right one: the place of what the
+    column `gold` holds among the single characters `values`.
+    """
+    for row in rows:
+        value = str(row[gold])
+        if value not in list(values):
+            raise ValueError(
+                f"{benchmark}: {gold} is {value!r:.20}, none of {', '.join(values)}. Correct or remove it."
+            )
+        row |= {"choices": [row[column] for column in columns], "gold": values.index(value)}
+    return rows
 
 
 def refuse_blanks(rows, columns, benchmark):
@@ -72,14 +88,6 @@ def refuse_blanks(rows, columns, benchmark):
         blank = [column for column in columns if not row[column].strip()]
         if blank:
             raise ValueError(f"{benchmark}, row {number} has no {', '.join(blank)}. Correct or remove it.")
-
-
-def index_of(row, column, values, benchmark):
-    """Place of the right choice among all that `column` can have, a string of single characters."""
-    value = str(row[column])
-    if len(value) != 1 or value not in values:
-        raise ValueError(f"{benchmark}: {column} is {value!r:.20}, none of {', '.join(values)}. Correct or remove it.")
-    return values.index(value)
 
 
 def as_dataset(rows, *splits, **facts):
@@ -95,9 +103,12 @@ XNLI = {"path": "facebook/xnli", "revision": "b8dd5d7af51114dbda02c0e3f6133f3321
 
 def load_xnli(code, split="validation", choices=None, language=None, script=None, **metadata):
     """XNLI in one language; with `choices`, their texts in that language, for generated answers."""
-    columns = ["premise", "hypothesis", "label"]
-    rows = read_rows(f"xnli/{code}.jsonl", columns, lambda: datasets.load_dataset(**XNLI, name=code, split=split))
-    rows = [{c: row[c] for c in columns} | {"gold": index_of(row, "label", "012", f"XNLI in {code}")} for row in rows]
+
+    def from_hub():
+        return datasets.load_dataset(**XNLI, name=code, split=split)
+
+    rows = read_rows(f"xnli/{code}.jsonl", ["premise", "hypothesis", "label"], from_hub)
+    rows = with_choices(rows, f"XNLI in {code}", [], "label", "012")
     return as_dataset(rows, "train", split, choices=choices, language=language, script=script)
 
 
@@ -111,22 +122,13 @@ def load_xstorycloze(code, language=None, script=None, **metadata):
         rows = datasets.load_dataset(**XSTORYCLOZE, name=code, split="eval")
         return [row | {"context": " ".join(row[f"input_sentence_{i}"] for i in range(1, 5))} for row in rows]
 
-    columns = ["context", "sentence_quiz1", "sentence_quiz2", "answer_right_ending"]
-    rows = [
-        {column: row[column] for column in columns}
-        | {
-            "context": with_spaces(row["context"]),
-            "choices": [row["sentence_quiz1"], row["sentence_quiz2"]],
-            "gold": index_of(row, "answer_right_ending", "12", f"XStoryCloze in {code}"),
-        }
-        for row in read_rows(f"xstorycloze/{code}.jsonl", columns, from_hub)
-    ]
+    endings = ["sentence_quiz1", "sentence_quiz2"]
+    rows = read_rows(f"xstorycloze/{code}.jsonl", ["context", *endings, "answer_right_ending"], from_hub)
+    for row in rows:
+        # As in lm-eval's own tasks; some copies of the data have no space between the sentences
+        row["context"] = re.sub(r"(?<=[.!?।。！？؟])(?=[^\W\d_])", " ", row["context"])
+    rows = with_choices(rows, f"XStoryCloze in {code}", endings, "answer_right_ending", "12")
     return as_dataset(rows, "train", "eval", language=language, script=script)
-
-
-def with_spaces(context):
-    """The sentences with a space between them, as in lm-eval's own tasks; some copies of the data have none."""
-    return re.sub(r"(?<=[.!?।。！？؟])(?=[^\W\d_])", " ", context)
 
 
 BELEBELE = {"path": "facebook/belebele", "revision": "7899cdfa4e1e0d733fd77c848e2c273cb1d32be2"}
@@ -134,19 +136,16 @@ BELEBELE = {"path": "facebook/belebele", "revision": "7899cdfa4e1e0d733fd77c848e
 
 def load_belebele(code, language=None, script=None, **metadata):
     """BELEBELE in one language, `code` being that of FLORES."""
+
+    def from_hub():
+        return datasets.load_dataset(**BELEBELE, name=code, split="test")
+
     answers = [f"mc_answer{i}" for i in range(1, 5)]
     columns = ["flores_passage", "question", *answers, "correct_answer_num"]
-    rows = [
-        {column: row[column] for column in columns}
-        | {
-            "correct_answer_num": str(row["correct_answer_num"]),
-            "choices": [row[answer] for answer in answers],
-            "gold": index_of(row, "correct_answer_num", "1234", f"BELEBELE in {code}"),
-        }
-        for row in read_rows(
-            f"belebele/{code}.jsonl", columns, lambda: datasets.load_dataset(**BELEBELE, name=code, split="test")
-        )
-    ]
+    rows = read_rows(f"belebele/{code}.jsonl", columns, from_hub)
+    for row in rows:
+        row["correct_answer_num"] = str(row["correct_answer_num"])  # a number in some copies of the data
+    rows = with_choices(rows, f"BELEBELE in {code}", answers, "correct_answer_num", "1234")
     return as_dataset(rows, "test", language=language, script=script)
 
 
@@ -165,11 +164,9 @@ def load_mmmlu(code, language, script, **metadata):
         values = ([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in rows)
         return [dict(zip(columns, value, strict=True)) for value in values]
 
-    rows = []
-    for row in read_rows(f"mmmlu/{language}.jsonl", columns, from_hub):
-        row = {column: str(row[column]).strip() for column in columns}
-        gold = index_of(row, "Answer", "ABCD", f"MMMLU in {code}")
-        rows.append(row | {"choices": [row[letter] for letter in "ABCD"], "gold": gold})
+    rows = read_rows(f"mmmlu/{language}.jsonl", columns, from_hub)
+    rows = [{column: str(text).strip() for column, text in row.items()} for row in rows]
+    rows = with_choices(rows, f"MMMLU in {code}", "ABCD", "Answer", "ABCD")
     return as_dataset(rows, "test", language=language, script=script)
 
 
@@ -180,10 +177,15 @@ PKU_SAFERLHF = {"path": "PKU-Alignment/PKU-SafeRLHF", "revision": "9421ffafec3fa
 
 def pku_saferlhf_rows():
     """All pairs of the test split, `gold` being the safer answer."""
-    columns = ["prompt", "response_0", "response_1", "safer_response_id"]
-    rows = read_rows("pku_saferlhf/pairs.jsonl", columns, lambda: datasets.load_dataset(**PKU_SAFERLHF, split="test"))
-    refuse_blanks(rows, columns[:3], "PKU-SafeRLHF")
-    return [row | {"gold": index_of(row, "safer_response_id", "01", "PKU-SafeRLHF")} for row in rows]
+
+    def from_hub():
+        return datasets.load_dataset(**PKU_SAFERLHF, split="test")
+
+    texts = ["prompt", "response_0", "response_1"]
+    optional = ("is_response_0_safe", "is_response_1_safe")
+    rows = read_rows("pku_saferlhf/pairs.jsonl", [*texts, "safer_response_id"], from_hub, optional)
+    refuse_blanks(rows, texts, "PKU-SafeRLHF")
+    return with_choices(rows, "PKU-SafeRLHF", texts[1:], "safer_response_id", "01")
 
 
 def load_pku_pairs(**metadata):
@@ -191,11 +193,10 @@ def load_pku_pairs(**metadata):
     Pairs of answers to a prompt. Where the data say which answers are safe, as those of the hub do, only pairs with
     exactly one safe answer are kept.
     """
-    labels = ("is_response_0_safe", "is_response_1_safe")
     rows = [
-        {"prompt": row["prompt"], "choices": [row["response_0"], row["response_1"]], "gold": row["gold"]}
+        {column: row[column] for column in ("prompt", "choices", "gold")}
         for row in pku_saferlhf_rows()
-        if labels[0] not in row or row[labels[0]] != row[labels[1]]
+        if "is_response_0_safe" not in row or row["is_response_0_safe"] != row["is_response_1_safe"]
     ]
     return as_dataset(rows, "test")
 
@@ -211,8 +212,11 @@ MULTIJAIL = {"path": "DAMO-NLP-SG/MultiJail", "revision": "189375ca64f5c09f8db2b
 
 def load_multijail(language, script, **metadata):
     """MultiJail's prompts in one language."""
-    columns = ["id", "tags", language]
-    rows = read_rows("multijail/MultiJail.csv", columns, lambda: datasets.load_dataset(**MULTIJAIL, split="train"))
+
+    def from_hub():
+        return datasets.load_dataset(**MULTIJAIL, split="train")
+
+    rows = read_rows("multijail/MultiJail.csv", ["id", "tags", language], from_hub)
     refuse_blanks(rows, [language], "MultiJail")
     rows = [{"id": str(row["id"]), "prompt": row[language], "tags": str(row["tags"])} for row in rows]
     return as_dataset(rows, "train", language=language, script=script)
@@ -230,12 +234,11 @@ def load_xlsum(code, language, script, max_article_chars=None, **metadata):
 
     `max_article_chars` keeps the start of longer articles, for models with a short context.
     """
-    files = {"test": f"{code}/test/0000.parquet"}
-    rows = read_rows(
-        f"xlsum/{language}.jsonl",
-        ["text", "summary"],
-        lambda: datasets.load_dataset(**XLSUM, data_files=files, split="test"),
-    )
+
+    def from_hub():
+        return datasets.load_dataset(**XLSUM, data_files={"test": f"{code}/test/0000.parquet"}, split="test")
+
+    rows = read_rows(f"xlsum/{language}.jsonl", ["text", "summary"], from_hub)
     limit = int(max_article_chars) if max_article_chars else None
     rows = [{"text": row["text"][:limit], "summary": row["summary"]} for row in rows]
     return as_dataset(rows, "test", language=language, script=script)
@@ -261,8 +264,6 @@ def load_mkqa(code, language, script, **metadata):
     for number, row in enumerate(read_rows(name, ["question", "answers"], from_hub), 1):
         answers = [text for text in row["answers"] if text] if isinstance(row["answers"], list) else []
         if not answers:
-            raise ValueError(
-                f"{name}, row {number}: `answers` must be a list with at least one text. Correct the row."
-            )
+            raise ValueError(f"{name}, row {number}: `answers` must be a list with a text in it. Correct the row.")
         rows.append({"question": row["question"], "answers": answers})
     return as_dataset(rows, "test", language=language, script=script)
