@@ -97,7 +97,7 @@ def leaves(folder: Path) -> dict[str, Any]:
     return found
 
 
-@cache
+@cache  # read once: a report asks for the language of each task
 def _ours() -> dict[str, dict[str, Any]]:
     """Content of our task and group files by name."""
     files = read_tasks(tasks_dir()).values()
@@ -122,6 +122,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             here; all that are missing are named at once.
     """
     tags = {get_language(language).tag for language in languages or ()}
+    # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
     ours = leaves(tasks_dir())
     own_tags = {tag for content in _ours().values() for tag in content.get("tag", ())}
     foreign = [name for name in names if name not in {*_ours(), *ours, *own_tags}]
