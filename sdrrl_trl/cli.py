@@ -183,7 +183,7 @@ def _tasks(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1])
     parser.add_argument("action", nargs="?", choices=["check"], help="look for mistakes in the task files")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.suite import tasks_dir
+    from sdrrl_trl.evaluation.tasks import tasks_dir
 
     if options.action is None:
         print(tasks_dir())

@@ -17,7 +17,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.model import LM  # noqa: E402
 
 from sdrrl_trl.evaluation import check  # noqa: E402
-from sdrrl_trl.evaluation.suite import include_paths, tasks_dir  # noqa: E402
+from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir  # noqa: E402
 
 
 TASKS = ROOT / "lm_eval_tasks"

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from sdrrl_trl.evaluation.suite import leaves, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.evaluation.suite import leaves, read_tasks, task_manager
+from sdrrl_trl.evaluation.tasks import tasks_dir
 
 
 PREFIX = "sdrrl_"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation.suite import tasks_dir
+from sdrrl_trl.evaluation.tasks import tasks_dir
 from sdrrl_trl.utils import SDRRLError, check_output_dir, read_json, write_json
 
 
