@@ -126,7 +126,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             if task in tasks or task in problems or (tags and language_of(task) not in tags):
                 continue
             try:
-                tasks[task] = loaded or next(iter(manager.load([ours[task]])["tasks"].values()))
+                tasks[task] = loaded or next(iter(_load(manager, ours[task]).values()))
             except (OSError, ValueError, ImportError) as error:
                 problems[task] = str(error)
     if problems:
@@ -138,10 +138,17 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
     return tasks
 
 
+def _load(manager: Any, spec: Any) -> dict[str, Any]:
+    tasks = manager.load([spec])["tasks"]
+    for task in tasks.values():
+        _ = task.dataset  # lm-eval 0.5 would load it only when it asks, after the model
+    return tasks
+
+
 def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
     """Tasks of lm-eval itself by name, loaded."""
     try:
-        return manager.load([name])["tasks"]
+        return _load(manager, name)
     except Exception as error:  # whatever the data, their code or the hub may raise
         raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
 
