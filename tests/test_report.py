@@ -1,6 +1,5 @@
 """The report, on results that are made up here, in the files of lm-eval."""
 
-import html
 import json
 import math
 import random
@@ -210,7 +209,7 @@ def test_roles_say_what_a_row_is_evidence_of():
     assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en") == "format"
 
 
-def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(models, tmp_path):
+def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models, tmp_path):
     content, path = run(tmp_path, models)
     assert len(content["rows"]) == 3 * 5 + 1
     text = path.read_text()
@@ -223,16 +222,12 @@ def test_every_comparison_is_in_json_and_markdown_and_p_is_adjusted_for_all(mode
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
     assert "Portuguese" in text and "lock" not in text
     assert "version:1.0|shots:0|n:60|chat_template:abcdefab|lm_eval:0.4.13|seed:1234" in text
-
-
-def test_the_summary_says_whether_it_helps_and_hurts(models, tmp_path):
-    content, path = run(tmp_path, models)
-    sentences = " ".join(content["summary"]["tuned"])
-    assert 3 <= len(content["summary"]["tuned"]) <= 6
-    assert "gained on 5 of 5 measures; 0 got worse" in sentences
-    assert "English, the source language, shows no evidence of loss on 2 measures" in sentences
-    assert "in a wrong language" in sentences and "Safety: 0 of 6 measures better, 0 worse" in sentences
-    assert all(sentence in path.read_text() for sentence in content["summary"]["tuned"])
+    assert 3 <= len(content["summary"]["tuned"]) <= 6 and all(said in text for said in content["summary"]["tuned"])
+    assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
+    assert "English, the source language, shows no evidence of loss on 2 measures" in text
+    assert "Safety: 0 of 6 measures better, 0 worse" in text
+    assert (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (path.parent / "report.svg").read_text()
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
@@ -301,12 +296,11 @@ def test_gap_closed_is_the_share_of_the_distance_to_the_source_language(models, 
 
 
 def test_a_resample_without_a_gap_gives_no_nan(tmp_path):
-    models = {
-        name: small(acc=[0.0] * 19 + [last]) | small("sdrrl_belebele_gen_en", acc=[1.0] * 3 + [0.0] * 17)
-        for name, last in (("base", 0.0), ("tuned", 1.0))
-    }
-    content, path = run(tmp_path, models)
-    assert "nan" not in path.read_text() and content["gaps"][0]["closed"] is None or content["gaps"][0]["high"] > 0
+    # The four right answers are missing from 1 of 100 resamples: there 0 of a gap of 0 is closed
+    source = small("sdrrl_belebele_gen_en", acc=[1.0] * 4 + [0.0] * 16)
+    models = {"base": small(acc=[0.0] * 20) | source, "tuned": small(acc=[0.0] * 20) | source}
+    (gap,) = run(tmp_path, models)[0]["gaps"]
+    assert (gap["closed"], gap["low"], gap["high"], gap["note"]) == (0, 0, 0, None)
 
 
 def test_source_language_has_a_bound_and_answers_have_rates(models, tmp_path):
@@ -474,50 +468,37 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
     escaped = HARMFUL_TEXT.replace("<", "&lt;").replace(">", "&gt;")
     assert "<script>alert" not in page and "<img" not in page and escaped in page
     assert page.count("<script") == 1 and page.count("<svg") == 1
-    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", html.unescape(page.split("<h2>Samples")[0]))) <= {
-        "#",
-        "x",
-    }
+    assert "default-src 'none'" in page and "@import" not in page  # a browser asks nobody
+    page = page.replace("&lt;img src=x", "")  # the name of the model
+    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}
     assert page.index("harmful content") < page.index(escaped)
 
 
-def chromium(tmp_path, page, *options):
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --hide-scrollbars --host-resolver-rules=MAP_*_~NOTFOUND"
-    command = [CHROMIUM, *(flag.replace("_", " ") for flag in flags.split()), f"--user-data-dir={tmp_path / 'c'}"]
-    done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+def chromium(tmp_path, page):
+    """The page as a browser has it once its script has run."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_every_number_and_asks_nobody(models, tmp_path):
+def test_a_browser_shows_every_number_and_sorts_by_a_column(models, tmp_path):
     content, path = run(tmp_path, models)
     page = path.with_suffix(".html")
-    net = tmp_path / "net.json"
-    dom = chromium(tmp_path, page, "--dump-dom", f"--log-net-log={net}")
+    dom = chromium(tmp_path, page)
     for row in content["rows"]:
         c = row["comparison"]
         scores = [f"{c['base']:.3f}", f"{c['tuned']:.3f}", f"{c['delta']:+.3f}", str(c["n"])]
         assert all(f">{cell}</td>" in dom for cell in [*scores, f"{c['low']:+.3f} to {c['high']:+.3f}"])
-    # The browser's own services ask their servers; the page names none
-    asked = set(re.findall(r'"url":"(https?://[^"]+)"', net.read_text()))
-    assert not {
-        url for url in asked if not re.match(r"https?://(clients2|accounts|www|update)\.google(apis)?\.com/", url)
-    }
     sorting = tmp_path / "sorted.html"
     sorting.write_text(page.read_text() + "<script>document.querySelectorAll('th')[3].click()</script>")
-    table = chromium(tmp_path, sorting, "--dump-dom").partition("<tbody>")[2].partition("</tbody>")[0]
+    table = chromium(tmp_path, sorting).partition("<tbody>")[2].partition("</tbody>")[0]
     bases = [
         float(row.split("<td")[4].partition('data-value="')[2].partition('"')[0]) for row in table.split("<tr>")[1:]
     ]
     assert bases == sorted(row["comparison"]["base"] for row in content["rows"])
-
-
-def test_the_plot_is_written_as_png_and_svg(models, tmp_path):
-    _, path = run(tmp_path, models)
-    assert (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (path.parent / "report.svg").read_text()
 
 
 @pytest.mark.parametrize("n_models, name", [(1, "tuned"), (3, "fifteen-letters"), (9, "model"), (2, 50 * "long")])

@@ -84,8 +84,9 @@ def test_the_judge_and_no_key_is_recorded(tiny_model, tmp_path, monkeypatch):
     tasks = load(folder / "base").tasks
     assert set(tasks) == {"sdrrl_multijail_th", "sdrrl_mmmlu_pt"}
     assert all(isinstance(item.response, str) for item in tasks["sdrrl_multijail_th"].items)
-    options = json.loads((folder / "options.json").read_text())["options"]
-    assert options["environment"] == {"SDRRL_JUDGE_MODEL": "a-judge"}
+    assert json.loads((folder / "options.json").read_text())["options"]["environment"] == {
+        "SDRRL_JUDGE_MODEL": "a-judge"
+    }
     assert not any("secret" in file.read_text() for file in folder.rglob("*.json*"))
 
 

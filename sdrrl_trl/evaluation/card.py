@@ -79,7 +79,9 @@ def write(
             data.license, data.license_name = "other", "non-commercial-parts"
     before, _, rest = card.text.partition(BEGIN)
     section = f"{BEGIN}\n{_section(content, rows, model, data_set)}\n{END}"
-    write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n")
+    write_atomic(
+        path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
+    )
 
 
 def _on_hub(model: str) -> bool:
@@ -125,7 +127,9 @@ def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dic
     versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
     facts = {"versions": versions, "signatures": sorted(set(content["signatures"].values()))}
     facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]} if data_set else {}
-    return "\n\n".join([*parts, "## Reproducibility", "\n".join(f"* {name}: `{fact}`" for name, fact in facts.items())])
+    return "\n\n".join(
+        [*parts, "## Reproducibility", "\n".join(f"* {name}: `{fact}`" for name, fact in facts.items())]
+    )
 
 
 def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:

@@ -18,7 +18,9 @@ SEED = 1234
 ALPHA = 0.05
 MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the number is not from the paper
 FEW = "too few items"
+# In the order of the table
 ROLES = ("target", "source", "other", "agreement", "format", "safety")
+# Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
 _MEASURES = {
     "acc": "accuracy",
@@ -168,6 +170,7 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
                 measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
                 statistics.append((metric.partition(",")[0], *found))
     comparisons = compare_rows(statistics, SEED)
+    # One correction for all rows: a table of 200 has 10 with p < 0.05 by chance
     p_values = holm([comparison.p for comparison in comparisons])
     rows = [Row(*measure, c, p) for measure, c, p in zip(measures, comparisons, p_values, strict=True)]
     rows.sort(key=lambda r: (tuned.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
@@ -178,13 +181,14 @@ def _check_same_tasks(base: str, model: str, outputs: dict[str, Output]) -> None
     lone = sorted(set(outputs[base].tasks) ^ set(outputs[model].tasks))
     if lone:
         raise SDRRLError(
-            f"Not both {base} and {model} have results of {', '.join(lone)}. Evaluate what is missing (`sdrrl evaluate` "
-            "again goes on where it stopped), or leave the model out."
+            f"Not both {base} and {model} have results of {', '.join(lone)}. Evaluate what is missing (the same "
+            "`sdrrl evaluate` goes on where it stopped), or leave the model out."
         )
 
 
 def _check_same(task: str, names: str, base: TaskResult, tuned: TaskResult) -> None:
     """Raises [`SDRRLError`] unless both models were asked the same items in the same way."""
+    # Everything in the signature counts, the version of lm-eval, too: it may score in another way
     keys = {**base.signature, **tuned.signature}
     fields = [key for key in keys if base.signature.get(key) != tuned.signature.get(key)]
     if set(base.metrics) != set(tuned.metrics):
@@ -226,7 +230,10 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
         return str(error)
     if not np.isfinite(found).all():
         return "some of its items are infinite, of which there is no mean"
-    reported, by_item = [result.metrics[metric] for result in both], [corpus_score(name, of_model) for of_model in scores]
+    reported, by_item = (
+        [result.metrics[metric] for result in both],
+        [corpus_score(name, of_model) for of_model in scores],
+    )
     if not unscored.any() and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
         return "the task's score is not the mean of its items' scores"
     return found

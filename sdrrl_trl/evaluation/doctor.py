@@ -3,7 +3,8 @@
 import re
 from collections import defaultdict
 
-from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager
+from sdrrl_trl.evaluation.tasks import tasks_dir
 
 
 def doctor(names: list[str] | None = None) -> dict[str, str | None]:

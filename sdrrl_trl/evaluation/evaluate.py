@@ -4,8 +4,8 @@
 Tasks go to lm-eval several at a time, as their small batches would not fill up apart. After each such chunk its
 results are in the folder of the model, as `lm_eval --log_samples --output_path` writes them. A run that was stopped
 goes on with the tasks that no results file holds with all samples. So there may be several results files; the newest
-of a task counts. Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and the
-first writes.
+of a task counts. Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and
+the first writes.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.heldout import held_out_tasks
-from sdrrl_trl.evaluation.models import base_of, check_arguments, loaded_models, processes, watch_for_nan
+from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, loaded_models, processes, watch_for_nan
 from sdrrl_trl.evaluation.outputs import finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
@@ -117,6 +117,7 @@ def evaluate(config: EvaluationConfig) -> Path:
         `SDRRLError`: for unknown tasks, missing models and the like, before any model is loaded.
     """
     folder = Path(config.output_dir)
+    # All that can be wrong is found before a model is loaded
     check_output_dir(folder, needed_bytes=100_000_000)
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
@@ -131,6 +132,7 @@ def evaluate(config: EvaluationConfig) -> Path:
     check_options(folder, options | {"models": {n: models.get(n, known[n]) for n in known} or models}, "evaluate")
     tasks = _load_tasks(config)
     state = processes()
+    # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             write_options(folder, options | {"models": known | models}, "evaluate")
@@ -144,7 +146,7 @@ def evaluate(config: EvaluationConfig) -> Path:
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
     """What the results depend on, beside the models."""
     options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
-    # How answers are scored, without keys
+    # How answers are scored is in the environment, as the tasks are also for plain lm-eval; keys are left out
     prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
     names = sorted(name for name in os.environ if name.startswith(prefixes) and "KEY" not in name)
     options["environment"] = {name: os.environ[name] for name in names}
@@ -159,6 +161,7 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
     tasks = select([name for name in config.tasks if name != HELD_OUT], config.languages)
     if HELD_OUT in config.tasks:
         wanted = {get_language(language).tag for language in config.languages or ()}
+        # Made here and now: their data are a file of the user's
         held_out = held_out_tasks(Path(config.transfer_set))
         tasks |= {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
     return tasks
@@ -188,6 +191,7 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
     for name, lm, chunk in progress(units(), total, "evaluate", "model × task", done=done):
         with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
             results = _ask(lm, chunk, config, system_prompt, made_with)
+        # All processes must stop together
         if any(gather_object([bool(found_nan)])):
             raise SDRRLError(
                 f"The logits of the model {name!r} are NaN on one of {', '.join(chunk)}. It knows no answers, but "
@@ -195,12 +199,12 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
                 "too narrow: try `--model_args dtype=float32`, or leave the model out."
             )
         if results:  # in the first process
-            path, base = config.model_paths[name], base_of(config.model_paths[name])
-            named = {"pretrained": base, "peft": path} if base_of(path) != path else {"pretrained": path}
-            results["config"]["model_args"] = named | config.arguments
+            path = config.model_paths[name]
+            model_args = {"pretrained": base_of(path)} | ({"peft": path} if is_adapter(path) else {})
+            results["config"]["model_args"] = model_args | config.arguments
             about = {
                 "model_source": config.backend,
-                "model_args": {"pretrained": path},
+                "model_args": model_args,
                 "system_instruction": system_prompt,
                 "chat_template": lm.chat_template(True) if config.apply_chat_template else None,
                 "fewshot_as_multiturn": False,
@@ -258,7 +262,7 @@ def _ask(
 
     prompts = (lm.tokenizer.chat_template, lm.tokenizer.special_tokens_map) if config.backend == "hf" else None
     for name, task in tasks.items():
-        task.set_fewshot_seed(seed=1234)
+        task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
         if prompts is not None and made_with.get(name) == prompts:
             task.build_all_requests = lambda **options: None
         else:
@@ -269,7 +273,7 @@ def _ask(
         lm,
         {"tasks": tasks},
         limit=config.limit,
-        bootstrap_iters=0,
+        bootstrap_iters=0,  # the report has intervals that are paired
         apply_chat_template=config.apply_chat_template,
         system_instruction=system_prompt,
     )

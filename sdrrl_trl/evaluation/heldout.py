@@ -38,6 +38,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
             "doc_to_target": "answer",
             "metadata": {"version": 0.0},
         }
+        # As long at most as the answers that they are compared with
         limit = options["max_new_tokens"]
         generation = common | {
             "task": f"sdrrl_heldout_gen_{language}",
@@ -59,6 +60,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         }
         configs += [generation, likelihood]
     tasks = TaskManager(include_defaults=False).load(configs)["tasks"]
+    # On the object, as lm-eval's classes of tasks are others in 0.4 and 0.5
     for task in tasks.values():
         task.fewshot_context = whole_conversation
     return tasks

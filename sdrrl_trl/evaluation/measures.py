@@ -46,6 +46,7 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
     # The two models share their items; the languages are resampled apart, which holds for any items
     of_target, of_source = (rng.multinomial(k, np.full(k, 1 / k), size=1000) / k for k in (len(after), len(source)))
     gap = sign * (of_source @ source - of_target @ before)
+    # Nothing is said of few items, and nothing of a gap that may be none
     if min(len(before), len(source)) < MIN_ITEMS:
         return {"closed": None, "low": None, "high": None, "note": FEW}
     if np.percentile(gap, 2.5) <= 0:
@@ -59,6 +60,7 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
     """Rates of empty and of repetitive answers, and, of those not empty, in a wrong language; all generation tasks."""
     tally: dict[tuple[str | None, str], Counter] = defaultdict(Counter)
+    # Pooled over tasks: a model writes in a wrong language whatever it is asked
     for model, output in outputs.items():
         for task, result in output.tasks.items():
             tag = answer_language(task, language_of(task))

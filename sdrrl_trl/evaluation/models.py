@@ -42,7 +42,7 @@ def loaded_models(
 
     dtype = arguments.get("dtype", "auto")
     by_base: dict[str, list[str]] = {}
-    for name in sorted(models, key=lambda name: _is_adapter(models[name])):  # the bare model first
+    for name in sorted(models, key=lambda name: is_adapter(models[name])):  # the bare model first
         by_base.setdefault(base_of(models[name]), []).append(name)
     for base_path, names in by_base.items():
         base, base_tokenizer = load_model(base_path, dtype=dtype)
@@ -50,12 +50,12 @@ def loaded_models(
             path = models[name]
             if base is None:
                 base, _ = load_model(base_path, dtype=dtype)
-            model = PeftModel.from_pretrained(base, path) if _is_adapter(path) else base
+            model = PeftModel.from_pretrained(base, path) if is_adapter(path) else base
             own = (Path(path) / "tokenizer_config.json").exists()
             # A copy, as lm-eval may give it a padding token
             tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
             yield name, _hf_model(model, tokenizer, arguments, batch_size)
-            if _is_adapter(path):
+            if is_adapter(path):
                 base = model.unload() if all(map(_leaves_base, model.peft_config.values())) else None
 
 
@@ -129,7 +129,7 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
 
     # A server knows its models by name; the others load them
     named = {"model": path} if "completions" in backend else {"pretrained": base_of(path)}
-    if backend == "vllm" and _is_adapter(path):
+    if backend == "vllm" and is_adapter(path):
         named["lora_local_path"] = path
     more = {"batch_size": batch_size, "max_batch_size": None, "device": None}
     try:
@@ -148,11 +148,12 @@ def processes() -> Any:
 
 def base_of(path: str) -> str:
     """Base model of an adapter, else the model itself; local ones by one name, however they are written."""
-    if _is_adapter(path):
+    if is_adapter(path):
         adapter = Path(path) / "adapter_config.json"
         path = read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
-def _is_adapter(path: str) -> bool:
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter of PEFT."""
     return (Path(path) / "adapter_config.json").exists()

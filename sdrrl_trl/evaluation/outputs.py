@@ -6,6 +6,7 @@ The files of lm-eval, `results_<date>.json` and `samples_<task>_<date>.jsonl`: w
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,9 +96,13 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
     from lm_eval.loggers import EvaluationTracker
 
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".unfinished-*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left)
     lost: list[float] = []
+    # lm-eval would write NaN, which is no JSON: hardly any reader but Python's takes it
     results = without_nan(results, lost)
     samples = results.pop("samples")
+    # lm-eval writes file by file in place: beside the results at first, so that a kill leaves no half of them
     with TemporaryDirectory(prefix=".unfinished-", dir=folder) as temporary:
         tracker = EvaluationTracker(output_path=temporary)
         tracker.general_config_tracker.log_experiment_args(**about)
@@ -155,6 +160,7 @@ def load(folder: Path) -> Output:
 def finished_tasks(folder: Path) -> set[str]:
     """Tasks of a model's folder that need not be run again: those whose samples are all there."""
     finished = set()
+    # Only lines are counted: reading all samples again would take as long as a report
     for task, (samples, content) in _newest(sorted(folder.glob("results_*.json"))).items():
         n = content["n-samples"][task]["effective"]
         if samples.exists() and samples.read_bytes().count(b"\n") >= n:
@@ -211,7 +217,9 @@ def _item(row: dict[str, Any]) -> Item:
         doc_id=row["doc_id"],
         doc_hash=row["doc_hash"],
         prompt_hash=row["prompt_hash"],
-        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),  # of chat servers, a list
+        prompt=prompt
+        if isinstance(prompt, str)
+        else json.dumps(prompt, ensure_ascii=False),  # of chat servers, a list
         target=row["target"],
         response=response if isinstance(response, str) else None,
         scores={},

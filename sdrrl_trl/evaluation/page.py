@@ -33,6 +33,7 @@ def render(content: dict[str, Any], rows: list[Row], outputs: dict[str, Output],
             Plots by title, their SVG beside them.
     """
     folder = Path(__file__).parents[1] / "templates"
+    # Names and texts come from models and files of others: everything is escaped, and a wrong name is an error
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         content=content,
@@ -55,6 +56,7 @@ def _samples(task: str, outputs: dict[str, Output]) -> list[dict[str, Item]]:
     """Items of a task in which the models write, by model, those that changed most first."""
     items = zip(*(output.tasks[task].items for output in outputs.values()), strict=True)
     written = [item for item in items if all(one.response is not None for one in item)]
+    # What training did is seen where it did most
     most_changed = sorted(written, key=_change, reverse=True)[:N_SAMPLES]
     return [dict(zip(outputs, item, strict=True)) for item in most_changed]
 

@@ -81,12 +81,14 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     check_output_dir(folder, needed_bytes=100_000_000)
     data_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     source = get_language(data_set["options"]["source_language"] if data_set else "en").tag
+    # Everything is read and checked before the first file is written
     outputs = {name: load(path) for name, path in config.folders.items()}
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
     write_json(folder / "report.json", without_nan(content, []))
+    # No text of an item is in these: some are harmful. Only the page shows them, behind a warning
     figures = plots.draw(rows, folder)
     write_atomic(folder / "report.md", markdown(content, rows, figures))
     write_atomic(folder / "report.html", page.render(content, rows, outputs, figures))

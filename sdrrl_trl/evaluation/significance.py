@@ -146,6 +146,7 @@ def compare_rows(rows: list[tuple[str, np.ndarray, np.ndarray]], seed: int) -> l
             found.update(zip(same, _compare_same_number([rows[i] for i in same], n_resamples, seed), strict=True))
 
     draw(list(range(len(rows))), 1000)
+    # Only those whose p-value the number of resamples may hold up; the smallest is then 0.025 after Holm
     if 40 * len(rows) > 1000:
         draw([i for i, row in found.items() if row.test == "bootstrap" and row.p < 0.005], 40 * len(rows))
     return [found[i] for i in range(len(rows))]
@@ -161,6 +162,7 @@ def _compare_same_number(
     ends = np.cumsum([base.shape[1] for _, base, _ in rows])[:-1]
     n, width = models[0].shape
     rng = np.random.default_rng(seed)
+    # All resamples at once may take more memory than there is
     block = max(1, MAX_CELLS // (n + width))
     blocks = []
     for start in range(0, n_resamples, block):
@@ -176,8 +178,10 @@ def _comparison(metric: str, base: np.ndarray, tuned: np.ndarray, deltas: np.nda
     low, high = np.percentile(deltas, [2.5, 97.5])
     a, b = float(score(base.sum(0))), float(score(tuned.sum(0)))
     if score is _mean and np.isin([base[:, 0], tuned[:, 0]], (0, 1)).all():
+        # Exact, where the bootstrap is not for few items
         p, test = mcnemar(base[:, 0], tuned[:, 0]), "McNemar"
     else:
+        # As sacrebleu: the resamples are shifted to a difference of none
         as_far = np.abs(deltas - deltas.mean()) >= abs(b - a)
         p, test = float((as_far.sum() + 1) / (len(deltas) + 1)), "bootstrap"
     return Comparison(a, b, b - a, float(low), float(high), len(base), p, test)

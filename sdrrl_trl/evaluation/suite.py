@@ -1,4 +1,4 @@
-"""Where the lm-eval tasks are, which of them a name stands for, in which languages, and how each is loaded alone."""
+"""Which lm-eval tasks a name stands for, in which languages, and how each is loaded alone."""
 
 import difflib
 import logging
@@ -9,29 +9,12 @@ from typing import Any
 
 import yaml
 
+from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
 
 HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
-
-
-def tasks_dir() -> Path:
-    """Folder of the task definitions, for `lm_eval --include_path`: of the checkout, or of the installed wheel."""
-    root = Path(__file__).parents[2]
-    checkout = root / "lm_eval_tasks"
-    return checkout if checkout.exists() else root / "lm_eval" / "tasks" / "sdrrl"
-
-
-def include_paths() -> list[str]:
-    """
-    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that
-    our groups take.
-    """
-    import lm_eval.tasks
-
-    root = Path(lm_eval.tasks.__file__).parent
-    return [str(tasks_dir()), *(str(root / name) for name in ("belebele", "xnli", "xstorycloze"))]
 
 
 class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # that in C is ten times as fast
@@ -97,7 +80,7 @@ def leaves(folder: Path) -> dict[str, Any]:
     return found
 
 
-@cache
+@cache  # read once: a report asks for the language of each task
 def _ours() -> dict[str, dict[str, Any]]:
     """Content of our task and group files by name."""
     files = read_tasks(tasks_dir()).values()
@@ -122,6 +105,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             here; all that are missing are named at once.
     """
     tags = {get_language(language).tag for language in languages or ()}
+    # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
     ours = leaves(tasks_dir())
     own_tags = {tag for content in _ours().values() for tag in content.get("tag", ())}
     foreign = [name for name in names if name not in {*_ours(), *ours, *own_tags}]
@@ -142,7 +126,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             if task in tasks or task in problems or (tags and language_of(task) not in tags):
                 continue
             try:
-                tasks[task] = loaded or next(iter(manager.load([ours[task]])["tasks"].values()))
+                tasks[task] = loaded or next(iter(_load(manager, ours[task]).values()))
             except (OSError, ValueError, ImportError) as error:
                 problems[task] = str(error)
     if problems:
@@ -154,10 +138,17 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
     return tasks
 
 
+def _load(manager: Any, spec: Any) -> dict[str, Any]:
+    tasks = manager.load([spec])["tasks"]
+    for task in tasks.values():
+        _ = task.dataset  # lm-eval 0.5 would load it only when it asks, after the model
+    return tasks
+
+
 def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
     """Tasks of lm-eval itself by name, loaded."""
     try:
-        return manager.load([name])["tasks"]
+        return _load(manager, name)
     except Exception as error:  # whatever the data, their code or the hub may raise
         raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
 

@@ -60,6 +60,7 @@ def tables(content: dict[str, Any], rows: list[Row]) -> list[Table]:
     """All tables that have rows, in the order of the report. Most are parts of `report.json` as they are."""
     source = f"Source language kept? ({language_name(content['source_language'])})"
     seconds = [{"stage": name, "seconds": round(value)} for name, value in content["seconds"].items()]
+    # With values as they are, so that each number of the JSON is found here under its name
     others = [
         Table("Gap closed", _plain(content["gaps"]), GAPS),
         Table(source, [_source(row) for row in rows if row.role == "source"], SOURCE),
@@ -117,6 +118,6 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, str | Number]]:
 
 
 def _number(value: float | None, digits: int = 3, sign: str = "") -> Number:
-    if value is None:
+    if value is None:  # not measured
         return Number("–", None)
     return Number(str(value) if isinstance(value, int) else f"{value:{sign}.{digits}f}", value)
