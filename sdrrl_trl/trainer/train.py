@@ -17,6 +17,7 @@ from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.stages import check_options, record_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
+from sdrrl_trl.trainer.groups import check_can_carry_groups
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.transfer.publish import load_manifest
@@ -110,6 +111,7 @@ def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
             raise SDRRLError(f"`{name}` must be above 0, got {value}.")
     if script_args.eval_tasks:
         select(script_args.eval_tasks)
+    check_can_carry_groups(training_args, data_collator=None)  # those of the transfer set
     check_model(model_args.model_name_or_path, True, model_args.model_revision)
     check_output_dir(Path(training_args.output_dir), needed_bytes=2_000_000_000)
     given = training_args.to_dict() | vars(model_args) | {"model": fingerprint(model_args.model_name_or_path)}
