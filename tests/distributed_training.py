@@ -3,17 +3,19 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig, get_peft_model
 from test_trainer import LORA, make, rows
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sdrrl_trl.trainer.teacher import add_distillation, base_of, teacher_states
 
@@ -48,6 +50,23 @@ def train(case: str, model: str, folder: Path, world_size: int) -> dict:
     logs = [*trainer.state.log_history[:3], trainer.evaluate(rows(13))]  # in three batches of four and a rest
     logs = [{name: entry[name] for name in entry if name in ("loss", "grad_norm") or "/" in name} for entry in logs]
     return {"logs": logs, "parameters": sums}
+
+
+def prepare_once(model: str, folder: Path) -> None:
+    """The first process prepares the data, the others read its cache."""
+    state = PartialState()
+    if state.is_main_process:
+        rows().save_to_disk(folder / "rows")
+    state.wait_for_everyone()
+
+    def decode_slowly(tokenizer, texts, **options):  # so that the others would not find it done by chance
+        time.sleep(1)
+        return [""] * len(texts)
+
+    with mock.patch.object(PreTrainedTokenizerFast, "batch_decode", autospec=True) as counts_bytes:
+        counts_bytes.side_effect = decode_slowly
+        make(model, folder, load_from_disk(str(folder / "rows")), packing=True)
+    assert counts_bytes.called == state.is_main_process
 
 
 def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool) -> None:
@@ -120,6 +139,8 @@ if __name__ == "__main__":
     if what == "fsdp2":
         dist.init_process_group("gloo")
         results = {case: compare_fsdp2(case, model) for case in FSDP2_CASES}
+    elif what == "preparation":
+        results = prepare_once(model, folder)
     elif what == "callbacks":
         from test_callbacks import train_watched
 

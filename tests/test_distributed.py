@@ -37,5 +37,9 @@ def test_two_processes_train_and_log_as_one_does(tiny_model, tmp_path):
             assert two["parameters"][name] == pytest.approx(value, abs=2e-3), (case, name)
 
 
+def test_the_data_are_prepared_by_the_first_process_alone(tiny_model, tmp_path):
+    launch("preparation", tiny_model, tmp_path, 2)
+
+
 def test_the_divergence_is_the_same_on_models_sharded_by_fsdp2(tiny_model, tmp_path):
     assert launch("fsdp2", tiny_model, tmp_path, 2).keys() == set(FSDP2_CASES)
