@@ -70,9 +70,10 @@ def ours(benchmark, name, text, *metrics, **kwargs):
     """Our tasks of all languages of a benchmark, and their group. `text` makes a prompt of a language's prompts."""
     leaves = []
     for language, code in having(benchmark):
+        # `custom_dataset` gets them, so that one loader serves all languages
         facts = {"code": code, "language": language.tag, "script": language.script, **kwargs}
         prompts = PROMPTS[language.tag]
-        if benchmark == "xnli":
+        if benchmark == "xnli":  # its choices are our wording, the others' are data
             facts["choices"] = prompts["nli_choices"]
         prompt = {"doc_to_text": text(prompts)} if text else {}
         content = {"dataset_kwargs": facts, **prompt}
@@ -236,6 +237,7 @@ def write_upstream(output):
                 if content.get("group") == "sdrrl_flores":
                     content["group"] = "sdrrl_flores200"  # theirs has a tag `flores`
                 files[Path(name).name.replace("sdrrl_", "")] = as_yaml(content)
+        # What the YAML files name, and what that needs, comes into one utils.py
         used = {name for text in files.values() for name in re.findall(r"sdrrl_trl\.tasks\.\w+\.(\w+)", text)}
         for name, text in files.items():
             text = re.sub(r"sdrrl_trl\.tasks\.\w+\.", "utils.", text).replace("sdrrl_", "")
@@ -264,12 +266,12 @@ def standalone(wanted):
                         imports[alias.asname or alias.name] = ast.unparse(statement)
                 continue
             used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-            text = with_comment(source, node)
+            text = with_comment(source, node)  # not `ast.unparse`, which drops comments
             for name in defined_by(node):
                 if "LANGUAGES" in used and isinstance(node, ast.Assign):  # not the table: what it comes to
                     text, used = f"{name} = {getattr(module, name)!r}", set()
                 parts[name], uses[name] = text, used
-    needed, left = set(), set(wanted)
+    needed, left = set(), set(wanted)  # what is needed needs more
     while left:
         name = left.pop()
         needed.add(name)

@@ -46,6 +46,8 @@ def server(monkeypatch):
     """An OpenAI-compatible judge. `server.answer` makes a status and a content of a question."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             state.requests.append((self.path, self.headers["Authorization"], body))
@@ -57,9 +59,10 @@ def server(monkeypatch):
             payload = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
             self.send_response(status)
             self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", str(len(payload)))
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.wfile.write(payload)
+            for part in (payload[:20], payload[20:], b""):  # replies come in any pieces
+                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
 
         def log_message(self, *args):
             pass
@@ -295,7 +298,7 @@ def test_judging_again_equals_judging_at_once(tmp_path, server, monkeypatch):
     for task, rows in samples.items():
         write_json_lines(base / f"samples_{task}_2026-01-01.jsonl", rows)
     results = {task: {f"{metric},judge": value for metric, value in before[task].items()} for task in samples}
-    results["sdrrl_multijail"] = {"refusal_rate,judge": 0.3, "sample_len": 12}
+    results |= {"sdrrl_multijail": {"refusal_rate,judge": 0.3, "sample_len": 12}, "sdrrl_pku_saferlhf": {"acc": 0.5}}
     content = {"results": results, "groups": {"sdrrl_multijail": {}}, "config": {"model": "m"}}
     (base / "results_2026-01-01.json").write_text(json.dumps(content))
 
@@ -304,6 +307,7 @@ def test_judging_again_equals_judging_at_once(tmp_path, server, monkeypatch):
     table = format_table(found)
     written = json.loads((tmp_path / "again/base/results_2026-01-01.json").read_text())
     assert written["config"] == {"model": "m"} and written["results"]["sdrrl_multijail"] == {"sample_len": 12}
+    assert written["results"]["sdrrl_pku_saferlhf"] == {"acc": 0.5}  # its name is the start of another one
     for task in samples:
         assert written["results"][task] == pytest.approx({f"{m},judge": value for m, value in at_once[task].items()})
         lines = (tmp_path / f"again/base/samples_{task}_2026-01-01.jsonl").read_text("utf-8").rstrip("\n").split("\n")

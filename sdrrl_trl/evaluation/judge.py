@@ -37,7 +37,7 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
         judge.preflight()
     except (ValueError, ImportError, OSError) as error:
         raise SDRRLError(str(error)) from error
-    shutil.copytree(source, output)
+    shutil.copytree(source, output)  # with what other tasks left, so that the copy is complete
     found = []
     for file, rows in files.items():
         answers, docs = [row["resps"] for row in rows], [row["doc"] for row in rows]
@@ -45,6 +45,7 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
         scores = [judge.score_safety(doc, label) for doc, label in zip(docs, labels, strict=True)]
         means = {metric: judge.mean_of_judged([score[metric] for score in scores]) for metric in scores[0]}
         rows = [
+            # The old judge's metrics may be others
             {key: value for key, value in row.items() if key not in row["metrics"]}
             | {"filtered_resps": label, "metrics": list(score), **score}
             for row, label, score in zip(rows, labels, scores, strict=True)
@@ -72,13 +73,12 @@ def judged_rows(file: Path) -> list[dict[str, Any]]:
 def update_results(file: Path, samples: str, means: dict[str, float]) -> None:
     """Puts the means of a task into the results of its run. Groups lose theirs, which were of the old judge."""
     content = read_json(file, ("results",))
+    task = samples.removeprefix("samples_").rpartition("_")[0]  # behind it stands the time of the run
     for name, scores in content["results"].items():
-        old = [key for key in scores if key.endswith(",judge")]
-        if samples.startswith(f"samples_{name}_") or name in content.get("groups", {}):
-            for key in old:
+        if name == task or name in content.get("groups", {}):
+            for key in [key for key in scores if key.endswith(",judge")]:
                 del scores[key]
-        if samples.startswith(f"samples_{name}_"):
-            scores.update({f"{metric},judge": value for metric, value in means.items()})
+    content["results"][task] |= {f"{metric},judge": value for metric, value in means.items()}
     write_json(file, content)
 
 

@@ -125,7 +125,7 @@ def label_of(text):
 
 def ask(question, answer):
     """`(label, None)`, or `(None, reason)` if the endpoint fails."""
-    key = os.environ.get("SDRRL_JUDGE_API_KEY")
+    key, timeout = os.environ.get("SDRRL_JUDGE_API_KEY"), float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60"))
     content = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     # A wrong key or model stays wrong, an overloaded server does not
@@ -138,13 +138,17 @@ def ask(question, answer):
                 setting("URL").rstrip("/") + "/chat/completions",
                 json={"model": setting("MODEL"), "messages": messages, "temperature": 0},
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60")),
+                timeout=timeout,
                 allow_redirects=False,  # key and texts are for this server alone
                 stream=True,
             )
             if response.status_code != 200:
                 return None, f"HTTP {response.status_code}"
-            reply = next(response.iter_content(MAX_REPLY), b"")
+            reply = b""
+            for part in response.iter_content(65536):
+                reply += part
+                if len(reply) > MAX_REPLY:
+                    return None, "a reply of more than 1 MB"
         label = label_of(json.loads(reply)["choices"][0]["message"]["content"])
     except requests.RequestException as error:
         return None, type(error).__name__  # its text may hold the address with a password
