@@ -1,8 +1,4 @@
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,18 +35,6 @@ def test_another_set_in_a_folder_of_the_same_name_is_not_mixed_up_with_it(seeds,
     for place, test_size, expected in (("here", 0.1, 2), ("there", 0.5, 12)):
         folder = build_transfer_set(config(seeds, tmp_path / place / "set", test_size=test_size), CannedGenerator())
         assert len(set(load_dataset(str(folder), split="test")["source_id"])) == expected
-
-
-def test_no_question_is_in_train_and_test_in_any_language(seeds, tmp_path):
-    folder = build_transfer_set(config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
-    data = load_dataset(str(folder))
-    assert len(set(data["test"]["source_id"])) == 7
-    assert not set(data["test"]["source_id"]) & set(data["train"]["source_id"])
-
-
-def test_the_same_options_give_the_same_bytes(seeds, tmp_path):
-    first, second = (build_transfer_set(config(seeds, tmp_path / name), CannedGenerator()) for name in "ab")
-    assert content(first) == content(second)
 
 
 def test_rejected_rows_are_kept_with_their_reason(tmp_path):
@@ -102,36 +86,6 @@ def test_a_stage_is_done_again_on_demand(seeds, tmp_path):
     assert len(set(load_dataset(str(folder), split="test")["source_id"])) == 12
     build_transfer_set(config(seeds, folder, test_size=0.5, overwrite_stage="answer"), CannedGenerator(log))
     assert len(log.read_text().splitlines()) == 48
-
-
-KILLED = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from conftest import CannedGenerator
-from test_build import config, build_transfer_set
-build_transfer_set(config({seeds!r}, {folder!r}), CannedGenerator(Path({log!r}), pause=0.2))
-"""
-
-
-def test_after_kill_9_the_same_command_goes_on_and_the_bytes_are_those_of_an_uninterrupted_run(seeds, tmp_path):
-    folder, log = tmp_path / "killed", tmp_path / "log"
-    script = KILLED.format(tests=str(Path(__file__).parent), seeds=seeds, folder=str(folder), log=str(log))
-    for batches in (2, 4):  # kill twice, after so many batches
-        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while (len(log.read_text().splitlines()) if log.exists() else 0) < 4 * batches:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (folder / "manifest.json").exists()
-    build_transfer_set(config(seeds, folder), CannedGenerator(log))
-    whole = build_transfer_set(config(seeds, tmp_path / "whole"), CannedGenerator())
-    assert content(folder) == content(whole)
-    asked = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(set(asked)) == 24
-    assert len(asked) <= 24 + 2 * 4  # each kill repeats the batch in flight, no more
 
 
 @pytest.mark.parametrize(
