@@ -62,8 +62,7 @@ def build_transfer_set(
         if state.is_main_process:
             print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
-    if generator is None and config.answer_source != "reference":
-        generator = make_generator(config)
+    generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)
     # One lock for all processes of this build
     with locked(folder) if state.is_main_process else nullcontext():
