@@ -107,6 +107,38 @@ def seeds(tmp_path) -> str:
     return str(write_json_lines(tmp_path / "seeds.jsonl", rows[::11]))
 
 
+@pytest.fixture
+def stub_seeds(tmp_path):
+    """A file with 40 questions, one that is too long and one that is there twice, and a lexicon beside it."""
+    from stub_engines import StubTranslator, sentence
+
+    rows = [{"id": f"q{i}", "instruction": f"{sentence(str(i), 8)} See `code {i}` now."} for i in range(40)]
+    rows += [{"id": "long", "instruction": "word " * 300_000}, {"id": "again", "instruction": rows[3]["instruction"]}]
+    lexicon = "".join(f"{word}\t{translation}\n" for word, translation in StubTranslator.VOCABULARY.items())
+    (tmp_path / "lexicon.tsv").write_text(lexicon)
+    return str(write_json_lines(tmp_path / "seeds.jsonl", rows))
+
+
+@pytest.fixture
+def parallel(tmp_path):
+    """Nine good pairs and one twice, and two sentences without a partner."""
+    from stub_engines import StubTranslator, sentence
+
+    sentences = [sentence(f"p{i}") for i in range(9)]
+    pairs = [{"en": text, "pt": StubTranslator._words(text)} for text in sentences]
+    pairs += [pairs[0], {"pt": "Curto."}, {"en": "Only source here."}]
+    return str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
+
+
+@pytest.fixture
+def whole(stub_seeds, tmp_path):
+    """A set built without interruption by one process."""
+    from stub_engines import StubGenerator, StubTranslator, build
+
+    logs = tmp_path / "whole_asked", tmp_path / "whole_sent"
+    return build(stub_seeds, tmp_path / "whole", StubGenerator(logs[0]), StubTranslator(logs[1]))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The real SmolLM2-135M-Instruct."""

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from stub_engines import StubGenerator, StubTranslator
-from test_build_runs import config
+from stub_engines import StubGenerator, StubTranslator, stub_config
 
 from sdrrl_trl import build_transfer_set
 
@@ -15,6 +14,6 @@ if __name__ == "__main__":
     seeds, folder, logs, world_size = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     rank = int(os.environ["RANK"])
     generator, translator = StubGenerator(logs / f"asked-{rank}"), StubTranslator(logs / f"sent-{rank}")
-    build_transfer_set(config(seeds, folder), generator, translator)
+    build_transfer_set(stub_config(seeds, folder), generator, translator)
     assert dist.get_world_size() == world_size
     dist.destroy_process_group()

@@ -1,10 +1,11 @@
-"""Engines without a model, for tests of what is around them and for benchmarks/builder.py."""
+"""Engines without a model, and builds with them, for tests of what is around them and for benchmarks/builder.py."""
 
 import random
 import time
 import zlib
 from pathlib import Path
 
+from sdrrl_trl import TransferConfig, build_transfer_set
 from sdrrl_trl.engines import Generation
 
 
@@ -65,6 +66,29 @@ class StubTranslator:
         return [self._words(text, self.VOCABULARY) for text in texts]
 
     @staticmethod
-    def _words(text, vocabulary):
+    def _words(text, vocabulary=VOCABULARY):
         words = [vocabulary.get(word.strip(".").lower(), word.strip(".")) for word in text.split()]
         return (" ".join(words)[:1].upper() + " ".join(words)[1:]) + ("." if text.endswith(".") else "")
+
+
+def stub_config(seeds, folder, **options):
+    base = {"seeds": seeds, "output_dir": str(folder), "model_name_or_path": "stub", "target_languages": ["pt"]}
+    base |= {"shard_size": 3, "lexicon": {"pt": str(Path(folder).with_name("lexicon.tsv"))}}
+    return TransferConfig(**base | options)
+
+
+def build(seeds, folder, generator=None, translator=None, **options):
+    """A set of questions, built with these engines or with the stubs."""
+    engines = generator or StubGenerator(), translator or StubTranslator()
+    return build_transfer_set(stub_config(seeds, folder, **options), *engines)
+
+
+def content(folder: Path, missing: str = "") -> dict[str, bytes]:
+    names = {"train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md"} - {missing}
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def rejected_of(folder):
+    from datasets import Dataset
+
+    return Dataset.from_parquet(str(folder / "rejected.parquet")).to_list()

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,50 +15,11 @@ from pathlib import Path
 
 import pytest
 from conftest import write_json_lines
-from datasets import Dataset, load_dataset
-from stub_engines import StubGenerator, StubTranslator, sentence
-from test_build import content
+from datasets import load_dataset
+from stub_engines import StubGenerator, StubTranslator, build, content, rejected_of, sentence
 
-from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+from sdrrl_trl import SDRRLError
 from sdrrl_trl.transfer.rows import KINDS
-
-
-def config(seeds, folder, **options):
-    base = {"seeds": seeds, "output_dir": str(folder), "model_name_or_path": "stub", "target_languages": ["pt"]}
-    base |= {"shard_size": 3, "lexicon": {"pt": str(Path(folder).with_name("lexicon.tsv"))}}
-    return TransferConfig(**base | options)
-
-
-def translation(text):
-    return StubTranslator._words(text, StubTranslator.VOCABULARY)
-
-
-@pytest.fixture
-def seeds(tmp_path):
-    rows = [{"id": f"q{i}", "instruction": f"{sentence(str(i), 8)} See `code {i}` now."} for i in range(40)]
-    rows += [{"id": "long", "instruction": "word " * 300_000}, {"id": "again", "instruction": rows[3]["instruction"]}]
-    lexicon = "".join(f"{word}\t{translation}\n" for word, translation in StubTranslator.VOCABULARY.items())
-    (tmp_path / "lexicon.tsv").write_text(lexicon)
-    return str(write_json_lines(tmp_path / "seeds.jsonl", rows))
-
-
-@pytest.fixture
-def parallel(tmp_path):
-    """Nine good pairs and one twice, and two sentences without a partner."""
-    pairs = [{"en": sentence(f"p{i}"), "pt": translation(sentence(f"p{i}"))} for i in range(9)]
-    pairs += [pairs[0], {"pt": "Curto."}, {"en": "Only source here."}]
-    return str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
-
-
-@pytest.fixture
-def whole(seeds, tmp_path):
-    """A set built without interruption by one process."""
-    logs = tmp_path / "whole_asked", tmp_path / "whole_sent"
-    return build_transfer_set(config(seeds, tmp_path / "whole"), StubGenerator(logs[0]), StubTranslator(logs[1]))
-
-
-def rejected_of(folder):
-    return Dataset.from_parquet(str(folder / "rejected.parquet")).to_list()
 
 
 def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
@@ -76,69 +38,55 @@ def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
     assert masks == {"texts": 80, "with_masks": 40, "lost": 0}
 
 
-# Number and hash of the records by split and kind, made by the builder of the first edition (commit a627d0d)
+# Number and hash of the records by split, made by the builder of the first edition (commit a627d0d)
 GOLDEN = {
-    "train source": "28 6eed9d38605b",
-    "train target": "28 1fc44d3854ec",
-    "train target_to_source": "28 061d604731cf",
-    "train source_to_target": "28 d75ae5e46b04",
-    "train code_switch": "56 37ddafa2b2c1",
-    "train translation": "18 6f0f18f91207",
-    "train completion": "9 7320d2f031bc",
-    "test source": "12 b9f7a9b20188",
-    "test target": "12 278091810b3c",
-    "test target_to_source": "12 269b54c31f40",
-    "test source_to_target": "12 1f5603df5f39",
-    "test code_switch": "24 c41c515ea46e",
-    "test translation": "0 e3b0c44298fc",
-    "test completion": "0 e3b0c44298fc",
+    "train": "195 78ac89a64e85b23d77e265ddbb7f6cf33f7899e301b4989507d62a00357230a6",
+    "test": "72 c5d9b37f603edc3556140570a38975368934dfaa51aa911f63f61f64bd658263",
 }
 
 
-def test_the_records_are_those_that_the_first_edition_made_of_the_same_answers(seeds, parallel, tmp_path):
+def test_the_records_are_those_that_the_first_edition_made_of_the_same_answers(stub_seeds, parallel, tmp_path):
     options = {"proportions": dict.fromkeys(KINDS, 1), "size": 10**6, "test_size": 0.3, "parallel": parallel}
-    folder = build_transfer_set(config(seeds, tmp_path / "set", **options), StubGenerator(), StubTranslator())
-    found = {}
+    folder = build(stub_seeds, tmp_path / "set", **options)
     for split, rows in load_dataset(str(folder)).items():
-        for kind in KINDS:
-            lines = sorted(json.dumps(row, sort_keys=True) for row in rows if row["kind"] == kind)
-            found[f"{split} {kind}"] = f"{len(lines)} {hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}"
-    assert found == GOLDEN
+        lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
+        assert f"{len(lines)} {hashlib.sha256(''.join(lines).encode()).hexdigest()}" == GOLDEN[split]
 
 
-def build_slowly(seeds, folder, logs, pause):
-    engines = StubGenerator(logs / "asked", pause=pause / 2), StubTranslator(logs / "sent", pause=pause)
-    build_transfer_set(config(seeds, folder), *engines)
+def build_slowly(seeds, folder, logs):
+    build(seeds, folder, StubGenerator(logs / "asked", pause=0.04), StubTranslator(logs / "sent", pause=0.04))
 
 
-def test_killed_at_20_random_moments_the_bytes_are_the_same_and_only_shards_are_repeated(seeds, whole, tmp_path):
-    folder, rng, kills = tmp_path / "killed", random.Random(0), 0
+def test_killed_at_20_random_moments_the_bytes_are_the_same_and_only_shards_are_repeated(stub_seeds, whole, tmp_path):
+    folder, rng, kills, builds = tmp_path / "killed", random.Random(0), 0, 0
     fork = multiprocessing.get_context("fork")
-    while kills < 20:
-        pause = 0.12 if kills < 14 else 0.0  # the last ones hit what comes after the engines, too
-        process = fork.Process(target=build_slowly, args=(seeds, folder, tmp_path, pause))
+    while kills < 20 or not builds:
+        process = fork.Process(target=build_slowly, args=(stub_seeds, folder, tmp_path))
         process.start()
-        process.join(rng.uniform(0.05, 0.35) if pause else rng.uniform(0.02, 0.15))
+        process.join(rng.uniform(0.05, 0.4))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
+            process.join()
             kills += 1
-        else:
-            assert kills >= 14, "it was done too soon"
-            (folder / "manifest.json").unlink()
-        process.join()
-    build_slowly(seeds, folder, tmp_path, 0.0)
+        else:  # finished: once more from the start
+            assert content(folder) == content(whole)
+            shutil.rmtree(folder)
+            builds += 1
+    build_slowly(stub_seeds, folder, tmp_path)
     assert content(folder) == content(whole)
+    repeated = {}
     for log, most in (("asked", 3), ("sent", 3 * 5)):  # questions and sentences of a shard
-        repeated = Counter((tmp_path / log).read_text().splitlines())
-        repeated -= Counter((tmp_path / f"whole_{log}").read_text().splitlines())
-        assert 0 < repeated.total() <= most * kills, log
+        lines, of_one = ((tmp_path / name).read_text().count("\n") for name in (log, f"whole_{log}"))
+        repeated[log] = lines - (builds + 1) * of_one
+        assert repeated[log] <= most * kills, log
+    assert sum(repeated.values()) > 0  # it was killed at work
 
 
-def test_two_processes_give_the_same_bytes_as_one_and_share_the_work(seeds, whole, tmp_path):
+def test_two_processes_give_the_same_bytes_as_one_and_share_the_work(stub_seeds, whole, tmp_path):
     script = Path(__file__).parent / "distributed_build.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{script.parents[1]}:{script.parent}"}
-    command = [*launcher, seeds, str(tmp_path / "two"), str(tmp_path), "2"]
+    command = [*launcher, stub_seeds, str(tmp_path / "two"), str(tmp_path), "2"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert content(tmp_path / "two") == content(whole)
@@ -150,7 +98,7 @@ def test_two_processes_give_the_same_bytes_as_one_and_share_the_work(seeds, whol
         assert Counter(shares[0] + shares[1]) == together  # each shard is done by one of them
 
 
-def test_a_run_goes_on_from_what_any_process_has_left(seeds, whole, tmp_path):
+def test_a_run_goes_on_from_what_any_process_has_left(stub_seeds, whole, tmp_path):
     """A shard that a killed second process had finished, and one that was damaged since."""
     folder, log = tmp_path / "whole" / "stages" / "answer", tmp_path / "asked"
     for number in (0, 2, 3):
@@ -159,14 +107,14 @@ def test_a_run_goes_on_from_what_any_process_has_left(seeds, whole, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-20])
     (whole / "manifest.json").unlink()
     before = content(whole, missing="manifest.json")
-    build_transfer_set(config(seeds, whole), StubGenerator(log), StubTranslator())
+    build(stub_seeds, whole, generator=StubGenerator(log))
     assert {name: content(whole)[name] for name in before} == before
     assert len(log.read_text().splitlines()) == 4 * 3
 
 
-def test_each_distinct_segment_of_a_shard_is_sent_once(seeds, tmp_path):
+def test_each_distinct_segment_of_a_shard_is_sent_once(stub_seeds, tmp_path):
     log = tmp_path / "sent"
-    build_transfer_set(config(seeds, tmp_path / "set", shard_size=100), StubGenerator(), StubTranslator(log))
+    build(stub_seeds, tmp_path / "set", shard_size=100, translator=StubTranslator(log))
     assert max(Counter(log.read_text().splitlines()).values()) == 1
 
 
@@ -190,10 +138,8 @@ class Faulty(StubTranslator):
         (lambda text: text + " Rio e céu sobre a casa grande." * 9 if "Rio" in text else text, "_length|_repet"),
     ],
 )
-def test_bad_translations_are_rejected_with_a_reason_and_nothing_is_lost(seeds, tmp_path, spoil, reason):
-    folder = build_transfer_set(
-        config(seeds, tmp_path / "set", proportions={"source": 1, "target": 1}), StubGenerator(), Faulty(spoil)
-    )
+def test_bad_translations_are_rejected_with_a_reason_and_nothing_is_lost(stub_seeds, tmp_path, spoil, reason):
+    folder = build(stub_seeds, tmp_path / "set", proportions={"source": 1, "target": 1}, translator=Faulty(spoil))
     rejected = [row for row in rejected_of(folder) if row["stage"] == "translate"]
     assert rejected and all(re.search(reason, row["reason"]) for row in rejected)
     data = load_dataset(str(folder))
@@ -202,9 +148,9 @@ def test_bad_translations_are_rejected_with_a_reason_and_nothing_is_lost(seeds, 
     }
 
 
-def test_lost_masks_are_rescued_in_pieces_and_counted(seeds, tmp_path):
+def test_lost_masks_are_rescued_in_pieces_and_counted(stub_seeds, tmp_path):
     spoiled = Faulty(lambda text: text.replace("ZX1Q", ""))
-    folder = build_transfer_set(config(seeds, tmp_path / "set"), StubGenerator(), spoiled)
+    folder = build(stub_seeds, tmp_path / "set", translator=spoiled)
     assert json.loads((folder / "manifest.json").read_text())["counts"]["masks"]["pt"]["lost"] == 40
     rows = [row for row in load_dataset(str(folder), split="train") if row["kind"] == "target"]
     assert rows and all("`code " in row["prompt"][0]["content"] for row in rows)
@@ -214,19 +160,19 @@ def test_reference_answers_need_no_model_and_rewriting_shows_them_to_it(tmp_path
     rows = [{"instruction": f"{sentence(str(i))}", "output": sentence(f"a{i}")} for i in range(12)]
     seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
     options = {"answer_source": "reference", "lexicon": None}
-    folder = build_transfer_set(config(seeds, tmp_path / "set", **options), None, StubTranslator())
+    folder = build(seeds, tmp_path / "set", **options, generator=None)
     answers = {row["completion"][0]["content"] for row in load_dataset(str(folder), split="train")}
     assert answers & {row["output"] for row in rows}
     log = tmp_path / "asked"
     options["answer_source"] = "rewrite"
-    build_transfer_set(config(seeds, tmp_path / "re", **options), StubGenerator(log), StubTranslator())
+    build(seeds, tmp_path / "re", **options, generator=StubGenerator(log))
     assert all(row["output"] in log.read_text() for row in rows)
     write_json_lines(seeds, [*rows, {"id": "bare", "instruction": "Hello?"}])
     with pytest.raises(SDRRLError, match="bare has none"):
-        build_transfer_set(config(seeds, tmp_path / "x", **options), None, StubTranslator())
+        build(seeds, tmp_path / "x", **options, generator=None)
 
 
-def test_thoughts_are_taken_off_and_unfinished_ones_reject_the_row(seeds, tmp_path):
+def test_thoughts_are_taken_off_and_unfinished_ones_reject_the_row(stub_seeds, tmp_path):
     class Thinking(StubGenerator):
         def generate(self, conversations):
             answers = super().generate(conversations)
@@ -235,22 +181,22 @@ def test_thoughts_are_taken_off_and_unfinished_ones_reject_the_row(seeds, tmp_pa
                 for i, a in enumerate(answers)
             ]
 
-    folder = build_transfer_set(config(seeds, tmp_path / "set"), Thinking(), StubTranslator())
+    folder = build(stub_seeds, tmp_path / "set", generator=Thinking())
     reasons = Counter(row["reason"] for row in rejected_of(folder))
     assert reasons["empty"] == 14  # the first of each batch of three
     texts = [row["completion"][0]["content"] for row in load_dataset(str(folder), split="train")]
     assert not any("think>" in text for text in texts)
 
 
-def test_a_dry_run_shows_the_counts_and_writes_nothing(seeds, tmp_path, capsys):
-    build_transfer_set(config(seeds, tmp_path / "set", dry_run=True, max_new_tokens=10_000))
+def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, capsys):
+    build(stub_seeds, tmp_path / "set", dry_run=True, max_new_tokens=10_000)
     output = capsys.readouterr().out
     for part in ("42 questions", "at most 420,000 tokens; at 1,000 tokens/s at most 0.12 h", "target", "into pt"):
         assert part in output, output
     assert not (tmp_path / "set").exists()
 
 
-def test_inspect_shows_samples_and_no_control_characters(seeds, tmp_path):
+def test_inspect_shows_samples_and_no_control_characters(stub_seeds, tmp_path):
     class Colourful(StubGenerator):
         def generate(self, conversations):
             answers = super().generate(conversations)
@@ -258,7 +204,7 @@ def test_inspect_shows_samples_and_no_control_characters(seeds, tmp_path):
 
     from sdrrl_trl.transfer.inspect import inspect_transfer_set
 
-    folder = build_transfer_set(config(seeds, tmp_path / "set"), Colourful(), StubTranslator())
+    folder = build(stub_seeds, tmp_path / "set", generator=Colourful())
     output = inspect_transfer_set(folder, n=1, width=80)
     for part in ("== source en-en |", "== code_switch en-pt |", "== rejected: answer/too_long en | long", "[...]"):
         assert part in output
@@ -267,38 +213,37 @@ def test_inspect_shows_samples_and_no_control_characters(seeds, tmp_path):
     assert all(char.isprintable() or char == "\n" for char in output)
 
 
-def test_a_non_commercial_translator_is_told(seeds, tmp_path, capsys):
+def test_a_non_commercial_translator_is_told(stub_seeds, tmp_path, capsys):
     class NonCommercial(StubTranslator):
         def describe(self):
             return {"engine": "stub", "licence": "CC-BY-NC-4.0"}
 
-    build_transfer_set(config(seeds, tmp_path / "set"), StubGenerator(), NonCommercial())
+    build(stub_seeds, tmp_path / "set", translator=NonCommercial())
     assert "warning: the translator is under CC-BY-NC-4.0" in capsys.readouterr().err
 
 
-def test_files_that_are_not_ours_are_not_replaced(seeds, tmp_path):
+def test_files_that_are_not_ours_are_not_replaced(stub_seeds, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "README.md").write_text("mine")
     with pytest.raises(SDRRLError, match="holds README.md, which `sdrrl build` has not written"):
-        build_transfer_set(config(seeds, tmp_path / "set"), StubGenerator(), StubTranslator())
+        build(stub_seeds, tmp_path / "set")
     assert (tmp_path / "set" / "README.md").read_text() == "mine"
 
 
-def test_a_run_does_not_go_on_with_another_engine(seeds, whole):
+def test_a_run_does_not_go_on_with_another_engine(stub_seeds, whole):
     class Other(StubGenerator):
         def describe(self):
             return {"engine": "other"}
 
     with pytest.raises(SDRRLError, match="engine: was {'engine': 'stub'}, is {'engine': 'other'}"):
-        build_transfer_set(config(seeds, whole), Other(), StubTranslator())
+        build(stub_seeds, whole, generator=Other())
 
 
-def test_a_mix_that_fails_leaves_the_finished_set_as_it_was(seeds, whole):
+def test_a_mix_that_fails_leaves_the_finished_set_as_it_was(stub_seeds, whole):
     before = content(whole)
     with pytest.raises(SDRRLError, match="no record of"):
-        options = config(seeds, whole, size=1, overwrite_stage="mix")
-        build_transfer_set(options, StubGenerator(), StubTranslator())
-    build_transfer_set(config(seeds, whole), StubGenerator(), StubTranslator())
+        build(stub_seeds, whole, size=1, overwrite_stage="mix")
+    build(stub_seeds, whole)
     assert content(whole) == before
 
 
@@ -311,10 +256,10 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
         for i, row in enumerate(rows)
     ]
     seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
-    pairs = [{"en": text, "pt": translation(text)} for text in texts]
+    pairs = [{"en": text, "pt": StubTranslator._words(text)} for text in texts]
     parallel = str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
     options = {"parallel": parallel, "test_size": 0.3, "lexicon": None}
-    folder = build_transfer_set(config(seeds, tmp_path / "set", **options), StubGenerator(), StubTranslator())
+    folder = build(seeds, tmp_path / "set", **options)
     data = {name: list(rows) for name, rows in load_dataset(str(folder)).items()}
     asked = {row["prompt"][-1]["content"] for row in data["test"] if row["kind"] in ("source", "target")}
     assert len(asked) >= 20
@@ -325,19 +270,19 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
     assert reasons["mix", "held_out"] and reasons["parallel", "held_out"]
 
 
-def test_a_language_without_any_record_is_an_error_and_not_silence(seeds, tmp_path):
+def test_a_language_without_any_record_is_an_error_and_not_silence(stub_seeds, tmp_path):
     class OnlyPortuguese(StubTranslator):
         def translate(self, texts, source, target):
             return super().translate(texts, source, target) if "sw" not in (source, target) else [""] * len(texts)
 
-    options = config(seeds, tmp_path / "set", target_languages=["pt", "sw"], lexicon=None)
+    options = {"target_languages": ["pt", "sw"], "lexicon": None}
     with pytest.raises(SDRRLError, match="no record of: target sw, .*translate/question_empty sw 40"):
-        build_transfer_set(options, StubGenerator(), OnlyPortuguese())
+        build(stub_seeds, tmp_path / "set", translator=OnlyPortuguese(), **options)
 
 
-def test_sentences_without_a_pair_are_rejected_with_a_reason(seeds, parallel, tmp_path):
+def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):
     options = {"parallel": parallel, "test_size": 0}
-    folder = build_transfer_set(config(seeds, tmp_path / "set", **options), StubGenerator(), StubTranslator())
+    folder = build(stub_seeds, tmp_path / "set", **options)
     reasons = Counter(row["reason"] for row in rejected_of(folder) if row["stage"] == "parallel")
     assert reasons == {"no_pair": 2, "duplicate": 1}
 
@@ -350,19 +295,18 @@ def test_sentences_without_a_pair_are_rejected_with_a_reason(seeds, parallel, tm
         ({"seeds": {"path": "x.jsonl", "split": "test"}}, "x.jsonl has no `name` or `split`"),
     ],
 )
-def test_what_can_be_known_is_refused_before_anything_is_done(seeds, tmp_path, options, named):
+def test_what_can_be_known_is_refused_before_anything_is_done(stub_seeds, tmp_path, options, named):
     log = tmp_path / "asked"
     with pytest.raises(SDRRLError, match=named):
-        bad = config(options.pop("seeds", seeds), tmp_path / "set", **options)
-        build_transfer_set(bad, StubGenerator(log), StubTranslator())
+        build(options.pop("seeds", stub_seeds), tmp_path / "set", generator=StubGenerator(log), **options)
     assert not log.exists() and not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("broken", [lambda a: a[:-1], lambda a: ["text"] * len(a)])
-def test_answers_that_do_not_fit_the_questions_stop_the_stage(seeds, tmp_path, broken):
+def test_answers_that_do_not_fit_the_questions_stop_the_stage(stub_seeds, tmp_path, broken):
     class Broken(StubGenerator):
         def generate(self, conversations):
             return broken(super().generate(conversations))
 
     with pytest.raises(SDRRLError, match="cannot be matched with their questions"):
-        build_transfer_set(config(seeds, tmp_path / "set"), Broken(), StubTranslator())
+        build(stub_seeds, tmp_path / "set", generator=Broken())

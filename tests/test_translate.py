@@ -74,35 +74,6 @@ def test_code_with_asterisks_stays_as_it_is():
     assert translate([text], Stub(lambda texts: texts)) == [text]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "1. Run\n    ```sh\n    echo hi there\n    ```",
-        "- ```\n  some code\n  ```",
-        "> ```\n> some code\n> ```",
-        "See [X](docs/setup.md).",
-        "Use ``a `b` c`` X.",
-        "Print %.2f and %5d, %1$s X.",
-        "Go to https://x.org/Foo_(bar)_baz X.",
-        "Set $HOME X.",
-    ],
-)
-def test_code_in_lists_link_targets_and_formats_are_kept_from_a_translator_that_changes_everything(code):
-    (out,) = translate([code], Stub(lambda texts: [text.upper().replace("X", "X") for text in texts]))
-    kept = {
-        "echo hi there",
-        "some code",
-        "](docs/setup.md)",
-        "``a `b` c``",
-        "%.2f",
-        "%5d",
-        "%1$s",
-        "Foo_(bar)_baz",
-        "$HOME",
-    }
-    assert all(span in out for span in kept if span in code), out
-
-
 @pytest.mark.parametrize("broken", [lambda t: t[:-1], lambda t: [*t, "x"], lambda t: [1] * len(t)])
 def test_results_that_do_not_fit_the_segments_stop_the_stage(broken):
     with pytest.raises(SDRRLError, match="cannot be matched"):

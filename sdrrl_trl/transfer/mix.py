@@ -49,6 +49,7 @@ class Mix:
         self._config, self._answers, self._pairs, self._sentences = config, answers, pairs, sentences
         # The two kinds besides are those that the evaluation on held-out questions needs
         self._kinds = {*config.proportions, "source", "target"}
+        # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
         ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
@@ -73,6 +74,7 @@ class Mix:
                 yield answer, (), False
                 continue
             translated = next(pairs, ())
+            # An answer made anew after damage may differ, and be good or bad when it was not before
             if [pair.source_id for pair in translated] != [answer.source_id] * len(self._pairs):
                 raise SDRRLError(
                     f"The translations in {self._pairs[0].parent} are not those of the answers in {self._answers}. "
@@ -93,6 +95,7 @@ class Mix:
         rejected: test questions come into training neither by other conversations nor by parallel sentences.
         """
         for answer, pairs, is_test in self._questions():
+            # Every second turn is a question
             if not is_test and self._asks_test_question(answer.turns[::2]):
                 yield replace(answer, reason=answer.reason or "mix/held_out"), False
                 continue
@@ -160,6 +163,7 @@ def _question_key(text: str) -> int:
 
 def _smallest(ranks: "array[int]", n: int) -> int:
     """The n-th smallest: those up to it are taken."""
+    # No rank is as small as -1
     return int(np.partition(np.frombuffer(ranks, np.uint64), n - 1)[n - 1]) if n else -1
 
 
@@ -246,6 +250,7 @@ def quotas(available: Counter[tuple[str, str]], config: TransferConfig) -> dict[
     }
     if config.size is None:
         most = min((available[cell] / share for cell, share in shares.items()), default=0)
+        # 1e-9 against products such as 9.999999, where 10 records are there
         chosen = {cell: int(most * share + 1e-9) for cell, share in shares.items()}
     else:  # largest remainders, so that they add up to the size
         chosen = {cell: int(config.size * share) for cell, share in shares.items()}

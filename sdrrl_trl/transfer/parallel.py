@@ -57,6 +57,7 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
 
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     with ExitStack() as stack:
+        # Only \n ends a line: corpora are aligned by it, and other line breaks stand within sentences
         opened = [stack.enter_context(open(path, encoding="utf-8-sig", newline="\n")) for path in files.values()]
         try:
             for number, lines in enumerate(zip_longest(*opened), 1):

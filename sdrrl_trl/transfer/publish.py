@@ -36,6 +36,7 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
     folder, counts = Path(config.output_dir), {"train": Counter(), "test": Counter()}
+    # From here to the end the set is not complete, and has no manifest that says it were
     (folder / "manifest.json").unlink(missing_ok=True)
     with ExitStack() as stack:
         put = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
@@ -44,6 +45,7 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
                 put["rejected.parquet"](_rejected(row, config))
                 continue
             for record in mix.records(row):
+                # All test records: the evaluation picks the kinds that it needs
                 if is_test or mix.is_chosen(record):
                     split = "test" if is_test else "train"
                     counts[split][f"{record.kind} {record.question_language}-{record.answer_language}"] += 1

@@ -9,6 +9,7 @@ from sdrrl_trl.transfer.prompts import answer_hint
 from sdrrl_trl.utils import sha256
 
 
+# The four combinations of two languages, a mixture of them, and two kinds from parallel sentences
 KINDS = ("source", "target", "target_to_source", "source_to_target", "code_switch", "translation", "completion")
 
 
@@ -142,7 +143,9 @@ def language_of(row: Answer | Pair, source: str) -> str:
 
 def key_of(text: str) -> str:
     """Hash of a text that is the same for texts that differ in case, spaces or sentence punctuation only."""
+    # NFKC: full-width letters and ligatures are the letters that they show
     plain = unicodedata.normalize("NFKC", text).casefold()
+    # Not the marks of arithmetic and code: 7 + 3 is another question than 7 * 3
     plain = re.sub(r"[\"'“”‘’«»,;:!?¿¡…()]|\.(?!\w)", " ", plain)
     return sha256(" ".join(plain.split()) or text)
 

@@ -47,6 +47,7 @@ class Seeds:
         ids: set[int] = set()
         digest = hashlib.sha256()
         for where, seed in self._read():
+            # 64 bits each, so that the ids of millions of questions fit into memory
             id = hash64(seed.source_id)
             if id in ids:
                 raise SDRRLError(f"{where}: the id {seed.source_id!r} stands there twice. Ids must be unique.")

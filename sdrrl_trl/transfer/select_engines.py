@@ -6,6 +6,7 @@ from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, 
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
+    # Imported where they are used: vLLM and CTranslate2 need not be installed
     sampling = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
     if is_address(config.generator):
         from sdrrl_trl.engines.endpoint import EndpointGenerator
@@ -49,6 +50,7 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
         from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
 
         translator = Seq2SeqTranslator(config.translator_model or DEFAULT_TRANSLATOR_MODEL)
+    # Before the questions are answered, which may take hours
     for target in config.target_languages:
         translator.check(config.source_language, target)
     return translator

@@ -72,6 +72,7 @@ def map_shards(
     state.wait_for_everyone()
     timer = timed(stage.folder.parents[1] / "timings.json", stage.name) if state.is_main_process else nullcontext()
     with timer:
+        # The number of shards, rounded up
         own = range(state.process_index, -(-total // size), state.num_processes)
         sizes = {number: min(size, total - number * size) for number in own}
         missing = {number for number in own if _read(_path(stage.folder, number)) is None}
@@ -93,6 +94,7 @@ def read_shards(folder: Path, shape: type[Row]) -> Iterator[Row]:
     Raises:
         `SDRRLError`: if a shard was damaged since it was written.
     """
+    # By number: from 100000 on, names do not sort as numbers do
     for path in sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem)):
         rows = _read(path)
         if rows is None:
@@ -123,6 +125,7 @@ def _write(path: Path, rows: list[Any]) -> None:
 def _read(path: Path) -> list[dict[str, Any]] | None:
     """Content of a shard, `None` if there is none or it is damaged."""
     try:
+        # As text, U+2028 would end a line as well
         *rows, last = map(json.loads, path.read_bytes().splitlines())
     except (FileNotFoundError, ValueError):
         return None

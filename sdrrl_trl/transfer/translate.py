@@ -51,6 +51,7 @@ def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
         answer.system,
         n_masked=sum(result.has_masks for result in translated),
         n_lost=sum(result.lost_masks for result in translated),
+        # A question that went wrong makes its answer useless, so the first is reason enough
         reason=reasons[0] if reasons else None,
     )
 
@@ -80,6 +81,7 @@ def translate_texts(texts: list[str], translator: Translator, source: str, targe
 
 def _translate(texts: Iterable[str], translator: Translator, source: str, target: str) -> dict[str, str]:
     """Translations of distinct segments, which go to the engine sorted by length."""
+    # By content as well, so that the batches do not depend on the order of a set
     batch = sorted(set(texts), key=lambda text: (len(text), text))
     results = list(translator.translate(batch, source, target) or []) if batch else []
     if len(results) != len(batch) or not all(isinstance(text, str | None) for text in results):
