@@ -46,14 +46,15 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
         "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=bfloat16"},
     }
     path = run(config, tmp_path, tmp_path / "out")
-    answers = json.loads((tmp_path / "out/evaluation/base/sdrrl_heldout_gen_en.json").read_text())["samples"]
-    assert all(re.search(r"[a-z]{3}", sample["response"]) for sample in answers)
+    (samples,) = (tmp_path / "out" / "evaluation" / "base").glob("samples_sdrrl_heldout_gen_en_*.jsonl")
+    answers = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]
+    assert answers and all(re.search(r"[a-z]{3}", answer) for answer in answers)
     rows = {
         (row["language"], row["metric"]): row["comparison"]
         for row in json.loads((path.parent / "report.json").read_text())["rows"]
     }
     # the model knows its own English answers far better than their translations
-    assert rows["en", "bits_per_byte"]["base"] < 0.7 < 1.0 < rows["pt", "bits_per_byte"]["base"]
+    assert rows["en", "answer_bits_per_byte"]["base"] < 0.7 < 1.0 < rows["pt", "answer_bits_per_byte"]["base"]
 
 
 @pytest.mark.slow
@@ -62,5 +63,5 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
 def test_the_demo_improves_the_target_language(tmp_path):
     path = demo(None, tmp_path / "demo")
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
-    (row,) = [row for row in rows if row["language"] == "pt" and row["metric"] == "bits_per_byte"]
+    (row,) = [row for row in rows if row["language"] == "pt" and row["metric"] == "answer_bits_per_byte"]
     assert row["verdict"] == "better", row
