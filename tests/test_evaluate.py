@@ -179,7 +179,7 @@ def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter,
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/*_*")}
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/[rs]*_*")}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert not list(tmp_path.glob("killed/*/.unfinished*"))
     assert before and before.items() <= {f: f.stat().st_mtime_ns for f in tmp_path.glob("killed/*/*_*")}.items()

@@ -10,6 +10,7 @@ the first writes.
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.heldout import held_out_tasks
 from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, loaded_models, processes, watch_for_nan
-from sdrrl_trl.evaluation.outputs import finished_tasks, save
+from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
@@ -136,6 +137,8 @@ def evaluate(config: EvaluationConfig) -> Path:
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             write_options(folder, options | {"models": known | models}, "evaluate")
+            for left in folder.glob(f"*/{UNFINISHED}*"):  # by a run that was killed while it wrote
+                shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
             _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
