@@ -220,7 +220,7 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     verdicts = {(row["task"], row["metric"]): row["verdict"] for row in content["rows"]}
     assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
-    assert "Portuguese" in text and "lock" not in text
+    assert "Portuguese" in text and "lock" not in text and "| < 0.001 |" in text and "| 0.000 | better" not in text
     assert "version:1.0|shots:0|n:60|chat_template:abcdefab|lm_eval:0.4.13|seed:1234" in text
     assert 3 <= len(content["summary"]["tuned"]) <= 6 and all(said in text for said in content["summary"]["tuned"])
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text

@@ -84,10 +84,14 @@ def _compared(row: Row) -> dict[str, str | Number]:
         "change": _number(c.delta, digits, "+"),
         "95 % interval": Number(f"{c.low:+.{digits}f} to {c.high:+.{digits}f}", c.low),
         "n": _number(c.n, 0),
-        "p": _number(c.p),
-        "p (Holm)": _number(row.p_holm),
+        "p": _p_value(c.p),
+        "p (Holm)": _p_value(row.p_holm),
         "verdict": row.verdict,
     }
+
+
+def _p_value(p: float) -> Number:
+    return Number("< 0.001", p) if p < 0.001 else _number(p)  # no p-value is 0
 
 
 def _plain(rows: list[dict[str, Any]]) -> list[dict[str, str | Number]]:
