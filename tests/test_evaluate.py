@@ -316,6 +316,7 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfe
         ({"models": ["../up=m"]}, "not of the form `name=path`"),
         ({"models": ["options.json=m"]}, "not of the form `name=path`"),
         ({"model_args": "float32"}, "not of the form `name=value"),
+        ({"model_args": "base_url=http://me:secret@host/v1"}, "holds a password"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"models": ["a=m", "a=n"]}, "names a model twice"),
     ],

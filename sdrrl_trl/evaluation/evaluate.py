@@ -90,6 +90,8 @@ class EvaluationConfig:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
         if not all("=" in pair for pair in (self.model_args or "=").split(",")):
             raise SDRRLError(f"`model_args`: {self.model_args!r} is not of the form `name=value,name=value`.")
+        if re.search(r"://[^/,]*@", self.model_args or ""):
+            raise SDRRLError("`model_args` holds a password, which would be written to files. Set `OPENAI_API_KEY`.")
         for name in ("limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -172,6 +172,9 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
     for file in files:  # the date in the name has sorted them
         content = read_json(file, ("results", "configs", "n-samples", "model_name"))
         date = file.stem.rpartition("_")[2]
+        odd = [task for task in content["configs"] if not re.fullmatch(r"[\w.:@+-]+", task)]
+        if odd:  # a name becomes part of a path, and is printed
+            raise SDRRLError(f"{file}: {odd[0]!r} is not the name of a task.")
         newest |= {task: (file.with_name(f"samples_{task}_{date}.jsonl"), content) for task in content["configs"]}
     return newest
 
