@@ -134,7 +134,10 @@ def _report(arguments: list[str]) -> None:
 def _print_report(path: Path) -> None:
     """The summary and the table of all comparisons; the rest is in the files."""
     shown = "\n## ".join(path.read_text(encoding="utf-8").split("\n## ")[:2]).splitlines()
-    print("\n".join([*(line for line in shown[1:] if not line.startswith("![")), "", f"Report: {path}"]))
+    lines = [line for line in shown[1:] if not line.startswith("![")]
+    # Names in it come from files of others: no control characters to a terminal
+    lines = ["".join(char for char in line if char.isprintable()) for line in lines]
+    print("\n".join([*lines, "", f"Report: {path}"]))
 
 
 def _run(arguments: list[str]) -> None:

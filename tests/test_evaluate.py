@@ -179,7 +179,7 @@ def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter,
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/*_*")}
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/[rs]*_*")}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert not list(tmp_path.glob("killed/*/.unfinished*"))
     assert before and before.items() <= {f: f.stat().st_mtime_ns for f in tmp_path.glob("killed/*/*_*")}.items()
@@ -316,6 +316,7 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfe
         ({"models": ["../up=m"]}, "not of the form `name=path`"),
         ({"models": ["options.json=m"]}, "not of the form `name=path`"),
         ({"model_args": "float32"}, "not of the form `name=value"),
+        ({"model_args": "base_url=http://me:secret@host/v1"}, "holds a password"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"models": ["a=m", "a=n"]}, "names a model twice"),
     ],

@@ -220,7 +220,7 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     verdicts = {(row["task"], row["metric"]): row["verdict"] for row in content["rows"]}
     assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
-    assert "Portuguese" in text and "lock" not in text
+    assert "Portuguese" in text and "lock" not in text and "| < 0.001 |" in text and "| 0.000 | better" not in text
     assert "version:1.0|shots:0|n:60|chat_template:abcdefab|lm_eval:0.4.13|seed:1234" in text
     assert 3 <= len(content["summary"]["tuned"]) <= 6 and all(said in text for said in content["summary"]["tuned"])
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
@@ -391,6 +391,10 @@ def test_results_that_are_missing_damaged_or_of_several_models_are_named(models,
         report(ReportConfig(["base=nothing", "tuned=nothing"], str(tmp_path / "r")))
     with pytest.raises(SDRRLError, match="results of several models"):
         load(tmp_path)
+    with pytest.raises(SDRRLError, match="'../x' is not the name of a task"):
+        file = next(tuned.glob("results_*"))
+        file.write_text(file.read_text().replace('"sdrrl_xlsum_pt": {"task"', '"../x": {"task"'))
+        load(tuned)
     del models["tuned"]["sdrrl_xlsum_pt"]
     with pytest.raises(SDRRLError, match="Not both base and tuned have results of sdrrl_xlsum_pt"):
         run(tmp_path / "2", models)
@@ -603,10 +607,11 @@ def hub(monkeypatch):
 def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_folder, tmp_path, hub, capsys):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "old.txt").write_text(HARMFUL_TEXT)
-    names = save(tmp_path / "report" / "evaluation", models, {"tuned": str(model_folder)})
+    names = save(tmp_path / "report" / "evaluation", models, {"tuned": str(model_folder), "base": "\x1b[2J"})
     arguments = ["report", "--models", *names, "--output_dir", str(tmp_path / "report"), "--push_to_hub", "me/it"]
     main([*arguments, "--dry_run"])
     listed = capsys.readouterr().out
+    assert "\x1b" not in listed
     files, _ = hub
     assert not files and "Not report.html" in listed and "gained on 5 of 5" in listed
     main(arguments)

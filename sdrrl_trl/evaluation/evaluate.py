@@ -10,6 +10,7 @@ the first writes.
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.heldout import held_out_tasks
 from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, loaded_models, processes, watch_for_nan
-from sdrrl_trl.evaluation.outputs import finished_tasks, save
+from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
@@ -89,6 +90,8 @@ class EvaluationConfig:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
         if not all("=" in pair for pair in (self.model_args or "=").split(",")):
             raise SDRRLError(f"`model_args`: {self.model_args!r} is not of the form `name=value,name=value`.")
+        if re.search(r"://[^/,]*@", self.model_args or ""):
+            raise SDRRLError("`model_args` holds a password, which would be written to files. Set `OPENAI_API_KEY`.")
         for name in ("limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -136,6 +139,8 @@ def evaluate(config: EvaluationConfig) -> Path:
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             write_options(folder, options | {"models": known | models}, "evaluate")
+            for left in folder.glob(f"*/{UNFINISHED}*"):  # by a run that was killed while it wrote
+                shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
             _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)

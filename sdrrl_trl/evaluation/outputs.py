@@ -6,7 +6,6 @@ The files of lm-eval, `results_<date>.json` and `samples_<task>_<date>.jsonl`: w
 import json
 import math
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from typing import Any
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
+UNFINISHED = ".unfinished-"
 _AGAIN = "Delete it and run the same command again: `sdrrl evaluate` then asks only these items."
 
 
@@ -96,14 +96,12 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
     from lm_eval.loggers import EvaluationTracker
 
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".unfinished-*"):  # by a run that was killed while it wrote
-        shutil.rmtree(left)
     lost: list[float] = []
     # lm-eval would write NaN, which is no JSON: hardly any reader but Python's takes it
     results = without_nan(results, lost)
     samples = results.pop("samples")
     # lm-eval writes file by file in place: beside the results at first, so that a kill leaves no half of them
-    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as temporary:
+    with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
         tracker = EvaluationTracker(output_path=temporary)
         tracker.general_config_tracker.log_experiment_args(**about)
         tracker.save_results_aggregated(results, samples)
@@ -174,6 +172,9 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
     for file in files:  # the date in the name has sorted them
         content = read_json(file, ("results", "configs", "n-samples", "model_name"))
         date = file.stem.rpartition("_")[2]
+        odd = [task for task in content["configs"] if not re.fullmatch(r"[\w.:@+-]+", task)]
+        if odd:  # a name becomes part of a path, and is printed
+            raise SDRRLError(f"{file}: {odd[0]!r} is not the name of a task.")
         newest |= {task: (file.with_name(f"samples_{task}_{date}.jsonl"), content) for task in content["configs"]}
     return newest
 

@@ -14,7 +14,6 @@ COMPARISONS = (
     "with itself and says how differently the tuned model words its answers, not whether they are worse. Refusals are "
     "counted by phrases; only a judge model says what is safe, and rates of different judges must not be compared."
 )
-SOURCE = "At worst: the bad end of the 95 % interval; lost: as a share of the base model's score."
 GAPS = (
     "How much of the base model's distance between source and target language training removed: (tuned - base) / "
     "(base, source - base). 'No gap': the base model is not reliably better in the source language."
@@ -58,12 +57,10 @@ class Table:
 
 def tables(content: dict[str, Any], rows: list[Row]) -> list[Table]:
     """All tables that have rows, in the order of the report. Most are parts of `report.json` as they are."""
-    source = f"Source language kept? ({language_name(content['source_language'])})"
     seconds = [{"stage": name, "seconds": round(value)} for name, value in content["seconds"].items()]
     # With values as they are, so that each number of the JSON is found here under its name
     others = [
         Table("Gap closed", _plain(content["gaps"]), GAPS),
-        Table(source, [_source(row) for row in rows if row.role == "source"], SOURCE),
         Table("Language and format of the answers", _plain(content["answers"]), ANSWERS),
         Table("Not compared", _plain(content["not_compared"])),
         Table("Time per stage", _plain(seconds)),
@@ -87,23 +84,14 @@ def _compared(row: Row) -> dict[str, str | Number]:
         "change": _number(c.delta, digits, "+"),
         "95 % interval": Number(f"{c.low:+.{digits}f} to {c.high:+.{digits}f}", c.low),
         "n": _number(c.n, 0),
-        "p": _number(c.p),
-        "p (Holm)": _number(row.p_holm),
+        "p": _p_value(c.p),
+        "p (Holm)": _p_value(row.p_holm),
         "verdict": row.verdict,
     }
 
 
-def _source(row: Row) -> dict[str, str | Number]:
-    c = row.comparison
-    return {
-        "model": row.model,
-        "measure": row.title,
-        "base": _number(c.base, row.digits),
-        "change": _number(c.delta, row.digits, "+"),
-        "at worst": _number(c.low if row.higher_is_better else c.high, row.digits, "+"),
-        "at worst lost": _number(row.worst_loss),
-        "verdict": row.verdict,
-    }
+def _p_value(p: float) -> Number:
+    return Number("< 0.001", p) if p < 0.001 else _number(p)  # no p-value is 0
 
 
 def _plain(rows: list[dict[str, Any]]) -> list[dict[str, str | Number]]:
