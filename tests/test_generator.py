@@ -50,21 +50,6 @@ def test_the_tokens_of_a_batch_are_bounded_and_the_answers_the_same(generator, m
     assert len(shapes) > 2 and all(rows == 1 or rows * (columns + 1) <= 200 for rows, columns in shapes)
 
 
-def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(generator, monkeypatch):
-    expected, original, sizes = generator.generate(QUESTIONS), generator.model.generate, []
-
-    def generate(**inputs):
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("no")
-        return original(**inputs)
-
-    monkeypatch.setattr(generator.model, "generate", generate)
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-    assert generator.generate(QUESTIONS) == expected
-    assert sizes[:2] == [7, 3]
-
-
 @pytest.fixture
 def sampling(generator, monkeypatch):
     monkeypatch.setattr(generator, "temperature", 1.0)
