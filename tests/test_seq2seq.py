@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import weakref
 
 import pytest
 import torch
@@ -226,44 +225,6 @@ def test_the_translation_of_a_text_does_not_depend_on_its_neighbours(family, req
     assert len(set(together)) > 1
     assert translator.translate(SENTENCES, "en", "zh") != together  # the language is heard
     assert translator.translate([], "en", "pt") == []
-
-
-def test_batches_keep_to_their_tokens_and_shrink_when_memory_runs_out(nllb, monkeypatch):
-    translator = Seq2SeqTranslator(nllb, batch_tokens=64)
-    expected, shapes, failed, kept = translator.translate(SENTENCES, "en", "pt"), [], [], []
-    original = translator.model.generate
-
-    def generate(**inputs):
-        shapes.append(tuple(inputs["input_ids"].shape))
-        kept.append(sum(tensor() is not None for tensor in failed))
-        if len(inputs["input_ids"]) > 1:
-            activations = torch.empty(10)
-            failed.append(weakref.ref(activations))
-            raise torch.OutOfMemoryError("no")
-        return original(**inputs)
-
-    monkeypatch.setattr(translator.model, "generate", generate)
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-    assert translator.translate(SENTENCES, "en", "pt") == expected
-    assert max(rows for rows, _ in shapes) > 1
-    assert all(rows * columns <= 64 or rows == 1 for rows, columns in shapes)
-    assert failed and not any(kept)  # the memory of a failed attempt is free before the next one
-
-
-def test_the_same_texts_make_the_same_batches_in_any_order(nllb, monkeypatch):
-    translator = Seq2SeqTranslator(nllb, batch_tokens=20)
-    texts, batches = ["Yes.", "No.", "Why.", "How.", "Who.", "The."], []
-    generate = translator.model.generate
-
-    def noted(**inputs):
-        batches.append(inputs["input_ids"].tolist())
-        return generate(**inputs)
-
-    monkeypatch.setattr(translator.model, "generate", noted)
-    translator.translate(texts, "en", "pt")
-    n = len(batches)
-    translator.translate(texts[::-1], "en", "pt")
-    assert n > 1 and batches[:n] == batches[n:]
 
 
 def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb, monkeypatch):
