@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import itertools
 import json
 import logging
 import ssl
@@ -152,7 +153,6 @@ def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook_and_without_
     [
         (500, {}, "oops"),
         (503, {}, {"error": {"message": "overloaded"}}),
-        (520, {}, ""),
         (408, {}, ""),
         (429, {"Retry-After": "soon"}, {}),
         (200, {"Content-Type": "text/html"}, "<html>Please log in</html>"),
@@ -184,15 +184,6 @@ def test_the_server_may_ask_to_wait_longer_but_not_shorter(monkeypatch, asked, l
         assert least <= server.requests[1][3] - server.requests[0][3] < 10
 
 
-def test_the_waits_grow(monkeypatch):
-    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
-    with Server(lambda *_: (500, {}, "")) as server:
-        with pytest.raises(SDRRLError):
-            ask(server)
-        times = [request[3] for request in server.requests]
-        assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1 and times[3] - times[2] >= 0.2
-
-
 @pytest.mark.timeout(20)
 def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
     with Server(lambda *_: (429, {"Retry-After": "7200"}, {"error": {"message": "daily quota"}})) as server:
@@ -207,11 +198,16 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
         ((200, {}, "Log in"), "no answer in the reply: Log in"),
     ],
 )
-def test_a_server_that_stays_broken_is_an_error_that_says_how_to_go_on(fault, named):
+def test_a_server_that_stays_broken_is_asked_ever_more_rarely_and_then_an_error_says_how_to_go_on(
+    monkeypatch, fault, named
+):
+    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
     with Server(lambda *_: fault) as server:
         with pytest.raises(SDRRLError, match=f"127.0.0.1 after 4 attempts .*{named}.*kept.*the same command goes on"):
             ask(server)
-        assert len(server.requests) == 4
+        times = [request[3] for request in server.requests]
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert len(waits) == 3 and all(wait >= least for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True))
 
 
 def test_time_outs_are_tried_again_and_then_an_error():
@@ -315,15 +311,9 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
 
 
 def test_the_description_names_what_answers_depend_on():
-    assert engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe() == {
-        "engine": "endpoint",
-        "host": "example.com",
-        "model": "m",
-        "max_tokens": 512,
-        "seed": 42,
-        "temperature": 0.7,
-        "top_p": 0.9,
-    }
+    described = engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe()
+    sampling = {"max_tokens": 512, "seed": 42, "temperature": 0.7, "top_p": 0.9}
+    assert described == {"engine": "endpoint", "host": "example.com", "model": "m", **sampling}
 
 
 def test_there_are_no_more_requests_at_a_time_than_allowed():
@@ -359,10 +349,12 @@ def translate(original, reply, reason="stop", source="en", target="pt"):
 
 
 def test_the_prompt_of_a_translation_names_the_languages_and_ends_with_the_text():
-    _, (message,) = translate("See {a} ZX1Q.", "x", source="en", target="th")
-    assert "from English into Thai." in message["content"]
-    assert "ZX1Q unchanged" in message["content"]
-    assert message["content"].endswith("\n\nSee {a} ZX1Q.")
+    _, (message,) = translate("See {a} ZX1Q.", "x", target="th")
+    for words in ("from English into Thai.", "ZX1Q unchanged", "\n\nSee {a} ZX1Q."):
+        assert words in message["content"]
+    described = PromptedTranslator(engine("http://localhost/v1")).describe()
+    assert (described["model"], described["licence"]) == ("m", "depends on the model")
+    assert "{target}" in described["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -389,20 +381,11 @@ def test_replies_are_freed_of_what_is_not_translation(original, reply, expected)
     assert translate(original, reply)[0] == expected
 
 
-@pytest.mark.parametrize("reason", ["length", "content_filter"])
-def test_a_translation_that_is_cut_off_or_refused_is_empty(reason):
-    assert translate("Good day.", "Bom", reason)[0] == ""
-
-
-def test_a_sentence_with_the_word_translation_is_no_label():
+def test_a_translation_that_is_cut_off_or_refused_is_empty_and_a_sentence_is_no_label():
+    for reason in ("length", "content_filter"):
+        assert translate("Good day.", "Bom", reason)[0] == ""
     reply = "In his translation of the book he says: hello"
     assert translate("Na tradução do livro ele diz olá", reply, source="pt", target="en")[0] == reply
-
-
-def test_a_prompted_translator_is_described_with_its_prompt():
-    described = PromptedTranslator(engine("http://localhost/v1")).describe()
-    assert (described["model"], described["licence"]) == ("m", "depends on the model")
-    assert "{target}" in described["prompt"]
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch):
