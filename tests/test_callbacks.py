@@ -136,7 +136,7 @@ def test_the_scores_are_those_of_lm_eval_on_the_saved_model(benchmarks, tiny_mod
             changed |= scores[0] != scores[4]
     assert changed
     assert logged(trainer, "lm_eval/seconds")[4] > 0
-    assert not any("stderr" in name or "alias" in name for entry in trainer.state.log_history for name in entry)
+    assert "stderr" not in str(trainer.state.log_history)
 
 
 class Poison(TrainerCallback):

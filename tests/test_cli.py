@@ -76,6 +76,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"sedes": "x"}}, "Unknown option `sedes` in the configuration of `build`. Did you mean `seeds`?"),
         ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"packing": True, "packing_strategy": "wrapped"}}, "`packing_strategy` must be 'bfd'"),
+        ({"train": {"kl_coef": -1}}, "kl_coef"),
         ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
         ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
         ({"evalute": {}}, "Unknown sections in the configuration: evalute"),

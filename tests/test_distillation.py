@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from test_trainer import CPU, LORA, make, plain_rows, rows
 from transformers import (
     AutoModelForCausalLM,
@@ -257,10 +257,18 @@ def test_dropout_is_off_in_the_teacher(tiny_model, tmp_path):
     assert trainer.ref_model.training
 
 
-@pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"bias": "lora_only"}])
-def test_adapters_that_change_the_base_model_are_no_way_back_to_it(tiny_model, tmp_path, options):
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"),
+        LoraConfig(target_modules=["q_proj"], bias="lora_only"),
+        OFTConfig(target_modules=["q_proj"], oft_block_size=4, bias="all"),
+    ],
+    ids=["pissa", "bias", "oft bias"],
+)
+def test_adapters_that_change_the_base_model_are_no_way_back_to_it(tiny_model, tmp_path, adapter):
     with pytest.raises(SDRRLError, match="not the initial model"):
-        make(tiny_model, tmp_path, peft_config=LoraConfig(target_modules=["q_proj"], **options), kl_coef=1.0)
+        make(tiny_model, tmp_path, peft_config=adapter, kl_coef=1.0)
 
 
 def test_a_teacher_must_be_there_another_model_and_of_the_same_vocabulary(tiny_model, tmp_path):

@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import itertools
 import json
 import logging
 import ssl
@@ -83,10 +84,6 @@ class Server:
     def bodies(self):
         return [body for _, _, body, _ in self.requests]
 
-    def seconds(self):
-        """Between the first request and the second."""
-        return self.requests[1][3] - self.requests[0][3]
-
 
 def completion(text, reason="stop"):
     return 200, {}, {"choices": [{"message": {"content": text}, "finish_reason": reason}], "usage": USAGE}
@@ -140,12 +137,15 @@ def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question
         assert seeds.isdisjoint(body["seed"] for body in server.bodies())
 
 
-def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook():
+def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook_and_without_a_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
     async def cell(server):
         return ask(server)
 
     with Server(echo) as server:
         assert asyncio.run(cell(server))[0].text == "> q0"
+        assert "Authorization" not in server.requests[0][1]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,6 @@ def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook():
     [
         (500, {}, "oops"),
         (503, {}, {"error": {"message": "overloaded"}}),
-        (520, {}, ""),
         (408, {}, ""),
         (429, {"Retry-After": "soon"}, {}),
         (200, {"Content-Type": "text/html"}, "<html>Please log in</html>"),
@@ -182,16 +181,7 @@ def test_the_server_may_ask_to_wait_longer_but_not_shorter(monkeypatch, asked, l
     fault = (429, {"Retry-After": asked}, {})
     with Server(lambda number, body: fault if number == 1 else echo(number, body)) as server:
         ask(server)
-        assert least <= server.seconds() < 10
-
-
-def test_the_waits_grow(monkeypatch):
-    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
-    with Server(lambda *_: (500, {}, "")) as server:
-        with pytest.raises(SDRRLError):
-            ask(server)
-        times = [request[3] for request in server.requests]
-        assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1 and times[3] - times[2] >= 0.2
+        assert least <= server.requests[1][3] - server.requests[0][3] < 10
 
 
 @pytest.mark.timeout(20)
@@ -208,11 +198,16 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run():
         ((200, {}, "Log in"), "no answer in the reply: Log in"),
     ],
 )
-def test_a_server_that_stays_broken_is_an_error_that_says_how_to_go_on(fault, named):
+def test_a_server_that_stays_broken_is_asked_ever_more_rarely_and_then_an_error_says_how_to_go_on(
+    monkeypatch, fault, named
+):
+    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
     with Server(lambda *_: fault) as server:
         with pytest.raises(SDRRLError, match=f"127.0.0.1 after 4 attempts .*{named}.*kept.*the same command goes on"):
             ask(server)
-        assert len(server.requests) == 4
+        times = [request[3] for request in server.requests]
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert len(waits) == 3 and all(wait >= least for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True))
 
 
 def test_time_outs_are_tried_again_and_then_an_error():
@@ -259,21 +254,15 @@ def test_a_server_that_is_not_there_is_told_at_once_but_one_that_was_there_is_wa
         (401, {"error": "no model"}, ".*no model"),
         (404, "x" * 1000, "x{300}\\)"),
         (422, "", "no message"),
+        (301, "Moved", "Moved"),
+        (307, "Moved", "Moved"),
     ],
 )
-def test_a_mistake_of_ours_stops_at_once_with_the_servers_words(status, content, words):
-    with Server(lambda *_: (status, {}, content)) as server:
+def test_a_mistake_of_ours_and_a_redirection_stop_at_once_with_the_servers_words(status, content, words):
+    with Server(lambda *_: (status, {"Location": "/v2"}, content)) as server:
         with pytest.raises(SDRRLError, match=f"refuses the request .{status}: {words}.*Correct"):
             ask(server)
         assert len(server.requests) == 1
-
-
-def test_a_redirection_stops_at_once():
-    for status in (301, 302, 307):
-        with Server(lambda *_, status=status: (status, {"Location": "/v2"}, "Moved")) as server:
-            with pytest.raises(SDRRLError, match=f"{status}: Moved"):
-                ask(server)
-            assert len(server.requests) == 1
 
 
 def test_after_a_refusal_no_further_request_is_sent():
@@ -303,13 +292,6 @@ def test_the_key_is_sent_but_never_shown(monkeypatch, capsys, caplog, status):
     assert KEY not in shown + output.out + output.err + caplog.text
 
 
-def test_without_a_key_none_is_sent(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with Server(echo) as server:
-        ask(server)
-        assert "Authorization" not in server.requests[0][1]
-
-
 def test_a_key_that_cannot_be_sent_is_an_error_that_does_not_show_it(monkeypatch):
     for key in ("sk-sé", "sk-s\ne"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -329,15 +311,9 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
 
 
 def test_the_description_names_what_answers_depend_on():
-    assert engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe() == {
-        "engine": "endpoint",
-        "host": "example.com",
-        "model": "m",
-        "max_tokens": 512,
-        "seed": 42,
-        "temperature": 0.7,
-        "top_p": 0.9,
-    }
+    described = engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe()
+    sampling = {"max_tokens": 512, "seed": 42, "temperature": 0.7, "top_p": 0.9}
+    assert described == {"engine": "endpoint", "host": "example.com", "model": "m", **sampling}
 
 
 def test_there_are_no_more_requests_at_a_time_than_allowed():
@@ -373,10 +349,12 @@ def translate(original, reply, reason="stop", source="en", target="pt"):
 
 
 def test_the_prompt_of_a_translation_names_the_languages_and_ends_with_the_text():
-    _, (message,) = translate("See {a} ZX1Q.", "x", source="en", target="th")
-    assert "from English into Thai." in message["content"]
-    assert "ZX1Q unchanged" in message["content"]
-    assert message["content"].endswith("\n\nSee {a} ZX1Q.")
+    _, (message,) = translate("See {a} ZX1Q.", "x", target="th")
+    for words in ("from English into Thai.", "ZX1Q unchanged", "\n\nSee {a} ZX1Q."):
+        assert words in message["content"]
+    described = PromptedTranslator(engine("http://localhost/v1")).describe()
+    assert (described["model"], described["licence"]) == ("m", "depends on the model")
+    assert "{target}" in described["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -403,20 +381,11 @@ def test_replies_are_freed_of_what_is_not_translation(original, reply, expected)
     assert translate(original, reply)[0] == expected
 
 
-@pytest.mark.parametrize("reason", ["length", "content_filter"])
-def test_a_translation_that_is_cut_off_or_refused_is_empty(reason):
-    assert translate("Good day.", "Bom", reason)[0] == ""
-
-
-def test_a_sentence_with_the_word_translation_is_no_label():
+def test_a_translation_that_is_cut_off_or_refused_is_empty_and_a_sentence_is_no_label():
+    for reason in ("length", "content_filter"):
+        assert translate("Good day.", "Bom", reason)[0] == ""
     reply = "In his translation of the book he says: hello"
     assert translate("Na tradução do livro ele diz olá", reply, source="pt", target="en")[0] == reply
-
-
-def test_a_prompted_translator_is_described_with_its_prompt():
-    described = PromptedTranslator(engine("http://localhost/v1")).describe()
-    assert (described["model"], described["licence"]) == ("m", "depends on the model")
-    assert "{target}" in described["prompt"]
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch):

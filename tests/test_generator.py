@@ -1,7 +1,9 @@
+import weakref
+
 import pytest
 import torch
 
-from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.engines.transformers import TransformersGenerator, in_batches
 
 
 QUESTIONS = [[{"role": "user", "content": "Why " * n + "?"}] for n in (1, 9, 3, 30, 2, 14, 5)]
@@ -50,19 +52,40 @@ def test_the_tokens_of_a_batch_are_bounded_and_the_answers_the_same(generator, m
     assert len(shapes) > 2 and all(rows == 1 or rows * (columns + 1) <= 200 for rows, columns in shapes)
 
 
-def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(generator, monkeypatch):
-    expected, original, sizes = generator.generate(QUESTIONS), generator.model.generate, []
+ROWS = [[1] * n for n in (3, 5, 2, 9, 5, 1)]
 
-    def generate(**inputs):
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2:
+
+def test_batches_keep_to_their_tokens_and_are_the_same_for_any_order_of_the_rows():
+    def batches(rows):
+        made = []
+
+        def function(batch):
+            made.append([rows[i] for i in batch])
+            return [len(rows[i]) for i in batch]
+
+        assert in_batches(function, rows, 16) == [len(row) for row in rows]
+        return made
+
+    assert batches(ROWS) == batches(ROWS[::-1])
+    assert [len(batch) for batch in batches(ROWS)] == [3, 2, 1]
+    assert in_batches(None, [], 16) == []
+
+
+def test_running_out_of_memory_halves_a_batch_and_leaves_nothing_behind(monkeypatch):
+    sizes, failed, kept = [], [], []
+
+    def function(batch):
+        sizes.append(len(batch))
+        kept.append(sum(tensor() is not None for tensor in failed))
+        if len(batch) > 1:
+            activations = torch.empty(10)
+            failed.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("no")
-        return original(**inputs)
+        return [len(ROWS[i]) for i in batch]
 
-    monkeypatch.setattr(generator.model, "generate", generate)
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-    assert generator.generate(QUESTIONS) == expected
-    assert sizes[:2] == [7, 3]
+    assert in_batches(function, ROWS, 1000) == [len(row) for row in ROWS]
+    assert sizes[:3] == [6, 3, 1] and not any(kept)  # what failed is free before the next attempt
 
 
 @pytest.fixture

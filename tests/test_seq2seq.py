@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import weakref
 
 import pytest
 import torch
@@ -162,39 +161,36 @@ def make_marian(folder, codes, **stated):
     return save(folder / "opus-mt-tiny", MarianMTModel(config), tokenizer)
 
 
-def tokens(translator, source, target):
-    """What the encoder reads for a short text, and what the decoder is made to begin with."""
-    ids = translator.encode(["Yes."], source, target)[0]
-    first = translator.first_token(target)
-    read = translator.tokenizer.convert_ids_to_tokens(ids)
-    return read, None if first is None else translator.tokenizer.convert_ids_to_tokens(first)
+@pytest.mark.parametrize(
+    "family, target, read, first",
+    [
+        ("nllb", "nb", ["por_Latn"], "nob_Latn"),
+        ("nllb", "zh", ["por_Latn"], "zho_Hans"),
+        ("m2m100", "nb", ["__pt__"], "__no__"),
+        ("madlad", "nb", ["▁", "<2no>"], None),
+        ("marian", "pt", [">>por<<"], None),
+        ("marian", "zh", [">>cmn_Hans<<"], None),
+        ("marian", "ar", [">>ara<<"], None),
+        ("marian", "nb", [">>nb<<"], None),
+    ],
+)
+def test_each_family_is_told_the_languages_in_its_own_way(family, target, read, first, request):
+    """NLLB and M2M100 hear the source in the encoder and the target in the decoder, the others the target alone."""
+    translator = Seq2SeqTranslator(request.getfixturevalue(family))
+    assert translator.describe()["family"] == family
+    ids = translator.encode(["Yes."], "en" if family == "marian" else "pt", target)[0]
+    tokens = translator.tokenizer.convert_ids_to_tokens(ids)
+    assert tokens[: len(read)] == read and tokens[-1] == "</s>"
+    start = translator.first_token(target)
+    assert (None if start is None else translator.tokenizer.convert_ids_to_tokens(start)) == first
 
 
-def test_nllb_is_told_both_languages_by_their_flores_codes(nllb):
-    translator = Seq2SeqTranslator(nllb)
-    assert translator.describe()["family"] == "nllb"
-    read, first = tokens(translator, "pt", "nb")
-    assert read[0] == "por_Latn" and read[-1] == "</s>" and first == "nob_Latn"
-    assert tokens(translator, "en", "zh")[1] == "zho_Hans"
-
-
-def test_m2m100_is_told_both_languages_by_their_short_codes(m2m100):
-    translator = Seq2SeqTranslator(m2m100)
-    assert translator.describe()["family"] == "m2m100"
-    read, first = tokens(translator, "pt", "nb")
-    assert read[0] == "__pt__" and read[-1] == "</s>" and first == "__no__"
-    with pytest.raises(SDRRLError, match="does not know Telugu"):
-        translator.check("en", "te")
-
-
-def test_madlad_is_told_the_target_by_a_token_before_the_text(madlad):
-    translator = Seq2SeqTranslator(madlad)
-    assert translator.describe()["family"] == "madlad"
-    read, first = tokens(translator, "en", "nb")
-    assert read[:2] == ["▁", "<2no>"] and read[-1] == "</s>" and first is None
-    assert translator.model.generation_config.decoder_start_token_id == 0
-    with pytest.raises(SDRRLError, match="does not know Thai"):
-        translator.check("en", "th")
+@pytest.mark.parametrize("family, target", [("m2m100", "te"), ("madlad", "th"), ("marian", "th")])
+def test_languages_that_a_model_does_not_know_are_refused(family, target, request):
+    translator = Seq2SeqTranslator(request.getfixturevalue(family))
+    translator.check("en", "pt")
+    with pytest.raises(SDRRLError, match="does not know T"):
+        translator.check("en", target)
 
 
 def test_madlad_reads_every_character_as_sentencepiece_does(madlad, tmp_path):
@@ -209,22 +205,10 @@ def test_madlad_reads_every_character_as_sentencepiece_does(madlad, tmp_path):
         Seq2SeqTranslator(str(damaged))
 
 
-def test_an_opus_model_of_several_targets_is_told_the_target(marian):
-    translator = Seq2SeqTranslator(marian)
-    assert translator.describe()["family"] == "marian"
-    for target, code in {"pt": ">>por<<", "zh": ">>cmn_Hans<<", "ar": ">>ara<<", "nb": ">>nb<<"}.items():
-        translator.check("en", target)
-        assert tokens(translator, "en", target)[0][0] == code
-    with pytest.raises(SDRRLError, match="does not know Thai"):
-        translator.check("en", "th")
-    with pytest.raises(SDRRLError, match="from en to mul, not from de to pt"):
-        translator.check("de", "pt")
-
-
 def test_an_opus_model_of_one_pair_is_used_for_no_other(tmp_path):
     translator = Seq2SeqTranslator(make_marian(tmp_path, [], source_lang="eng", target_lang="por"))
     translator.check("en", "pt")
-    assert not tokens(translator, "en", "pt")[0][0].startswith(">>")
+    assert translator.language_token("pt") is None
     for source, target in (("en", "de"), ("pt", "en")):
         with pytest.raises(SDRRLError, match=f"from eng to por, not from {source} to {target}"):
             translator.translate(["Yes."], source, target)
@@ -241,44 +225,6 @@ def test_the_translation_of_a_text_does_not_depend_on_its_neighbours(family, req
     assert len(set(together)) > 1
     assert translator.translate(SENTENCES, "en", "zh") != together  # the language is heard
     assert translator.translate([], "en", "pt") == []
-
-
-def test_batches_keep_to_their_tokens_and_shrink_when_memory_runs_out(nllb, monkeypatch):
-    translator = Seq2SeqTranslator(nllb, batch_tokens=64)
-    expected, shapes, failed, kept = translator.translate(SENTENCES, "en", "pt"), [], [], []
-    original = translator.model.generate
-
-    def generate(**inputs):
-        shapes.append(tuple(inputs["input_ids"].shape))
-        kept.append(sum(tensor() is not None for tensor in failed))
-        if len(inputs["input_ids"]) > 1:
-            activations = torch.empty(10)
-            failed.append(weakref.ref(activations))
-            raise torch.OutOfMemoryError("no")
-        return original(**inputs)
-
-    monkeypatch.setattr(translator.model, "generate", generate)
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
-    assert translator.translate(SENTENCES, "en", "pt") == expected
-    assert max(rows for rows, _ in shapes) > 1
-    assert all(rows * columns <= 64 or rows == 1 for rows, columns in shapes)
-    assert failed and not any(kept)  # the memory of a failed attempt is free before the next one
-
-
-def test_the_same_texts_make_the_same_batches_in_any_order(nllb, monkeypatch):
-    translator = Seq2SeqTranslator(nllb, batch_tokens=20)
-    texts, batches = ["Yes.", "No.", "Why.", "How.", "Who.", "The."], []
-    generate = translator.model.generate
-
-    def noted(**inputs):
-        batches.append(inputs["input_ids"].tolist())
-        return generate(**inputs)
-
-    monkeypatch.setattr(translator.model, "generate", noted)
-    translator.translate(texts, "en", "pt")
-    n = len(batches)
-    translator.translate(texts[::-1], "en", "pt")
-    assert n > 1 and batches[:n] == batches[n:]
 
 
 def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb, monkeypatch):

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines.transformers import in_batches, own_device
+from sdrrl_trl.engines.transformers import in_batches, own_device, weights_of
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -207,8 +207,7 @@ class Seq2SeqTranslator(TranslationModel):
         )
 
     def describe(self) -> dict[str, Any]:
-        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
-        return {"engine": "seq2seq", **super().describe(), **weights}
+        return {"engine": "seq2seq", **super().describe(), **weights_of(self.model)}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
         return in_batches(

@@ -83,6 +83,12 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
         )
 
 
+def weights_of(model: Any) -> dict[str, str | None]:
+    """Data type and, from the hub, commit of a model's weights."""
+    commit = vars(model.config).get("_commit_hash")
+    return {"dtype": str(model.dtype).removeprefix("torch."), "commit": commit}
+
+
 def in_batches(
     function: Callable[[list[int]], list[Any]], rows: list[list[int]], most: int, longer: int = 0
 ) -> list[Any]:
@@ -179,8 +185,7 @@ class TransformersGenerator:
 
     def describe(self) -> dict[str, Any]:
         sampling = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
-        weights = {"dtype": str(self.model.dtype), "commit": vars(self.model.config).get("_commit_hash")}
-        return {"engine": "transformers", **sampling, **weights}
+        return {"engine": "transformers", **sampling, **weights_of(self.model)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]

@@ -116,7 +116,7 @@ class LMEvalCallback(TrainerCallback):
                 task.set_fewshot_seed(seed=1234)
             result = evaluate(
                 self._lm(),
-                {"tasks": self._tasks, "groups": {}, "group_map": {}},
+                {"tasks": self._tasks},
                 limit=self.limit,
                 bootstrap_iters=0,  # else lm-eval starts processes, in the midst of CUDA
                 log_samples=False,
