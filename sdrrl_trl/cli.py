@@ -140,11 +140,15 @@ def _print_report(path: Path) -> None:
     print("\n".join([*lines, "", f"Report: {path}"]))
 
 
+# Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
+STAGES = ["answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate"]
+
+
 def _run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl run", description=COMMANDS["run"][1])
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
-    parser.add_argument("--overwrite_stage", choices=["answer", "translate", "mix", "evaluate"])
+    parser.add_argument("--overwrite_stage", choices=STAGES)
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import run
 
@@ -156,7 +160,7 @@ def _demo(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sdrrl demo", description=COMMANDS["demo"][1])
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
-    parser.add_argument("--overwrite_stage", choices=["answer", "translate", "mix", "evaluate"])
+    parser.add_argument("--overwrite_stage", choices=STAGES)
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import demo
 

@@ -26,8 +26,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         output_dir (`Path`):
             Folder of the run.
         overwrite_stage (`str`, *optional*):
-            Stage to do again: one of the build (`STAGES`) or `"evaluate"`. A training is never thrown away:
-            delete its folder `model` yourself.
+            Stage to do again: one of the build (`STAGES`), `"train"` or `"evaluate"`. Those that follow it are done
+            again, too.
 
     Returns:
         `Path`: the report.
@@ -47,9 +47,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from sdrrl_trl.transfer.inputs import check_inputs
 
     sections = _fill_in(config, config_folder, output_dir)
-    if overwrite_stage:
-        if overwrite_stage in STAGES:
-            sections["build"]["overwrite_stage"] = overwrite_stage
+    if overwrite_stage in STAGES:
+        sections["build"]["overwrite_stage"] = overwrite_stage
     (build_config,) = parse((TransferConfig,), sections["build"], [], "build")
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
@@ -61,6 +60,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
 
     build_transfer_set(build_config)
+    # Only what these stages have written themselves, and only now that all before them is done
+    if overwrite_stage in (*STAGES, "train"):
+        clear_stage(Path(sections["train"]["output_dir"]), "train")
     train(*train_configs)
     if overwrite_stage:
         clear_stage(Path(evaluation_config.output_dir), "evaluate")

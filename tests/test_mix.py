@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sdrrl_trl import SDRRLError, TransferConfig
-from sdrrl_trl.transfer.mix import Mix, quotas
-from sdrrl_trl.transfer.records import records_of
+from sdrrl_trl.transfer.mix import Mix, quotas, records_of
 from sdrrl_trl.transfer.rows import Answer, Pair, key_of
 
 
