@@ -15,6 +15,7 @@ from sdrrl_trl.transfer.answer import answer_seeds, good_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
+from sdrrl_trl.transfer.lexicon import Entry, Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
 from sdrrl_trl.transfer.publish import DATA_FILES, is_non_commercial, load_manifest, publish, summary
@@ -86,10 +87,11 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
         map_shards(good_answers(answers), translate, stage, size, n_good)
-        if target in inputs.lexicons:
+        if f"code_switch_{target}" in stages:
+            lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
             # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
-            switcher = CodeSwitcher(inputs.lexicons[target], source, target, config.code_switch_rate, config.seed)
+            switcher = CodeSwitcher(lexicon, source, target, config.code_switch_rate, config.seed)
             map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_good)
         pairs.append(stage.folder)
     if config.parallel:
@@ -101,6 +103,18 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
             mix = Mix(config, answers, pairs, stages["parallel"].folder)
             _choose_and_publish(config, inputs, mix, generator, translator)
         print(summary(load_manifest(Path(config.output_dir))), file=sys.stderr)
+
+
+def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: str) -> Lexicon:
+    """A word list by the translator: a stage of one shard, for its words are those of all answers."""
+    stage, answers = inputs.stages[f"lexicon_{target}"], inputs.stages["answer"].folder
+
+    def translate(folders: list[Path]) -> list[Entry]:
+        texts = (text for answer in good_answers(*folders) for text in (*answer.turns, answer.text))
+        return translate_words(texts, translator, source, target)
+
+    map_shards([answers], translate, stage, 1, 1)
+    return {entry.word: entry.translation for entry in read_shards(stage.folder, Entry)}
 
 
 def _choose_and_publish(

