@@ -14,7 +14,7 @@ from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
-from sdrrl_trl.transfer.publish import DATA_FILES
+from sdrrl_trl.transfer.publish import DATA_FILES, render
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
 from sdrrl_trl.transfer.select_engines import check_extra
@@ -168,15 +168,10 @@ def _hash(value: Any) -> str:
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
     """What would be made, if nothing were rejected, and how long the answers may take."""
-    tokens = 0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens
-    lines = [f"{len(inputs.seeds):,} questions, {inputs.n_sentences:,} parallel sentences"]
-    lines.append("training records, if nothing is rejected:")
-    lines += [f"  {kind:<20}{language:<6}{n:>12,}" for (kind, language), n in sorted(inputs.quotas.items())]
-    lines.append(f"  {'all':<26}{sum(inputs.quotas.values()):>12,}")
-    hours = tokens / TOKENS_PER_SECOND / 3600
-    lines.append(f"answer: at most {tokens:,} tokens; at {TOKENS_PER_SECOND:,} tokens/s at most {hours:,.2f} h")
-    lines.append(
-        f"translate: {inputs.seeds.n_characters:,} characters of questions, and the answers, into "
-        f"{', '.join(config.target_languages)}"
+    return render(
+        "transfer_preview.txt",
+        inputs=inputs,
+        targets=config.target_languages,
+        tokens=0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens,
+        tokens_per_second=TOKENS_PER_SECOND,
     )
-    return "\n".join(lines)

@@ -41,8 +41,8 @@ class Mix:
         available (`Counter[tuple[str, str]]`):
             Number of training records that can be made, by kind and language.
         counts (`dict[str, Any]`):
-            For the manifest: `rejected` rows by reason and language; by language, in how many texts there are `masks`
-            and in how many of them the translator lost some.
+            For the manifest: `rejected` rows by reason and language; of the `translated` texts, by language, how many
+            have masks and how many lost some, and how many words of the code-switched questions were switched.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -119,17 +119,24 @@ class Mix:
     def _count(self) -> None:
         """Ranks of all training records, and counts of all rows."""
         rejected: Counter[str] = Counter()
-        masks = {target: Counter() for target in self._config.target_languages}
+        translated = {target: Counter() for target in self._config.target_languages}
         for row, is_test in self:
             if isinstance(row, Pair) and not row.is_sentence:
-                masks[row.language].update(texts=len(row.target), with_masks=row.n_masked, lost=row.n_lost)
+                n_words = len(row.source[-2].split()) if row.switched else 0
+                translated[row.language].update(
+                    texts=len(row.target),
+                    with_masks=row.n_masked,
+                    lost_masks=row.n_lost,
+                    words=n_words,
+                    switched_words=row.n_switched,
+                )
             if row.reason:
                 rejected[f"{row.reason} {language_of(row, self._config.source_language)}"] += 1
             elif not is_test:
                 for record in self.records(row):
                     self._ranks[record.kind, record.language].append(record.rank(self._config.seed))
         self.counts: dict[str, Any] = {"rejected": dict(sorted(rejected.items()))}
-        self.counts["masks"] = {target: dict(found) for target, found in masks.items()}
+        self.counts["translated"] = {target: dict(found) for target, found in translated.items()}
 
     def records(self, row: Answer | Pair) -> Iterator[Record]:
         """The records of a row that can be of use."""
