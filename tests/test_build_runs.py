@@ -27,7 +27,7 @@ def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
     data = load_dataset(str(whole))
     assert set(data["train"]["kind"]) == {"source", "target", "target_to_source", "source_to_target", "code_switch"}
     assert {(row["source_id"], row["reason"]) for row in rejected_of(whole)} == {
-        ("long", "too_long"),
+        ("long", "question_too_long"),
         ("again", "duplicate"),
     }
     for row in data["train"]:
@@ -210,7 +210,12 @@ def test_inspect_shows_samples_and_no_control_characters(stub_seeds, tmp_path):
 
     folder = build(stub_seeds, tmp_path / "set", generator=Colourful())
     output = inspect_transfer_set(folder, n=1, width=80)
-    for part in ("== source en-en |", "== code_switch en-pt |", "== rejected: answer/too_long en | long", "[...]"):
+    for part in (
+        "== source en-en |",
+        "== code_switch en-pt |",
+        "== rejected: answer/question_too_long en | long",
+        "[...]",
+    ):
         assert part in output
     assert output.count("== source en-en |") == 1
     assert "\\x1b[31m\\x9b\\u202e\\t" in output

@@ -71,7 +71,7 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
             f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use the model's own "
             "answers."
         )
-    files = {target: path for target, path in (config.lexicon or {}).items() if path != TRANSLATOR}
+    files = {target: path for target, path in config.lexicon.items() if path != TRANSLATOR}
     lexicons = {target: read_lexicon(path, config.source_language, target) for target, path in files.items()}
     digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, len(seeds))
     for pair in sentences_of(config):
@@ -97,7 +97,7 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
 
 def sentences_of(config: TransferConfig) -> Iterator[Pair]:
     """The parallel sentences of a build."""
-    return read_parallel(config.parallel or [], config.source_language, config.target_languages)
+    return read_parallel(config.parallel, config.source_language, config.target_languages)
 
 
 def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]]:
@@ -106,7 +106,7 @@ def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]
     # One row of each shape stands for all
     rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
     for target in config.target_languages:
-        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in (config.lexicon or {}) else None))
+        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in config.lexicon else None))
     records = (record for row in rows for record in records_of(row, config.source_language))
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
@@ -145,7 +145,7 @@ def _stages(
     for target in config.target_languages:
         pairs.append(f"translate_{target}")
         add("translate", pairs[-1], values, "answer")
-        if target in (config.lexicon or {}):
+        if target in config.lexicon:
             before, switching = [pairs[-1]], options("code_switch_rate", "seed")
             if target in lexicons:
                 switching |= {"lexicon_sha256": _hash(lexicons[target])}
