@@ -317,5 +317,5 @@ def test_answers_that_do_not_fit_the_questions_stop_the_stage(stub_seeds, tmp_pa
         def generate(self, conversations):
             return broken(super().generate(conversations))
 
-    with pytest.raises(SDRRLError, match="cannot be matched with their questions"):
+    with pytest.raises(SDRRLError, match="cannot be matched with their originals"):
         build(stub_seeds, tmp_path / "set", generator=Broken())

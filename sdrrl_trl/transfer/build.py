@@ -18,7 +18,7 @@ from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_o
 from sdrrl_trl.transfer.lexicon import Entry, Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
-from sdrrl_trl.transfer.publish import DATA_FILES, is_non_commercial, load_manifest, publish, summary
+from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, publish, summary
 from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 from sdrrl_trl.transfer.shards import map_shards, read_shards
@@ -127,23 +127,17 @@ def _choose_and_publish(
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
     left_out = {f"{kind} {language}": available[kind, language] - n for (kind, language), n in sorted(chosen.items())}
-    engines = {
-        "generator": {"engine": "reference answers"} if generator is None else generator.describe(),
-        "translator": translator.describe(),
-    }
+    generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()
+    engines = {"generator": generator_facts, "translator": translator.describe()}
     licence = engines["translator"].get("licence", "not stated")
     if is_non_commercial(licence):
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
-    inputs_of_stages = [stage.options for stage in inputs.stages.values()]
+    left_out = {cell: n for cell, n in left_out.items() if n}
     facts = {
-        "inputs": {name: value for options in inputs_of_stages for name, value in options.items()},
+        "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {
-            "seeds": len(inputs.seeds),
-            "left_out": {cell: n for cell, n in left_out.items() if n},
-            **mix.counts,
-        },
+        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, **mix.counts},
     }
     publish(config, mix, facts)
 
@@ -151,7 +145,7 @@ def _choose_and_publish(
 def _clear(config: TransferConfig, inputs: Inputs) -> None:
     """Deletes the stages that are to be done again."""
     if config.stages_to_do_again - {"mix"}:  # a mix that fails leaves the old set
-        for name in ("manifest.json", "timings.json", *DATA_FILES):
+        for name in ("manifest.json", "timings.json"):
             (Path(config.output_dir) / name).unlink(missing_ok=True)
     for stage in inputs.stages.values():
         if stage.name in config.stages_to_do_again:

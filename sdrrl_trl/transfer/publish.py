@@ -58,18 +58,15 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
         if not cells:  # `load_dataset` cannot open a split without rows
             (folder / f"{split}.parquet").unlink()
     written = [path for name in DATA_FILES if (path := folder / name).exists()]
-    options = asdict(config)
-    for name in ("output_dir", "overwrite_stage", "dry_run"):
-        options.pop(name)
-    manifest = {
-        "options": _without_folders(options),
-        **facts,
-        "inputs": _without_folders(facts["inputs"]),
-        "counts": {split: dict(sorted(cells.items())) for split, cells in counts.items()} | facts["counts"],
+    counts = {split: dict(sorted(cells.items())) for split, cells in counts.items()}
+    manifest = _without_folders({"options": asdict(config), **facts}) | {
+        "counts": counts | facts["counts"],
         "sha256": {path.name: _sha256_of(path) for path in written},
         "bytes": {path.name: path.stat().st_size for path in written},
         "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
     }
+    for name in ("output_dir", "overwrite_stage", "dry_run"):  # not of the data
+        del manifest["options"][name]
     # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
     # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
     card = render("transfer_card.md", manifest=manifest, summary=summary(manifest))
@@ -103,10 +100,8 @@ def _rejected(row: Answer | Pair, config: TransferConfig) -> dict[str, str]:
     stage, _, reason = row.reason.partition("/")
     if isinstance(row, Answer):
         question, answer = row.turns[-1], row.text
-    elif row.is_sentence:
-        question, answer = "".join(row.source), "".join(row.target)
-    else:
-        question, answer = row.target[-2:]
+    else:  # a conversation in the target language, or a sentence with its translation
+        question, answer = ("", *row.source, *row.target)[-2:]
     values = (row.source_id, stage, reason, language_of(row, config.source_language), question, answer)
     return dict(zip(REJECTED, values, strict=True))
 
@@ -116,18 +111,15 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(value: Any) -> Any:
     """Files and models by name alone, so that the manifest is the same wherever they are."""
-
-    def name_of(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: name_of(v) for key, v in value.items()}
-        if isinstance(value, list):
-            return [name_of(v) for v in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    paths = ("seeds", "parallel", "lexicon", "model_name_or_path", "translator_model")
-    return {name: name_of(value) if name in paths else value for name, value in options.items()}
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return (
+        os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value
+    )
 
 
 def is_non_commercial(licence: str) -> bool:
