@@ -163,7 +163,7 @@ def test_function_words_numbers_and_copies_are_left_out(tmp_path, text, lexicon)
 
 
 def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, capsys):
-    with pytest.raises(SDRRLError, match="lexicon.txt, line 2: not an entry; 2 of 3"):
+    with pytest.raises(SDRRLError, match="lexicon.txt, line 2: not an entry; 2 of 3 left out: too many"):
         read_lexicon(write(tmp_path, "dog\tcão\n\t\tx\nno tab here at all\n"), "en", "pt")
     assert read_lexicon(write(tmp_path, "source target language\ndog\tcão\n"), "en", "pt") == {"dog": "cão"}
     many = "\n".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}\tx{i}" for i in range(300)) + "\n\tx\n"

@@ -52,17 +52,13 @@ def build_transfer_set(
     if config.dry_run:
         print(preview(config, inputs))
         return folder
-    # An error comes before the processes begin to wait for each other: it must not leave some of them waiting
-    done = not config.stages_to_do_again and (folder / "manifest.json").exists()
-    if done:
+    if not config.stages_to_do_again and (folder / "manifest.json").exists():
         load_manifest(folder)  # tells if a file was lost
+        print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
+        return folder
     # Processes wait for each other at the end of a stage, however long the slowest takes
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    state.wait_for_everyone()
-    if done:
-        if state.is_main_process:
-            print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
-        return folder
+    state.wait_for_everyone()  # none writes before all have looked
     generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)
     # One lock for all processes of this build
@@ -87,7 +83,7 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
         map_shards(good_answers(answers), translate, stage, size, n_good)
-        if f"code_switch_{target}" in stages:
+        if target in config.lexicon:
             lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
             # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
@@ -139,7 +135,7 @@ def _choose_and_publish(
         "licences": {"translator": licence},
         "counts": {"seeds": len(inputs.seeds), "left_out": left_out, **mix.counts},
     }
-    publish(config, mix, facts)
+    publish(config, mix.rows(), facts)
 
 
 def _clear(config: TransferConfig, inputs: Inputs) -> None:

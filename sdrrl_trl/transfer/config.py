@@ -94,7 +94,8 @@ class TransferConfig:
         proportions (`dict[str, float]` or `str`, *optional*):
             Share of each kind of record, relative to each other.
         size (`int`, *optional*):
-            Number of training records. Default: as many as the scarcest kind and language allow.
+            Number of training records, rounded down for each kind and language. Default: as many as the scarcest
+            kind and language allow.
         test_size (`float`, *optional*, defaults to `0.1`):
             Share of the questions held out, in all languages.
         seed (`int`, *optional*, defaults to `42`):

@@ -45,21 +45,24 @@ class Inputs:
     stages: dict[str, Stage]
 
 
-def check_inputs(config: TransferConfig, *engines: Generator | Translator | None) -> Inputs:
+def check_inputs(
+    config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
+) -> Inputs:
     """
     Reads all inputs and finds out what is wrong with them.
 
     Args:
         config ([`TransferConfig`]):
             What to build.
-        engines ([`~sdrrl_trl.engines.Generator`] and [`~sdrrl_trl.engines.Translator`], *optional*):
-            Engines given by the caller.
+        generator ([`~sdrrl_trl.engines.Generator`], *optional*):
+            Engine given by the caller.
+        translator ([`~sdrrl_trl.engines.Translator`], *optional*):
+            Engine given by the caller.
 
     Raises:
         `SDRRLError`: for bad input, and for an output folder that was made with other options.
     """
     folder = Path(config.output_dir)
-    generator, translator = engines or (None, None)
     if generator is None and config.answer_source != "reference":
         check_extra(config.generator)
     if translator is None:
@@ -88,7 +91,14 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
             f"{folder} holds {', '.join(foreign)}, which `sdrrl build` has not written and would replace. Choose "
             "another `output_dir`."
         )
-    stages = _stages(config, seeds, lexicons, digest.hexdigest(), *engines)
+    hashes = {
+        "seeds": seeds.sha256,
+        "lexicons": _hash([sorted(config.lexicon), lexicons]),
+        "parallel": digest.hexdigest(),
+    }
+    # An engine that the caller gives is known by what it says of itself
+    given = [{"engine": engine.describe()} if engine else {} for engine in (generator, translator)]
+    stages = _stages(config, hashes, given)
     for stage in stages.values():
         if stage.name not in config.stages_to_do_again:
             check_options(stage.folder, stage.options, stage.name)
@@ -111,55 +121,38 @@ def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
 
-def _stages(
-    config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon], parallel_sha256: str, *engines: Any
-) -> dict[str, Stage]:
+def _stages(config: TransferConfig, hashes: dict[str, str], given: list[dict]) -> dict[str, Stage]:
     """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
-    stages: dict[str, Stage] = {}
-    # An engine that the caller gives is known by what it says of itself
-    given = [{"engine": engine.describe()} if engine else {} for engine in engines or (None, None)]
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
-    def add(name: str, folder: str, values: dict[str, Any], *before: str) -> None:
-        # Rows made from others are refused with them
-        made_from = {f"{other}_stage": _hash(stages[other].options) for other in before}
-        stages[folder] = Stage(name, Path(config.output_dir) / "stages" / folder, values | made_from)
-
-    values = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
-    values |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size")
-    values |= {"seeds_sha256": seeds.sha256} | given[0]
+    answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
+    answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | given[0]
+    answer |= {"seeds_sha256": hashes["seeds"]}
     # Greedy answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0:
-        values |= options("seed")
+        answer |= options("seed")
     # What weights a server has is not known
     if config.answer_source != "reference" and not is_address(config.generator):
-        values |= {"model": fingerprint(config.model_name_or_path)}
-    add("answer", "answer", values)
-
-    values = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
+        answer |= {"model": fingerprint(config.model_name_or_path)}
+    translate = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
     if config.translator_model and not is_address(config.translator):
-        values |= {"translator_weights": fingerprint(config.translator_model)}
-    pairs = []
-    for target in config.target_languages:
-        pairs.append(f"translate_{target}")
-        add("translate", pairs[-1], values, "answer")
-        if target in config.lexicon:
-            before, switching = [pairs[-1]], options("code_switch_rate", "seed")
-            if target in lexicons:
-                switching |= {"lexicon_sha256": _hash(lexicons[target])}
-            else:  # the translator's, made again with the translations
-                before.append(f"lexicon_{target}")
-                add("translate", before[-1], values, "answer")
-            pairs[-1] = f"code_switch_{target}"
-            add("code_switch", pairs[-1], switching, *before)
-
-    values = options("source_language", "target_languages", "system_prompt", "shard_size")
-    add("parallel", "parallel", values | {"parallel_sha256": parallel_sha256})
-    values = options("target_languages", "proportions", "size", "test_size", "seed")
-    add("mix", "mix", values, "answer", *pairs, "parallel")
-    return stages
+        translate |= {"translator_weights": fingerprint(config.translator_model)}
+    # Rows made from others are refused with them
+    translate |= {"answer_stage": _hash(answer)}
+    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": hashes["lexicons"]} if config.lexicon else {}
+    switch |= {"translate_stage": _hash(translate)}
+    parallel = options("source_language", "target_languages", "system_prompt", "shard_size")
+    parallel |= {"parallel_sha256": hashes["parallel"]}
+    mix = options("target_languages", "proportions", "size", "test_size", "seed")
+    mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(parallel)}
+    folders = {"answer": ("answer", answer), "parallel": ("parallel", parallel), "mix": ("mix", mix)}
+    for target in config.target_languages:  # not all of them are needed for all
+        folders[f"translate_{target}"] = folders[f"lexicon_{target}"] = ("translate", translate)
+        folders[f"code_switch_{target}"] = ("code_switch", switch)
+    root = Path(config.output_dir) / "stages"
+    return {folder: Stage(name, root / folder, options) for folder, (name, options) in folders.items()}
 
 
 def _hash(value: Any) -> str:

@@ -56,13 +56,11 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
                     broken.append(n)
     except (OSError, UnicodeDecodeError) as error:
         raise SDRRLError(f"Cannot read the lexicon {path}: {error}. Give a UTF-8 text file.") from error
-    if len(broken) > max(1, 0.01 * n):
-        raise SDRRLError(
-            f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} lines are not. Wrong words would be put "
-            "into the texts. Give one entry a line, source and target separated by a tab."
-        )
     if broken:
-        print(f"warning: {path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out", file=sys.stderr)
+        found = f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out"
+        print(f"warning: {found}", file=sys.stderr)
+    if len(broken) > max(1, 0.01 * n):
+        raise SDRRLError(f"{found}: too many. Give one entry a line, source and target separated by a tab.")
     # with the translations of the words listed, those words go, too
     function_words = {to_key(pairs[word]) for word in _STOP_WORDS.get(source, "").split() if word in pairs}
     lexicon = {

@@ -8,34 +8,28 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.rows import Answer, Pair, language_of
 from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
 
-
-if TYPE_CHECKING:
-    from datasets.arrow_writer import ParquetWriter
-
-    from sdrrl_trl.transfer.mix import Mix  # would load torch, which `load_manifest` must not
 
 DATA_FILES = ("train.parquet", "test.parquet", "rejected.parquet")
 PROVENANCE = ("kind", "question_language", "answer_language", "source_id")
 REJECTED = ("source_id", "stage", "reason", "language", "question", "answer")
 
 
-def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
+def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> None:
     """
     Writes data and card, and last the manifest: where it stands, the set is complete.
 
     Args:
         config ([`TransferConfig`]):
             Options of the build.
-        mix ([`Mix`]):
-            Rows, and which of their records are chosen.
+        rows (`Iterator[tuple[str, dict[str, Any]]]`):
+            Rows of `train`, `test` and `rejected`.
         facts (`dict[str, Any]`):
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
@@ -43,17 +37,11 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
     # From here to the end the set is not complete, and has no manifest that says it were
     (folder / "manifest.json").unlink(missing_ok=True)
     with ExitStack() as stack:
-        put = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
-        for row, is_test in mix:
-            if row.reason:
-                put["rejected.parquet"].write(_rejected(row, config))
-                continue
-            for record in mix.records(row):
-                # All test records: the evaluation picks the kinds that it needs
-                if is_test or mix.is_chosen(record):
-                    split = "test" if is_test else "train"
-                    counts[split][f"{record.kind} {record.question_language}-{record.answer_language}"] += 1
-                    put[f"{split}.parquet"].write(record.to_row())
+        writers = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
+        for split, row in rows:
+            writers[f"{split}.parquet"].write(row)
+            if split != "rejected":
+                counts[split][f"{row['kind']} {row['question_language']}-{row['answer_language']}"] += 1
     for split, cells in counts.items():
         if not cells:  # `load_dataset` cannot open a split without rows
             (folder / f"{split}.parquet").unlink()
@@ -75,7 +63,7 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator["ParquetWriter"]:
+def _writer(path: Path) -> Iterator[Any]:
     """Writes rows to a Parquet file, a thousand at a time. The file is there when all is written."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ParquetWriter
@@ -94,16 +82,6 @@ def _writer(path: Path) -> Iterator["ParquetWriter"]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _rejected(row: Answer | Pair, config: TransferConfig) -> dict[str, str]:
-    stage, _, reason = row.reason.partition("/")
-    if isinstance(row, Answer):
-        question, answer = row.turns[-1], row.text
-    else:  # a conversation in the target language, or a sentence with its translation
-        question, answer = ("", *row.source, *row.target)[-2:]
-    values = (row.source_id, stage, reason, language_of(row, config.source_language), question, answer)
-    return dict(zip(REJECTED, values, strict=True))
 
 
 def _sha256_of(path: Path) -> str:

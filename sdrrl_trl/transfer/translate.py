@@ -38,11 +38,11 @@ def translate_answers(answers: list[Answer], translator: Translator, source: str
 def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
     originals = (*answer.turns, answer.text)
     sides = ["question"] * len(answer.turns) + ["answer"]
-    reasons = [
+    found = (
         f"translate/{side}_{reason}"
         for side, original, result in zip(sides, originals, translated, strict=True)
         if (reason := reject_translation(original, result.text, target))
-    ]
+    )
     return Pair(
         answer.source_id,
         target,
@@ -52,7 +52,7 @@ def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
         n_masked=sum(result.has_masks for result in translated),
         n_lost=sum(result.lost_masks for result in translated),
         # A question that went wrong makes its answer useless, so the first is reason enough
-        reason=reasons[0] if reasons else None,
+        reason=next(found, None),
     )
 
 
