@@ -127,7 +127,7 @@ def parallel(tmp_path):
     from stub_engines import StubTranslator, sentence
 
     sentences = [sentence(f"p{i}") for i in range(9)]
-    pairs = [{"en": text, "pt": StubTranslator._words(text)} for text in sentences]
+    pairs = [{"en": text, "pt": StubTranslator.translate_words(text)} for text in sentences]
     pairs += [pairs[0], {"pt": "Curto."}, {"en": "Only source here."}]
     return str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
 
