@@ -101,7 +101,10 @@ def test_files_that_are_not_aligned_or_lack_a_language_are_refused(tmp_path, ali
     (tmp_path / "pt").write_text("Um.\n")
     with pytest.raises(SDRRLError, match="line 2: one file is shorter"):
         sentences([aligned])
-    for row, named in (({"de": "Ja."}, "has no column pt, but de"), ({"en": 1, "pt": "x"}, "line 1: .* must be text")):
+    for row, named in (
+        ({"de": "Ja."}, "line 1: no column pt, but de"),
+        ({"en": 1, "pt": "x"}, "line 1: .* must be text"),
+    ):
         with pytest.raises(SDRRLError, match=named):
             sentences([str(write_json_lines(tmp_path / "p.jsonl", [row]))])
 
