@@ -126,7 +126,7 @@ class TransferConfig:
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Data type of the weights."}
+        default="auto", metadata={"help": "Of the weights."}
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
@@ -141,9 +141,7 @@ class TransferConfig:
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions held out, in all languages."})
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
     shard_size: int = field(default=512, metadata={"help": "Questions answered, translated and saved at a time."})
-    overwrite_stage: Literal[STAGES] | None = field(
-        default=None, metadata={"help": "Stage to do again, with those that follow."}
-    )
+    overwrite_stage: Literal[STAGES] | None = field(default=None, metadata={"help": "Stage to redo, and the later."})
     dry_run: bool = field(default=False, metadata={"help": "Only show what would be made."})
 
     def __post_init__(self):

@@ -47,11 +47,10 @@ class Seeds:
         digest = hashlib.sha256()
         for where, seed in self._read():
             # 64 bits each, so that the ids of millions of questions fit into memory
-            id = hash64(seed.source_id)
-            if id in ids:
-                raise SDRRLError(f"{where}: the id {seed.source_id!r} stands there twice. Ids must be unique.")
-            ids.add(id)
+            ids.add(hash64(seed.source_id))
             self._n += 1
+            if len(ids) < self._n:
+                raise SDRRLError(f"{where}: the id {seed.source_id!r} stands there twice. Ids must be unique.")
             self.n_characters += sum(map(len, seed.turns))
             if seed.reference is None and self.without_reference is None:
                 self.without_reference = seed.source_id
