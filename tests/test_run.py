@@ -13,7 +13,6 @@ import pytest
 import yaml
 from conftest import DEMO, CannedGenerator, write_json_lines
 
-import sdrrl_trl.engines.transformers
 from sdrrl_trl.run import run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 
@@ -50,7 +49,7 @@ def run_config(tiny_model, seeds, tmp_path):
 
 def canned(monkeypatch):
     """A tiny random model answers nothing that passes the filters: let canned answers stand in for its own."""
-    monkeypatch.setattr(sdrrl_trl.engines.transformers, "TransformersGenerator", lambda *_, **__: CannedGenerator())
+    monkeypatch.setattr("sdrrl_trl.transfer.build.make_generator", lambda config: CannedGenerator())
 
 
 def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
