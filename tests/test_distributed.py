@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed_training import CASES, FSDP2_CASES
+from distributed_training import CASES
 
 
 def launch(what, model, folder, world_size):
@@ -23,7 +23,8 @@ def launch(what, model, folder, world_size):
     return json.loads((folder / f"{what}-{world_size}.json").read_text())
 
 
-def test_two_processes_train_and_log_as_one_does(tiny_model, tmp_path):
+def test_two_processes_train_and_log_as_one_does_prepare_data_once_and_are_right_under_fsdp2(tiny_model, tmp_path):
+    """The last two are compared in the script itself, `prepare_once` and `compare_fsdp2`."""
     results = [launch("trainer", tiny_model, tmp_path, world_size) for world_size in (1, 2)]
     for case in CASES:
         one, two = (result[case] for result in results)
@@ -35,11 +36,3 @@ def test_two_processes_train_and_log_as_one_does(tiny_model, tmp_path):
         assert one["parameters"].keys() == two["parameters"].keys()
         for name, value in one["parameters"].items():
             assert two["parameters"][name] == pytest.approx(value, abs=2e-3), (case, name)
-
-
-def test_the_data_are_prepared_by_the_first_process_alone(tiny_model, tmp_path):
-    launch("preparation", tiny_model, tmp_path, 2)
-
-
-def test_the_divergence_is_the_same_on_models_sharded_by_fsdp2(tiny_model, tmp_path):
-    assert launch("fsdp2", tiny_model, tmp_path, 2).keys() == set(FSDP2_CASES)
