@@ -512,7 +512,7 @@ def test_the_plot_shows_every_model_beside_its_language_the_source_language_firs
     assert len({(mark.get("stroke"), mark.get("rx")) for mark in legend.iter(f"{svg}rect")}) == 8
     titles = [panel.find(f"{svg}title").text for panel in panels]
     assert titles[:2] == ["belebele_gen: accuracy ↑", "held-out answers: bits per byte ↓"]
-    assert titles[2:] == ["multijail: unsafe answers ↓", "quiz: a<b&c ↑", "xlsum: ROUGE-L ↑"]
+    assert titles[2:] == ["multijail: unsafe answers ↓", "xlsum: ROUGE-L ↑", "quiz: a<b&c ↑"]
     for panel in panels[:2]:
         _, *names = [(int(text.get("y")), text.text) for text in panel.findall(f"{svg}text") if text.get("x") == "0"]
         assert [name for _, name in names] == ["English (source)", "Portuguese", "Thai"]
