@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from sdrrl_trl.evaluation.compare import Row, language_name
 
 
-LINE = 16  # pixels for each model
-
-
 @dataclass(frozen=True)
 class Panel:
     """
@@ -17,20 +14,15 @@ class Panel:
     Args:
         title (`str`): Benchmark and measure.
         rows (`list[Row]`): The comparisons, those in the source language first.
-        models (`list[str]`): All tuned models, in the order of their lines in a language.
     """
 
     title: str
     rows: list[Row]
-    models: list[str]
-
-    @property
-    def languages(self) -> list[str | None]:
-        return list(dict.fromkeys(row.language for row in self.rows))
 
     @property
     def height(self) -> int:
-        return 56 + len(self.languages) * (len(self.models) * LINE + 8)
+        """In pixels: 16 for each row, 8 more for each language, and title and scale."""
+        return 56 + 16 * len(self.rows) + 8 * len({row.language for row in self.rows})
 
     @property
     def range(self) -> tuple[float, float]:
@@ -54,11 +46,6 @@ class Panel:
         share = (value - low) / (high - low)
         return round(36 + 60 * (share if self.rows[0].higher_is_better else 1 - share), 2)
 
-    def y(self, row: Row) -> int:
-        """Position of a row from the top, in pixels."""
-        place = self.languages.index(row.language) * (len(self.models) * LINE + 8)
-        return 40 + place + self.models.index(row.model) * LINE
-
 
 def panels(rows: list[Row]) -> list[Panel]:
     """The main metric of each benchmark; those with most languages first."""
@@ -71,5 +58,4 @@ def panels(rows: list[Row]) -> list[Panel]:
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
             found.setdefault(row.plot_title, []).append(row)
-    models = list(dict.fromkeys(row.model for row in rows))
-    return sorted((Panel(title, of, models) for title, of in found.items()), key=lambda panel: -len(panel.rows))
+    return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))

@@ -89,7 +89,7 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
-    write_json(folder / "report.json", without_nan(content, []))
+    write_json(folder / "report.json", without_nan(content))
     # No text of an item is in these: some are harmful. Only the page shows them, behind a warning
     shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
