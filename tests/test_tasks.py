@@ -52,7 +52,7 @@ def test_names_are_ours_given_once_and_versioned():
 
 
 def test_every_function_that_a_task_names_can_be_imported():
-    named = {name for content in FILES.values() for name in re.findall(r"!function ([\w.]+)", str(content))}
+    named = {name for file in TASKS.glob("*/*yaml") for name in re.findall(r"!function '?([\w.]+)", file.read_text())}
     assert len(named) >= 20 and all(name.startswith("sdrrl_trl.tasks.") for name in named)
     for name in named:
         module, _, function = name.rpartition(".")
@@ -235,6 +235,6 @@ def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
         "sdrrl_pku_saferlhf",
     ]
     table = format_doctor(problems)
-    assert "| language | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
+    assert "| tag | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
     assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language
     assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", table) and "(2)" not in table

@@ -89,15 +89,25 @@ class Row:
         return benchmark_of(self.task, self.language)
 
     @property
-    def measure(self) -> str:
-        name, _, by = self.metric.partition(",")
-        return _MEASURES.get(name, name) + (f" ({by})" if by else "")
+    def metric_name(self) -> str:
+        """The metric without its filter."""
+        return self.metric.partition(",")[0]
 
     @property
     def title(self) -> str:
-        held_out = re.fullmatch(r"sdrrl_heldout_(gen|bpb)_.+", self.task)
-        task = {"gen": "held-out questions", "bpb": "held-out answers"}[held_out[1]] if held_out else self.task
-        return f"{task.removeprefix('sdrrl_')}: {self.measure}"
+        return self._titled(self.task)
+
+    @property
+    def plot_title(self) -> str:
+        """As `title`, for all languages of the benchmark."""
+        return self._titled(self.benchmark).replace("_*:", ":")
+
+    def _titled(self, task: str) -> str:
+        task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
+        task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
+        by = self.metric.partition(",")[2]
+        measure = _MEASURES.get(self.metric_name, self.metric_name) + (f" ({by})" if by else "")
+        return f"{task.removeprefix('sdrrl_')}: {measure}"
 
     @property
     def digits(self) -> int:

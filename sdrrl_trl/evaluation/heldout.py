@@ -25,40 +25,19 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         `dict[str, Any]`: lm-eval task objects by task name.
     """
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     options = load_manifest(transfer_set)["options"]
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
-        common = {
-            "custom_dataset": load_held_out,
-            "dataset_kwargs": {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language},
-            "test_split": "test",
-            "doc_to_text": "question",
-            "doc_to_target": "answer",
-            "metadata": {"version": 0.0},
-        }
-        # As long at most as the answers that they are compared with
-        limit = options["max_new_tokens"]
-        generation = common | {
-            "task": f"sdrrl_heldout_gen_{language}",
-            "output_type": "generate_until",
-            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": limit},
-            "process_results": process_generation,
-            "metric_list": [
-                {"metric": "chrf++", "aggregation": chrf, "higher_is_better": True},
-                {"metric": "in_language", "aggregation": "mean", "higher_is_better": True},
-            ],
-        }
-        likelihood = common | {
-            "task": f"sdrrl_heldout_bpb_{language}",
-            "output_type": "loglikelihood",
-            "process_results": process_likelihood,
-            "metric_list": [
-                {"metric": "answer_bits_per_byte", "aggregation": bits_per_byte, "higher_is_better": False},
-            ],
-        }
-        configs += [generation, likelihood]
+        data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
+        for form in ("gen", "bpb"):
+            config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
+            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
+            if form == "gen":  # as long at most as the answers that they are compared with
+                config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
+            configs.append(config)
     tasks = TaskManager(include_defaults=False).load(configs)["tasks"]
     # On the object, as lm-eval's classes of tasks are others in 0.4 and 0.5
     for task in tasks.values():
