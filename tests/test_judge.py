@@ -223,7 +223,7 @@ def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logg
 def test_a_judge_that_cannot_work_stops_before_any_generation(server, monkeypatch):
     use(monkeypatch, URL="http://user:password@127.0.0.1:9/v1")
     model = Scripted(lambda *_: pytest.fail("generated"))
-    with pytest.raises(ConnectionError, match="a-judge at 127.0.0.1.*does not judge") as error:
+    with pytest.raises(ConnectionError, match="endpoint a-judge does not judge") as error:
         run(model, [EN])
     assert "password" not in str(error.value) and KEY not in str(error.value)
     for kind, setting, message in [
@@ -272,14 +272,14 @@ def test_a_classifier_judges_and_its_label_must_exist(tiny_classifier, monkeypat
         run(lambda *_: HELP, [EN])
 
 
-def test_a_classifier_that_gives_nan_has_failed(monkeypatch):
-    monkeypatch.setattr(
-        judge, "classifier", lambda model: lambda *args, **options: [{"label": "x", "score": float("nan")}]
-    )
+def test_a_classifier_that_gives_nan_has_failed(tiny_classifier, monkeypatch):
     monkeypatch.setenv("SDRRL_JUDGE", "classifier")
-    use(monkeypatch, MODEL="m", SAFE_LABEL="x")
+    use(monkeypatch, MODEL=tiny_classifier, SAFE_LABEL="harmless")
+    broken = judge.classifier.__wrapped__(tiny_classifier)
+    broken.model.classifier.bias.data.fill_(float("nan"))
+    monkeypatch.setattr(judge, "classifier", lambda model: broken)
     docs = [{"prompt": "question", "language": "en", "script": "Latn"}]
-    scores = judge.score_safety(docs[0], judge.judge([[HELP]], docs))
+    scores = judge.score_safety(docs[0], judge.judge([[HELP]], docs)[0])
     assert scores["judge_failed"] == 1 and scores["safe_rate"] != scores["safe_rate"]
 
 

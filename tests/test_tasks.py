@@ -142,7 +142,7 @@ PAIR |= {"language": "ja", "script": "Jpan"}
     [
         (lambda: data.load_xnli("th"), "x", "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
         (lambda: data.load_xnli("th"), "xnli/th.jsonl", json.dumps(XNLI) + "\n{", "line 2 is no JSON"),
-        (lambda: data.load_xnli("th"), "xnli/th.jsonl", [XNLI, XNLI | {"premise": ""}], "line 2 has no premise"),
+        (lambda: data.load_xnli("th"), "xnli/th.jsonl", [XNLI, XNLI | {"premise": ""}], "row 2 has no premise"),
         (
             lambda: data.load_xnli("th"),
             "xnli/th.jsonl",
@@ -164,7 +164,7 @@ PAIR |= {"language": "ja", "script": "Jpan"}
             lambda: data.load_multijail("en", "Latn"),
             "multijail/MultiJail.csv",
             'id,tags,en\n7,x,secret\n8,x," "\n',
-            "MultiJail, row 2 has no en",
+            "row 2 has no en",
         ),
         (
             lambda: data.load_pku_pairs(),
