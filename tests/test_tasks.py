@@ -141,7 +141,7 @@ PAIR |= {"language": "ja", "script": "Jpan"}
     ("load", "name", "content", "named"),
     [
         (lambda: data.load_xnli("th"), "x", "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
-        (lambda: data.load_xnli("th"), "xnli/th.jsonl", json.dumps(XNLI) + "\n{", "line 2 is no JSON"),
+        (lambda: data.load_xnli("th"), "xnli/th.jsonl", json.dumps(XNLI) + "\n{", "row 2 is no JSON"),
         (lambda: data.load_xnli("th"), "xnli/th.jsonl", [XNLI, XNLI | {"premise": ""}], "row 2 has no premise"),
         (
             lambda: data.load_xnli("th"),

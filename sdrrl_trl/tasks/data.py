@@ -25,9 +25,7 @@ def local_file(name):
         return None
     path = Path(folder) / name
     if not path.exists():
-        raise FileNotFoundError(
-            f"There is no {path}. Put the data there, or unset SDRRL_DATA_DIR to load them from the hub."
-        )
+        raise FileNotFoundError(f"There is no {path}. Put the data there, or unset SDRRL_DATA_DIR to have the hub's.")
     return path
 
 
@@ -38,12 +36,11 @@ def local_rows(path):
             yield from csv.DictReader(file)
             return
         # Not splitlines(), which also splits at characters that stand inside texts, as U+2028
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON: {error}. Correct or remove it.") from error
+        for number, line in enumerate(filter(str.strip, file), 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number} is no JSON: {error}. Correct or remove it.") from error
 
 
 def read_rows(file, columns, optional=(), load=datasets.load_dataset, **arguments):
@@ -72,9 +69,7 @@ def with_choices(rows, benchmark, columns, gold, values):
     for row in rows:
         value = str(row[gold])
         if value not in list(values):
-            raise ValueError(
-                f"{benchmark}: {gold} is {value!r:.20}, none of {', '.join(values)}. Correct or remove it."
-            )
+            raise ValueError(f"{benchmark}: {gold} is {value!r:.20}, none of {', '.join(values)}. Correct the row.")
         row |= {"choices": [row[column] for column in columns], "gold": values.index(value)}
     return rows
 
@@ -92,8 +87,8 @@ XNLI = {"path": "facebook/xnli", "revision": "b8dd5d7af51114dbda02c0e3f6133f3321
 
 def load_xnli(code, split="validation", choices=None, language=None, script=None, **metadata):
     """XNLI in one language; with `choices`, their texts in that language, for generated answers."""
-    hub = {**XNLI, "name": code, "split": split}
-    rows = read_rows(f"xnli/{code}.jsonl", ["premise", "hypothesis", "label"], **hub)
+    columns = ["premise", "hypothesis", "label"]
+    rows = read_rows(f"xnli/{code}.jsonl", columns, **XNLI, name=code, split=split)
     rows = with_choices(rows, f"XNLI in {code}", [], "label", "012")
     return as_dataset(rows, "train", split, choices=choices, language=language, script=script)
 
@@ -101,9 +96,9 @@ def load_xnli(code, split="validation", choices=None, language=None, script=None
 XSTORYCLOZE = {"path": "juletxara/xstory_cloze", "revision": "c4c2d88a1ec8b37fe22166d2a610f272726724b6"}
 
 
-def joined_stories(**hub):
+def joined_stories(code):
     """Stories of the hub, the four sentences joined into `context`, as they are in local files."""
-    rows = datasets.load_dataset(**hub)
+    rows = datasets.load_dataset(**XSTORYCLOZE, name=code, split="eval")
     return [row | {"context": " ".join(row[f"input_sentence_{i}"] for i in range(1, 5))} for row in rows]
 
 
@@ -111,8 +106,7 @@ def load_xstorycloze(code, language=None, script=None, **metadata):
     """XStoryCloze's evaluation split in one language."""
     endings = ["sentence_quiz1", "sentence_quiz2"]
     columns = ["context", *endings, "answer_right_ending"]
-    hub = {**XSTORYCLOZE, "name": code, "split": "eval"}
-    rows = read_rows(f"xstorycloze/{code}.jsonl", columns, load=joined_stories, **hub)
+    rows = read_rows(f"xstorycloze/{code}.jsonl", columns, load=joined_stories, code=code)
     for row in rows:
         # As in lm-eval's own tasks; some copies of the data have no space between the sentences
         row["context"] = re.sub(r"(?<=[.!?।。！？؟])(?=[^\W\d_])", " ", row["context"])
@@ -138,19 +132,17 @@ MMMLU = {"path": "openai/MMMLU", "revision": "325a01dc3e173cac1578df94120499aaca
 MMLU = {"path": "cais/mmlu", "revision": "c30699e8356da336a370243923dbaf21066bb9fe"}
 
 
-def english_mmlu(**hub):
+def english_mmlu():
     """MMLU with the columns of MMMLU."""
-    for row in datasets.load_dataset(**hub):
+    for row in datasets.load_dataset(**MMLU, name="all", split="test"):
         choices = dict(zip("ABCD", row["choices"], strict=True))
         yield {"Question": row["question"], **choices, "Answer": "ABCD"[row["answer"]]}
 
 
 def load_mmmlu(code, language, script, **metadata):
     """MMMLU in one locale, such as PT_BR; EN_US is the English MMLU that it was translated from."""
-    hub = {**MMMLU, "name": code}
-    if code == "EN_US":
-        hub = {**MMLU, "name": "all", "load": english_mmlu}
-    rows = read_rows(f"mmmlu/{language}.jsonl", ["Question", *"ABCD", "Answer"], split="test", **hub)
+    hub = {"load": english_mmlu} if code == "EN_US" else {**MMMLU, "name": code, "split": "test"}
+    rows = read_rows(f"mmmlu/{language}.jsonl", ["Question", *"ABCD", "Answer"], **hub)
     rows = [{column: str(text).strip() for column, text in row.items()} for row in rows]
     rows = with_choices(rows, f"MMMLU in {code}", "ABCD", "Answer", "ABCD")
     return as_dataset(rows, "test", language=language, script=script)
