@@ -6,6 +6,7 @@ from collections import Counter
 
 import regex
 import sacrebleu
+from lm_eval.api import metrics
 from rouge_score.rouge_scorer import RougeScorer
 
 from sdrrl_trl.languages import UNSPACED
@@ -35,15 +36,14 @@ def translation(text):
     return second if first.endswith((":", "：")) and second else first
 
 
-try:
-    # lm-eval 0.4 gives standard errors to its own functions only
-    from lm_eval.api.metrics import chrfpp as chrf_plus_plus
-except ImportError:  # 0.5 has no chrF++
+def chrf(items):
+    """chrF++ of `(reference, answer)` pairs, 0 to 100."""
+    references, answers = zip(*items, strict=True)
+    return sacrebleu.corpus_chrf(answers, [references], word_order=2).score
 
-    def chrf_plus_plus(items):
-        """chrF++ of `(reference, answer)` pairs, 0 to 100."""
-        references, answers = zip(*items, strict=True)
-        return sacrebleu.corpus_chrf(answers, [references], word_order=2).score
+
+# lm-eval 0.4 gives standard errors to its own functions only; 0.5 has no chrF++
+chrf_plus_plus = getattr(metrics, "chrfpp", chrf)
 
 
 def corpus_bleu(items, tokenizer):
