@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # in front, its evaluate.py would hide the package
 DEMO = ROOT / "examples" / "demo"
 
 

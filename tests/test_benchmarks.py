@@ -1,11 +1,6 @@
 """The measurements that the documentation quotes, in small."""
 
-import sys
-from pathlib import Path
-
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # in front, its evaluate.py hides the package
-from builder import segments_sent  # noqa: E402
+from builder import segments_sent
 
 
 def test_distinct_segments_are_fewer_than_sentences():

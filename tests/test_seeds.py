@@ -73,9 +73,9 @@ def test_conversations_keep_their_turns_and_the_last_answer_is_the_reference(tmp
         ([{"role": "assistant", "content": "x"}], "none|assistant"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "user, user"),
         ([{"role": "user", "content": " "}], "each with text"),
-        ([{"role": "user"}], "must list objects"),
-        (["x"], "must list objects"),
-        ("x", "must list objects"),
+        ([{"role": "user"}], "must list `role` and `content`"),
+        (["x"], "must list `role` and `content`"),
+        ("x", "must list `role` and `content`"),
     ],
 )
 def test_broken_conversations_are_named_by_line(tmp_path, messages, named):
@@ -131,8 +131,8 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
     [
         ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, None),
         ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, "length_ratio"),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, "wrong_language"),
-        ({"en": "Tom, Mary, Rio, Ana, Berlin", "pt": "Tom, Mary, Rio, Ana, Berlin"}, "untranslated|wrong_language"),
+        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, "untranslated"),
+        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps there all day."}, "wrong_language"),
         ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long"),
         ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, "wrong_language"),
         ({"en": "", "pt": " "}, "no_pair"),
@@ -143,8 +143,7 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
 )
 def test_bad_sentences_are_rejected_with_a_reason(tmp_path, pair, reason):
     (pair,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [{"pt": "", **pair}]))], "en", ["pt"])
-    found = reject_sentence(pair, "en")
-    assert found is None if reason is None else found in reason.split("|")
+    assert reject_sentence(pair, "en") == reason
 
 
 def test_tables_keep_ids_and_words_as_they_are_written(tmp_path):
@@ -159,9 +158,3 @@ def test_questions_that_differ_in_signs_or_marks_are_different_ones():
     texts = ["What is 7 + 3?", "What is 7 * 3?", "What is 7.3?", "What is 73?", "C++", "C#", "C", "की", "का"]
     assert len({key_of(text) for text in texts}) == len(texts)
     assert len({key_of(text) for text in ("Hi, there.", "hi  there", "Hi there!", "“Hi there”")}) == 1
-
-
-def test_ids_of_parallel_sentences_are_not_given_to_questions(tmp_path):
-    path = write_json_lines(tmp_path / "s.jsonl", [{"id": "parallel-3", "instruction": "Hi"}])
-    with pytest.raises(SDRRLError, match="kept for parallel sentences"):
-        read(path)

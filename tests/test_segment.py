@@ -1,18 +1,13 @@
 import string
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from masks import damaged, fidelity, installed_markdown, with_masks
 
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.segment import Segment, segment
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from masks import damaged, fidelity, installed_markdown, with_masks  # noqa: E402
 
 
 LATIN, JAPANESE, HINDI = ".!?…", "。．！？!?…", ".!?।…"

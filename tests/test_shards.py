@@ -43,7 +43,9 @@ def test_what_is_there_is_done_and_the_rows_are_not_read_again(stage):
     run(stage)
     assert run(stage, rows=(1 / 0 for _ in "x")) == []
     (stage.folder / "00001.jsonl").unlink()
+    (stage.folder / ".00001.jsonl.1.tmp").write_text("by a process that was killed")
     assert run(stage) == [4]
+    assert not list(stage.folder.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.filters import reject_answer
 from sdrrl_trl.transfer.prompts import rewrite_prompt
 from sdrrl_trl.transfer.rows import Answer, Seed, chat, key_of
+from sdrrl_trl.transfer.select_engines import ask
 from sdrrl_trl.transfer.shards import read_shards
-from sdrrl_trl.utils import SDRRLError
 
 
 # Longer questions are rejected: no model answers a book
@@ -25,22 +25,14 @@ def answer_seeds(seeds: list[Seed], generator: Generator | None, config: Transfe
     The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
     neighbours in the batch: so the same shards give the same answers, however many processes share them.
     """
-    asked = [seed for seed in seeds if _is_askable(seed)]
+    asked = [seed for seed in seeds if sum(map(len, seed.turns)) <= MAX_CHARACTERS]
     if generator is None:
         replies = [Generation(seed.reference or "", "stop", 0) for seed in asked]
     else:
-        replies = list(generator.generate([_conversation(seed, config) for seed in asked]) or []) if asked else []
-        if len(replies) != len(asked) or not all(isinstance(reply, Generation) for reply in replies):
-            raise SDRRLError(
-                f"The generator returned {len(replies)} results for {len(asked)} questions, or results that are not "
-                "`Generation`s: they cannot be matched with their questions. Check the engine."
-            )
-    rest = iter(replies)
-    return [_answer(seed, next(rest) if _is_askable(seed) else None, config) for seed in seeds]
-
-
-def _is_askable(seed: Seed) -> bool:
-    return sum(map(len, seed.turns)) <= MAX_CHARACTERS
+        replies = ask(generator.generate, [_conversation(seed, config) for seed in asked], Generation)
+    by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+    too_long = Generation("", "prompt_too_long", 0)
+    return [_answer(seed, by_id.get(seed.source_id, too_long), config) for seed in seeds]
 
 
 def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
@@ -50,17 +42,12 @@ def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
     return chat(turns, seed.system or config.system_prompt)
 
 
-def _answer(seed: Seed, reply: Generation | None, config: TransferConfig) -> Answer:
-    system = seed.system or config.system_prompt
+def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
+    text, system = _without_thoughts(reply.text), seed.system or config.system_prompt
     # The system message that came with the data is part of the question, the one of the options is in all of them
     key = key_of("\n".join((seed.system or "", *seed.turns)))
-    if reply is None:
-        question = seed.turns[-1][:1000]  # enough to find it again
-        return Answer(seed.source_id, key, (question,), "", system, reason="answer/too_long")
-    text = _without_thoughts(reply.text)
     found = reject_answer(replace(reply, text=text), config.source_language)
-    reason = found and f"answer/{found}"
-    return Answer(seed.source_id, key, seed.turns, text, system, reason)
+    return Answer(seed.source_id, key, seed.turns, text, system, found and f"answer/{found}")
 
 
 def _without_thoughts(text: str) -> str:

@@ -15,9 +15,10 @@ from sdrrl_trl.transfer.answer import answer_seeds, good_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
+from sdrrl_trl.transfer.lexicon import Entry, Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
-from sdrrl_trl.transfer.publish import DATA_FILES, is_non_commercial, load_manifest, publish, summary
+from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, publish, summary
 from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 from sdrrl_trl.transfer.shards import map_shards, read_shards
@@ -51,17 +52,13 @@ def build_transfer_set(
     if config.dry_run:
         print(preview(config, inputs))
         return folder
-    # An error comes before the processes begin to wait for each other: it must not leave some of them waiting
-    done = not config.stages_to_do_again and (folder / "manifest.json").exists()
-    if done:
+    if not config.stages_to_do_again and (folder / "manifest.json").exists():
         load_manifest(folder)  # tells if a file was lost
+        print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
+        return folder
     # Processes wait for each other at the end of a stage, however long the slowest takes
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    state.wait_for_everyone()
-    if done:
-        if state.is_main_process:
-            print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
-        return folder
+    state.wait_for_everyone()  # none writes before all have looked
     generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)
     # One lock for all processes of this build
@@ -86,10 +83,11 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
         map_shards(good_answers(answers), translate, stage, size, n_good)
-        if target in inputs.lexicons:
+        if target in config.lexicon:
+            lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
             # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
-            switcher = CodeSwitcher(inputs.lexicons[target], source, target, config.code_switch_rate, config.seed)
+            switcher = CodeSwitcher(lexicon, source, target, config.code_switch_rate, config.seed)
             map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_good)
         pairs.append(stage.folder)
     if config.parallel:
@@ -103,6 +101,18 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
         print(summary(load_manifest(Path(config.output_dir))), file=sys.stderr)
 
 
+def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: str) -> Lexicon:
+    """A word list by the translator: a stage of one shard, for its words are those of all answers."""
+    stage, answers = inputs.stages[f"lexicon_{target}"], inputs.stages["answer"].folder
+
+    def translate(folders: list[Path]) -> list[Entry]:
+        texts = (text for answer in good_answers(*folders) for text in (*answer.turns, answer.text))
+        return translate_words(texts, translator, source, target)
+
+    map_shards([answers], translate, stage, 1, 1)
+    return {entry.word: entry.translation for entry in read_shards(stage.folder, Entry)}
+
+
 def _choose_and_publish(
     config: TransferConfig, inputs: Inputs, mix: Mix, generator: Generator | None, translator: Translator
 ) -> None:
@@ -113,31 +123,25 @@ def _choose_and_publish(
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
     left_out = {f"{kind} {language}": available[kind, language] - n for (kind, language), n in sorted(chosen.items())}
-    engines = {
-        "generator": {"engine": "reference answers"} if generator is None else generator.describe(),
-        "translator": translator.describe(),
-    }
+    generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()
+    engines = {"generator": generator_facts, "translator": translator.describe()}
     licence = engines["translator"].get("licence", "not stated")
     if is_non_commercial(licence):
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
-    inputs_of_stages = [stage.options for stage in inputs.stages.values()]
+    left_out = {cell: n for cell, n in left_out.items() if n}
     facts = {
-        "inputs": {name: value for options in inputs_of_stages for name, value in options.items()},
+        "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {
-            "seeds": len(inputs.seeds),
-            "left_out": {cell: n for cell, n in left_out.items() if n},
-            **mix.counts,
-        },
+        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, **mix.counts},
     }
-    publish(config, mix, facts)
+    publish(config, mix.rows(), facts)
 
 
 def _clear(config: TransferConfig, inputs: Inputs) -> None:
     """Deletes the stages that are to be done again."""
     if config.stages_to_do_again - {"mix"}:  # a mix that fails leaves the old set
-        for name in ("manifest.json", "timings.json", *DATA_FILES):
+        for name in ("manifest.json", "timings.json"):
             (Path(config.output_dir) / name).unlink(missing_ok=True)
     for stage in inputs.stages.values():
         if stage.name in config.stages_to_do_again:

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.rows import Pair
-from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.transfer.segment import sentence_pieces
 from sdrrl_trl.utils import sha256
 
 
 # Vowel signs and accents, which `\w` lacks, and invisible joiners
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c)[0] == "M") + "\u200c\u200d\u00ad"
 # A word with all that hangs on it: `dog's`, `hot-dog`, `and/or`, `dog.txt`. There is none in `2dog`, `@dog`, `dog(s)`
-_WORD = re.compile(rf"(?<![\w{_MARKS}@#$&\\/.-])[^\W\d_][\w{_MARKS}]*+(?:['’./\\@-][\w{_MARKS}]+)*+(?!\()")
+WORD = re.compile(rf"(?<![\w{_MARKS}@#$&\\/.-])[^\W\d_][\w{_MARKS}]*+(?:['’./\\@-][\w{_MARKS}]+)*+(?!\()")
 
 
 def to_key(text: str) -> str:
@@ -57,15 +57,14 @@ class CodeSwitcher:
             `tuple[str, int]`: the text, and the number of words or expressions that were replaced.
         """
         pieces, spots = [], []
-        for part in segment(text, LANGUAGES[self.source].terminators):
-            for piece in part.split_at_masks() if part.translate else [part]:
-                end = 0
-                for start, stop, entry in self._find(piece.text) if piece.translate else ():
-                    pieces.append(piece.text[end:start])
-                    spots.append((len(pieces), entry))
-                    pieces.append(piece.text[start:stop])
-                    end = stop
-                pieces.append(piece.text[end:])
+        for piece in sentence_pieces(text, LANGUAGES[self.source].terminators):
+            end = 0
+            for start, stop, entry in self._find(piece.text) if piece.translate else ():
+                pieces.append(piece.text[end:start])
+                spots.append((len(pieces), entry))
+                pieces.append(piece.text[start:stop])
+                end = stop
+            pieces.append(piece.text[end:])
         rng = random.Random(int(sha256(f"{self.seed}:{row_id}:{self.source}>{self.target}:{text}")[:15], 16))
         chosen = [spot for spot in spots if rng.random() < self.rate]
         if spots and not chosen and self.rate > 0:
@@ -77,7 +76,7 @@ class CodeSwitcher:
     def _find(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and entry of all words that can be switched, longest entries first."""
         found, i = [], 0
-        words = [match.span() for match in _WORD.finditer(text)]
+        words = [match.span() for match in WORD.finditer(text)]
         while i < len(words):
             start, end = words[i]
             for n in range(min(self._longest.get(text[start:end].lower(), 0), len(words) - i), 0, -1):
@@ -108,6 +107,6 @@ def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
     for pair in pairs:
         if pair.reason is None:
             text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
-            pair = replace(pair, switched=text if n_switched else None)
+            pair = replace(pair, switched=text if n_switched else None, n_switched=n_switched)
         rows.append(pair)
     return rows

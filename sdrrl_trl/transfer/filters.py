@@ -37,13 +37,16 @@ def reject_answer(answer: Generation, language: str) -> str | None:
 
 
 def reject_translation(original: str, translation: str | None, language: str) -> str | None:
-    """Reason to reject the translation of a whole question or answer; `None` has segments that were not translated."""
+    """
+    Reason to reject the translation of a whole question or answer, or of a sentence, whose original may be missing;
+    `None` has segments that were not translated.
+    """
     if translation is None or not translation.strip():
         return "empty"
     if original == translation and sum(char.isalpha() for char in original) >= 20:
         return "untranslated"
     longer, shorter = sorted((len(original), len(translation)), reverse=True)
-    if longer >= 40 and longer / shorter > 3:
+    if original and longer >= 40 and longer / shorter > 3:
         return "length_ratio"
     if is_repetitive(translation, LANGUAGES[language].spaces):
         return "repetition"

@@ -10,13 +10,14 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.stages import check_options
-from sdrrl_trl.transfer.config import TransferConfig, is_address
+from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
-from sdrrl_trl.transfer.publish import DATA_FILES
+from sdrrl_trl.transfer.publish import DATA_FILES, render
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
+from sdrrl_trl.transfer.select_engines import check_extra
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
@@ -31,7 +32,7 @@ class Inputs:
 
     Args:
         seeds ([`Seeds`]): The questions.
-        lexicons (`dict[str, Lexicon]`): Word lists by target language.
+        lexicons (`dict[str, Lexicon]`): Word lists by target language, without those that the translator is to make.
         n_sentences (`int`): Number of parallel sentences, counted for each target language.
         quotas (`dict[tuple[str, str], int]`): Training records by kind and language, if nothing were rejected.
         stages (`dict[str, Stage]`): The stages by the names of their folders.
@@ -44,20 +45,28 @@ class Inputs:
     stages: dict[str, Stage]
 
 
-def check_inputs(config: TransferConfig, *engines: Generator | Translator | None) -> Inputs:
+def check_inputs(
+    config: TransferConfig, generator: Generator | None = None, translator: Translator | None = None
+) -> Inputs:
     """
     Reads all inputs and finds out what is wrong with them.
 
     Args:
         config ([`TransferConfig`]):
             What to build.
-        engines ([`~sdrrl_trl.engines.Generator`] and [`~sdrrl_trl.engines.Translator`], *optional*):
-            Engines given by the caller.
+        generator ([`~sdrrl_trl.engines.Generator`], *optional*):
+            Engine given by the caller.
+        translator ([`~sdrrl_trl.engines.Translator`], *optional*):
+            Engine given by the caller.
 
     Raises:
         `SDRRLError`: for bad input, and for an output folder that was made with other options.
     """
     folder = Path(config.output_dir)
+    if generator is None and config.answer_source != "reference":
+        check_extra(config.generator)
+    if translator is None:
+        check_extra(config.translator)
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
@@ -65,8 +74,9 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
             f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use the model's own "
             "answers."
         )
-    lexicons = {tag: read_lexicon(path, config.source_language, tag) for tag, path in (config.lexicon or {}).items()}
-    digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, seeds, lexicons)
+    files = {target: path for target, path in config.lexicon.items() if path != TRANSLATOR}
+    lexicons = {target: read_lexicon(path, config.source_language, target) for target, path in files.items()}
+    digest, n_sentences, expected = hashlib.sha256(), 0, _records_of_seeds(config, len(seeds))
     for pair in sentences_of(config):
         digest.update(json.dumps(vars(pair)).encode())
         n_sentences += 1
@@ -81,7 +91,14 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
             f"{folder} holds {', '.join(foreign)}, which `sdrrl build` has not written and would replace. Choose "
             "another `output_dir`."
         )
-    stages = _stages(config, seeds, lexicons, digest.hexdigest(), *engines)
+    hashes = {
+        "seeds": seeds.sha256,
+        "lexicons": _hash([sorted(config.lexicon), lexicons]),
+        "parallel": digest.hexdigest(),
+    }
+    # An engine that the caller gives is known by what it says of itself
+    given = [{"engine": engine.describe()} if engine else {} for engine in (generator, translator)]
+    stages = _stages(config, hashes, given)
     for stage in stages.values():
         if stage.name not in config.stages_to_do_again:
             check_options(stage.folder, stage.options, stage.name)
@@ -90,65 +107,52 @@ def check_inputs(config: TransferConfig, *engines: Generator | Translator | None
 
 def sentences_of(config: TransferConfig) -> Iterator[Pair]:
     """The parallel sentences of a build."""
-    return read_parallel(config.parallel or [], config.source_language, config.target_languages)
+    return read_parallel(config.parallel, config.source_language, config.target_languages)
 
 
-def _records_of_seeds(config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon]) -> Counter[tuple[str, str]]:
+def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]]:
     """Training records by kind and language that the questions would give if nothing were rejected."""
-    n = len(seeds)
     n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
     # One row of each shape stands for all
     rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
     for target in config.target_languages:
-        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in lexicons else None))
+        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in config.lexicon else None))
     records = (record for row in rows for record in records_of(row, config.source_language))
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
 
-def _stages(
-    config: TransferConfig, seeds: Seeds, lexicons: dict[str, Lexicon], parallel_sha256: str, *engines: Any
-) -> dict[str, Stage]:
+def _stages(config: TransferConfig, hashes: dict[str, str], given: list[dict]) -> dict[str, Stage]:
     """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
-    stages: dict[str, Stage] = {}
-    # An engine that the caller gives is known by what it says of itself
-    given = [{"engine": engine.describe()} if engine else {} for engine in engines or (None, None)]
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
-    def add(name: str, folder: str, values: dict[str, Any], *before: str) -> None:
-        # Rows made from others are refused with them
-        made_from = {f"{other}_stage": _hash(stages[other].options) for other in before}
-        stages[folder] = Stage(name, Path(config.output_dir) / "stages" / folder, values | made_from)
-
-    values = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
-    values |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size")
-    values |= {"seeds_sha256": seeds.sha256} | given[0]
+    answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
+    answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | given[0]
+    answer |= {"seeds_sha256": hashes["seeds"]}
     # Greedy answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0:
-        values |= options("seed")
+        answer |= options("seed")
     # What weights a server has is not known
     if config.answer_source != "reference" and not is_address(config.generator):
-        values |= {"model": fingerprint(config.model_name_or_path)}
-    add("answer", "answer", values)
-
-    values = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
+        answer |= {"model": fingerprint(config.model_name_or_path)}
+    translate = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
     if config.translator_model and not is_address(config.translator):
-        values |= {"translator_weights": fingerprint(config.translator_model)}
-    pairs = []
-    for target in config.target_languages:
-        pairs.append(f"translate_{target}")
-        add("translate", pairs[-1], values, "answer")
-        if target in lexicons:
-            switching = {"lexicon_sha256": _hash(lexicons[target])} | options("code_switch_rate", "seed")
-            add("code_switch", f"code_switch_{target}", switching, pairs[-1])
-            pairs[-1] = f"code_switch_{target}"
-
-    values = options("source_language", "target_languages", "system_prompt", "shard_size")
-    add("parallel", "parallel", values | {"parallel_sha256": parallel_sha256})
-    values = options("target_languages", "proportions", "size", "test_size", "seed")
-    add("mix", "mix", values, "answer", *pairs, "parallel")
-    return stages
+        translate |= {"translator_weights": fingerprint(config.translator_model)}
+    # Rows made from others are refused with them
+    translate |= {"answer_stage": _hash(answer)}
+    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": hashes["lexicons"]} if config.lexicon else {}
+    switch |= {"translate_stage": _hash(translate)}
+    parallel = options("source_language", "target_languages", "system_prompt", "shard_size")
+    parallel |= {"parallel_sha256": hashes["parallel"]}
+    mix = options("target_languages", "proportions", "size", "test_size", "seed")
+    mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(parallel)}
+    folders = {"answer": ("answer", answer), "parallel": ("parallel", parallel), "mix": ("mix", mix)}
+    for target in config.target_languages:  # not all of them are needed for all
+        folders[f"translate_{target}"] = folders[f"lexicon_{target}"] = ("translate", translate)
+        folders[f"code_switch_{target}"] = ("code_switch", switch)
+    root = Path(config.output_dir) / "stages"
+    return {folder: Stage(name, root / folder, options) for folder, (name, options) in folders.items()}
 
 
 def _hash(value: Any) -> str:
@@ -157,15 +161,10 @@ def _hash(value: Any) -> str:
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
     """What would be made, if nothing were rejected, and how long the answers may take."""
-    tokens = 0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens
-    lines = [f"{len(inputs.seeds):,} questions, {inputs.n_sentences:,} parallel sentences"]
-    lines.append("training records, if nothing is rejected:")
-    lines += [f"  {kind:<20}{language:<6}{n:>12,}" for (kind, language), n in sorted(inputs.quotas.items())]
-    lines.append(f"  {'all':<26}{sum(inputs.quotas.values()):>12,}")
-    hours = tokens / TOKENS_PER_SECOND / 3600
-    lines.append(f"answer: at most {tokens:,} tokens; at {TOKENS_PER_SECOND:,} tokens/s at most {hours:,.2f} h")
-    lines.append(
-        f"translate: {inputs.seeds.n_characters:,} characters of questions, and the answers, into "
-        f"{', '.join(config.target_languages)}"
+    return render(
+        "transfer_preview.txt",
+        inputs=inputs,
+        targets=config.target_languages,
+        tokens=0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens,
+        tokens_per_second=TOKENS_PER_SECOND,
     )
-    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.transfer.publish import load_manifest, summary
+from sdrrl_trl.transfer.publish import load_manifest, render, summary
 
 
 def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
@@ -24,17 +24,15 @@ def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
     import pyarrow.parquet
 
     manifest = load_manifest(folder)
-    lines = [summary(manifest)]
-    shown: dict[str, int] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name in ("train", "rejected"):
         with pyarrow.parquet.ParquetFile(folder / f"{name}.parquet") as file:
             for batch in file.iter_batches(1000):
                 for row in batch.to_pylist():
-                    title = _title(row)
-                    shown[title] = shown.get(title, 0) + 1
-                    if shown[title] <= n:
-                        lines += ["", f"== {title} | {row['source_id']}", *_texts(row, width)]
-    return escape("\n".join(lines))
+                    found = samples.setdefault(_title(row), [])
+                    if len(found) < n:
+                        found.append(row)
+    return escape(render("transfer_samples.txt", summary=summary(manifest), samples=samples, width=width))
 
 
 def escape(text: str) -> str:
@@ -46,11 +44,3 @@ def _title(row: dict[str, Any]) -> str:
     if "kind" in row:
         return f"{row['kind']} {row['question_language']}-{row['answer_language']}"
     return f"rejected: {row['stage']}/{row['reason']} {row['language']}"
-
-
-def _texts(row: dict[str, Any], width: int) -> list[str]:
-    if "kind" in row:
-        texts = [(message["role"], message["content"]) for message in (*row["prompt"], *row["completion"])]
-    else:
-        texts = [("question", row["question"]), ("answer", row["answer"])]
-    return [f"{role}: {text if len(text) <= width else text[:width] + ' [...]'}" for role, text in texts if text]

@@ -2,8 +2,15 @@
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from sdrrl_trl.transfer.code_switch import to_key
+from sdrrl_trl.engines import Translator
+from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.transfer.code_switch import WORD, to_key
+from sdrrl_trl.transfer.segment import sentence_pieces
+from sdrrl_trl.transfer.translate import translate_texts
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -49,13 +56,11 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
                     broken.append(n)
     except (OSError, UnicodeDecodeError) as error:
         raise SDRRLError(f"Cannot read the lexicon {path}: {error}. Give a UTF-8 text file.") from error
-    if len(broken) > max(1, 0.01 * n):
-        raise SDRRLError(
-            f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} lines are not. Wrong words would be put "
-            "into the texts. Give one entry a line, source and target separated by a tab."
-        )
     if broken:
-        print(f"warning: {path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out", file=sys.stderr)
+        found = f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out"
+        print(f"warning: {found}", file=sys.stderr)
+    if len(broken) > max(1, 0.01 * n):
+        raise SDRRLError(f"{found}: too many. Give one entry a line, source and target separated by a tab.")
     # with the translations of the words listed, those words go, too
     function_words = {to_key(pairs[word]) for word in _STOP_WORDS.get(source, "").split() if word in pairs}
     lexicon = {
@@ -86,3 +91,41 @@ def _split(field: str) -> list[str]:
     """`fibre, fiber (textile)` -> `fibre`, `fiber`"""
     parts = re.split("[;,；，、]", re.sub(r"[(\[].*?[)\]]", " ", field))
     return [" ".join(part.split()) for part in (part.strip(_MARGIN) for part in parts) if part]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    An entry of a word list made by the translator.
+
+    Args:
+        word (`str`): Word of the source language, in lower case.
+        translation (`str`): Its translation.
+    """
+
+    word: str
+    translation: str
+
+
+def translate_words(texts: Iterable[str], translator: Translator, source: str, target: str) -> list[Entry]:
+    """A word list made by translating the words of some texts one by one, without those that come back odd."""
+    words = vocabulary(texts, source)
+    entries = []
+    for word, result in zip(words, translate_texts(words, translator, source, target), strict=True):
+        translation = to_key((result.text or "").strip(_MARGIN))
+        # More is an explanation, or several senses
+        is_short = len(translation.split()) <= 3 and not re.search("[.!?。！？]", translation)
+        if is_short and translation != word and any(map(str.isalpha, translation)):
+            entries.append(Entry(word, translation))
+    return entries
+
+
+def vocabulary(texts: Iterable[str], language: str, max_words: int = 5000) -> list[str]:
+    """The most frequent words of some texts outside of code, URLs and the like, without function words."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for piece in sentence_pieces(text, LANGUAGES[language].terminators):
+            counts.update(WORD.findall(piece.text.lower()) if piece.translate else [])
+    stop_words = _STOP_WORDS.get(language, "").split()
+    words = [word for word in counts.keys() - stop_words if len(word) >= 3 and not re.search(r"[\d_./\\@]", word)]
+    return sorted(words, key=lambda word: (-counts[word], word))[:max_words]

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sdrrl_trl.transfer.answer import read_answers
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
-from sdrrl_trl.transfer.rows import Answer, Pair, Record, hash64, key_of, language_of
+from sdrrl_trl.transfer.rows import Answer, Pair, Record, hash64, key_of, rejected_row
 from sdrrl_trl.transfer.shards import read_shards
 from sdrrl_trl.utils import SDRRLError, sha256
 
@@ -41,8 +42,8 @@ class Mix:
         available (`Counter[tuple[str, str]]`):
             Number of training records that can be made, by kind and language.
         counts (`dict[str, Any]`):
-            For the manifest: `rejected` rows by reason and language; by language, in how many texts there are `masks`
-            and in how many of them the translator lost some.
+            For the manifest: `rejected` rows by reason and language; of the `translated` texts, by language, how many
+            have masks and how many lost some, and how many words of the code-switched questions were switched.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -119,17 +120,25 @@ class Mix:
     def _count(self) -> None:
         """Ranks of all training records, and counts of all rows."""
         rejected: Counter[str] = Counter()
-        masks = {target: Counter() for target in self._config.target_languages}
+        translated = {target: Counter() for target in self._config.target_languages}
         for row, is_test in self:
             if isinstance(row, Pair) and not row.is_sentence:
-                masks[row.language].update(texts=len(row.target), with_masks=row.n_masked, lost=row.n_lost)
+                n_words = len(row.source[-2].split()) if row.switched else 0
+                translated[row.language].update(
+                    texts=len(row.target),
+                    with_masks=row.n_masked,
+                    lost_masks=row.n_lost,
+                    words=n_words,
+                    switched_words=row.n_switched,
+                )
             if row.reason:
-                rejected[f"{row.reason} {language_of(row, self._config.source_language)}"] += 1
+                language = rejected_row(row, self._config.source_language)["language"]
+                rejected[f"{row.reason} {language}"] += 1
             elif not is_test:
                 for record in self.records(row):
                     self._ranks[record.kind, record.language].append(record.rank(self._config.seed))
         self.counts: dict[str, Any] = {"rejected": dict(sorted(rejected.items()))}
-        self.counts["masks"] = {target: dict(found) for target, found in masks.items()}
+        self.counts["translated"] = {target: dict(found) for target, found in translated.items()}
 
     def records(self, row: Answer | Pair) -> Iterator[Record]:
         """The records of a row that can be of use."""
@@ -144,17 +153,24 @@ class Mix:
         Raises:
             `SDRRLError`: if there would be none of a kind or language that was asked for.
         """
-        try:
-            chosen = quotas(self.available, self._config)
-        except SDRRLError as error:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
-            raise SDRRLError(f"{error} Rejected: {reasons or 'nothing'}.") from error
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
+        chosen = quotas(self.available, self._config, f" Rejected: {reasons or 'nothing'}.")
         self._last_ranks = {cell: _smallest(self._ranks[cell], n) for cell, n in chosen.items()}
         return chosen
 
-    def is_chosen(self, record: Record) -> bool:
-        """Whether a training record is taken, after [`choose`]."""
-        return record.rank(self._config.seed) <= self._last_ranks.get((record.kind, record.language), -1)
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows of the data set, each with the split that it belongs to, or `"rejected"`; after [`choose`]."""
+        for row, is_test in self:
+            if row.reason:
+                yield "rejected", rejected_row(row, self._config.source_language)
+                continue
+            for record in self.records(row):
+                last_rank = self._last_ranks.get((record.kind, record.language), -1)
+                # All test records: the evaluation picks the kinds that it needs
+                if is_test:
+                    yield "test", record.to_row()
+                elif record.rank(self._config.seed) <= last_rank:
+                    yield "train", record.to_row()
 
 
 def _question_key(text: str) -> int:
@@ -176,7 +192,7 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
         source (`str`): Tag of the source language.
     """
     if isinstance(row, Answer):
-        yield Record("source", source, row.turns, row.text, source, source, row.source_id, row.system)
+        yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system)
         return
     if row.is_sentence:
         yield from _records_of_sentence(row, source)
@@ -184,17 +200,12 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
     target = row.language
     *question, answer = row.source
     *translated_question, translated_answer = row.target
-
-    def record(kind: str, turns: list[str], answer: str, question_language: str, answer_language: str) -> Record:
-        return Record(
-            kind, target, tuple(turns), answer, question_language, answer_language, row.source_id, row.system
-        )
-
-    yield record("target", translated_question, translated_answer, target, target)
-    yield record("target_to_source", translated_question, answer, target, source)
-    yield record("source_to_target", question, translated_answer, source, target)
+    record = partial(Record, language=target, source_id=row.source_id, system=row.system)
+    yield record("target", (*translated_question,), translated_answer, target, target)
+    yield record("target_to_source", (*translated_question,), answer, target, source)
+    yield record("source_to_target", (*question,), translated_answer, source, target)
     if row.switched:
-        switched_question = [*question[:-1], row.switched]
+        switched_question = (*question[:-1], row.switched)
         yield record("code_switch", switched_question, answer, source, source)
         yield record("code_switch", switched_question, translated_answer, source, target)
 
@@ -202,22 +213,20 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
 def _records_of_sentence(pair: Pair, source: str) -> Iterator[Record]:
     """Translations in both directions, and the sentence of the target language in two halves."""
     target, (translation,) = pair.language, pair.target
-
-    def record(kind: str, prompt: str, text: str, answer: str, question_language: str, answer_language: str) -> Record:
-        turns = (f"{prompt}\n\n{text}",)
-        return Record(kind, target, turns, answer, question_language, answer_language, pair.source_id, pair.system)
+    record = partial(Record, language=target, source_id=pair.source_id, system=pair.system)
 
     def wording(direction: str) -> int:
         return int(sha256(f"{pair.source_id}:{direction}")[:8], 16)
 
     for original in pair.source:
         prompt = translation_prompt(source, target, wording("from_source"))
-        yield record("translation", prompt, original, translation, source, target)
+        yield record("translation", (f"{prompt}\n\n{original}",), translation, source, target)
         prompt = translation_prompt(target, source, wording("to_source"))
-        yield record("translation", prompt, translation, original, target, source)
+        yield record("translation", (f"{prompt}\n\n{translation}",), original, target, source)
     if len(translation) >= MIN_COMPLETION_CHARACTERS:
         first, rest = _halves(translation)
-        yield record("completion", completion_prompt(target, wording("")), first, rest, target, target)
+        prompt = completion_prompt(target, wording(""))
+        yield record("completion", (f"{prompt}\n\n{first}",), rest, target, target)
 
 
 def _halves(text: str) -> tuple[str, str]:
@@ -228,7 +237,9 @@ def _halves(text: str) -> tuple[str, str]:
     return " ".join(words[:middle]), " ".join(words[middle:])
 
 
-def quotas(available: Counter[tuple[str, str]], config: TransferConfig) -> dict[tuple[str, str], int]:
+def quotas(
+    available: Counter[tuple[str, str]], config: TransferConfig, rejected: str = ""
+) -> dict[tuple[str, str], int]:
     """
     How many records of each kind and language are taken: kinds in the proportions asked for, and within a kind,
     languages as they are available. If `size` is not set, as many as the scarcest kind allows.
@@ -236,6 +247,7 @@ def quotas(available: Counter[tuple[str, str]], config: TransferConfig) -> dict[
     Args:
         available (`Counter`): Number of records by kind and language.
         config ([`TransferConfig`]): Options of the build.
+        rejected (`str`, *optional*, defaults to `""`): What was rejected, for the error.
 
     Raises:
         `SDRRLError`: if there would be none of a kind or language that was asked for.
@@ -248,33 +260,23 @@ def quotas(available: Counter[tuple[str, str]], config: TransferConfig) -> dict[
         for (kind, language), n in sorted(available.items())
         if kind in config.proportions and n
     }
-    if config.size is None:
-        most = min((available[cell] / share for cell, share in shares.items()), default=0)
-        # 1e-9 against products such as 9.999999, where 10 records are there
-        chosen = {cell: int(most * share + 1e-9) for cell, share in shares.items()}
-    else:  # largest remainders, so that they add up to the size
-        chosen = {cell: int(config.size * share) for cell, share in shares.items()}
-        rest = sorted(chosen, key=lambda cell: (chosen[cell] - config.size * shares[cell], cell))
-        for cell in rest[: config.size - sum(chosen.values())]:
-            chosen[cell] += 1
-        chosen = {cell: min(available[cell], n) for cell, n in chosen.items()}
-    wanted = [(kind, language) for kind in config.proportions for language in _languages(kind, available, config)]
-    missing = [f"{kind} {language}" for kind, language in wanted if not chosen.get((kind, language))]
+    most = min((available[cell] / share for cell, share in shares.items()), default=0)
+    # 1e-9 against products such as 9.999999, where 10 records are asked for
+    rounded = {cell: int((config.size or most) * share + 1e-9) for cell, share in shares.items()}
+    chosen = {cell: min(available[cell], n) for cell, n in rounded.items()}
+    missing = []
+    for kind in config.proportions:
+        for language in [config.source_language] if kind == "source" else config.target_languages:
+            # A lexicon or corpus need not have all languages
+            is_needed = kind not in ("code_switch", "translation", "completion") or not of_kind[kind]
+            if not chosen.get((kind, language), int(not is_needed)):
+                missing.append(f"{kind} {language}")
     if missing:
         raise SDRRLError(
-            f"The training set would have no record of: {', '.join(missing)}. Available: {cells(available)}. Use more "
-            "seeds, a larger `max_new_tokens` if many are truncated, or another `size`, `test_size` or `proportions`."
+            f"The training set would have no record of: {', '.join(missing)}. Available: {cells(available)}.{rejected}"
+            " Use more seeds, a larger `max_new_tokens`, or another `size`, `test_size` or `proportions`."
         )
     return chosen
-
-
-def _languages(kind: str, available: Counter[tuple[str, str]], config: TransferConfig) -> list[str]:
-    """Languages in which a kind of record must be there."""
-    if kind == "source":
-        return [config.source_language]
-    if kind in ("code_switch", "translation", "completion"):  # a lexicon or corpus need not have all languages
-        return [tag for tag in config.target_languages if available[kind, tag]] or config.target_languages[:1]
-    return config.target_languages
 
 
 def cells(counts: dict[tuple[str, str], int]) -> str:

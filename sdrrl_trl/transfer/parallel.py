@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from sdrrl_trl.languages import in_language
+from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.seeds import read_rows
 from sdrrl_trl.utils import SDRRLError
@@ -83,15 +84,8 @@ def reject_sentence(pair: Pair, source: str) -> str | None:
     original, translation = "".join(pair.source), "".join(pair.target)
     if not translation or not original and len(translation) < MIN_COMPLETION_CHARACTERS:
         return "no_pair"
-    for text, language in ((original, source), (translation, pair.language)):
-        if len(text) > MAX_CHARACTERS:
-            return "too_long"
-        if text and not in_language(text, language):
-            return "wrong_language"
-    if original:
-        longer, shorter = sorted((len(original), len(translation)), reverse=True)
-        if longer >= 40 and longer / shorter > 3:
-            return "length_ratio"
-        if original == translation and shorter >= 20:
-            return "untranslated"
-    return None
+    if max(len(original), len(translation)) > MAX_CHARACTERS:
+        return "too_long"
+    if original and not in_language(original, source):
+        return "wrong_language"
+    return reject_translation(original, translation, pair.language)

@@ -4,34 +4,32 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.rows import Answer, Pair, language_of
 from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
 
-
-if TYPE_CHECKING:
-    from sdrrl_trl.transfer.mix import Mix  # would load torch, which `load_manifest` must not
 
 DATA_FILES = ("train.parquet", "test.parquet", "rejected.parquet")
 PROVENANCE = ("kind", "question_language", "answer_language", "source_id")
 REJECTED = ("source_id", "stage", "reason", "language", "question", "answer")
 
 
-def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
+def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], facts: dict[str, Any]) -> None:
     """
     Writes data and card, and last the manifest: where it stands, the set is complete.
 
     Args:
         config ([`TransferConfig`]):
             Options of the build.
-        mix ([`Mix`]):
-            Rows, and which of their records are chosen.
+        rows (`Iterator[tuple[str, dict[str, Any]]]`):
+            Rows of `train`, `test` and `rejected`.
         facts (`dict[str, Any]`):
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
@@ -39,58 +37,46 @@ def publish(config: TransferConfig, mix: "Mix", facts: dict[str, Any]) -> None:
     # From here to the end the set is not complete, and has no manifest that says it were
     (folder / "manifest.json").unlink(missing_ok=True)
     with ExitStack() as stack:
-        put = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
-        for row, is_test in mix:
-            if row.reason:
-                put["rejected.parquet"](_rejected(row, config))
-                continue
-            for record in mix.records(row):
-                # All test records: the evaluation picks the kinds that it needs
-                if is_test or mix.is_chosen(record):
-                    split = "test" if is_test else "train"
-                    counts[split][f"{record.kind} {record.question_language}-{record.answer_language}"] += 1
-                    put[f"{split}.parquet"](record.to_row())
+        writers = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
+        for split, row in rows:
+            writers[f"{split}.parquet"].write(row)
+            if split != "rejected":
+                counts[split][f"{row['kind']} {row['question_language']}-{row['answer_language']}"] += 1
     for split, cells in counts.items():
         if not cells:  # `load_dataset` cannot open a split without rows
             (folder / f"{split}.parquet").unlink()
     written = [path for name in DATA_FILES if (path := folder / name).exists()]
-    options = asdict(config)
-    for name in ("output_dir", "overwrite_stage", "dry_run"):
-        options.pop(name)
-    manifest = {
-        "options": _without_folders(options),
-        **facts,
-        "inputs": _without_folders(facts["inputs"]),
-        "counts": {split: dict(sorted(cells.items())) for split, cells in counts.items()} | facts["counts"],
+    counts = {split: dict(sorted(cells.items())) for split, cells in counts.items()}
+    manifest = _without_folders({"options": asdict(config), **facts}) | {
+        "counts": counts | facts["counts"],
         "sha256": {path.name: _sha256_of(path) for path in written},
         "bytes": {path.name: path.stat().st_size for path in written},
         "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
     }
-    write_atomic(folder / "README.md", _card(manifest))
+    for name in ("output_dir", "overwrite_stage", "dry_run"):  # not of the data
+        del manifest["options"][name]
+    # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
+    # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
+    card = render("transfer_card.md", manifest=manifest, summary=summary(manifest))
+    write_atomic(folder / "README.md", card + "\n")
     write_json(folder / "manifest.json", manifest)
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a row to a Parquet file, a thousand at a time. The file is there when all is written."""
-    import pyarrow
-    import pyarrow.parquet
+def _writer(path: Path) -> Iterator[Any]:
+    """Writes rows to a Parquet file, a thousand at a time. The file is there when all is written."""
+    from datasets import Features, List, Value
+    from datasets.arrow_writer import ParquetWriter
 
-    schema, temporary, chunk = _schema(path.name), path.with_name(f".{path.name}.tmp"), []
+    text, temporary = Value("string"), path.with_name(f".{path.name}.tmp")
+    message = List({"role": text, "content": text})
+    features = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}
+    if path.name == "rejected.parquet":
+        features = dict.fromkeys(REJECTED, text)
     try:
-        with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-
-            def put(row: dict[str, Any]) -> None:
-                chunk.append(row)
-                if len(chunk) == 1000:
-                    flush()
-
-            def flush() -> None:
-                writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
-                chunk.clear()
-
-            yield put
-            flush()
+        with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:
+            yield writer
+            writer.finalize()
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -98,45 +84,20 @@ def _writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         temporary.unlink(missing_ok=True)
 
 
-def _schema(name: str) -> Any:
-    from datasets import Features, List, Value
-
-    text = Value("string")
-    if name == "rejected.parquet":
-        return Features(dict.fromkeys(REJECTED, text)).arrow_schema
-    message = List({"role": text, "content": text})
-    return Features({"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}).arrow_schema
-
-
-def _rejected(row: Answer | Pair, config: TransferConfig) -> dict[str, str]:
-    stage, _, reason = row.reason.partition("/")
-    if isinstance(row, Answer):
-        question, answer = row.turns[-1], row.text
-    elif row.is_sentence:
-        question, answer = "".join(row.source), "".join(row.target)
-    else:
-        question, answer = row.target[-2:]
-    values = (row.source_id, stage, reason, language_of(row, config.source_language), question, answer)
-    return dict(zip(REJECTED, values, strict=True))
-
-
 def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(value: Any) -> Any:
     """Files and models by name alone, so that the manifest is the same wherever they are."""
-
-    def name_of(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: name_of(v) for key, v in value.items()}
-        if isinstance(value, list):
-            return [name_of(v) for v in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    paths = ("seeds", "parallel", "lexicon", "model_name_or_path", "translator_model")
-    return {name: name_of(value) if name in paths else value for name, value in options.items()}
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return (
+        os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value
+    )
 
 
 def is_non_commercial(licence: str) -> bool:
@@ -145,22 +106,17 @@ def is_non_commercial(licence: str) -> bool:
 
 def summary(manifest: dict[str, Any]) -> str:
     """What is in a transfer set, as a table and a few lines of text."""
-    counts = manifest["counts"]
-    train, test = counts["train"], counts["test"]
-    lines = [f"{'kind and languages':<32}{'train':>10}{'test':>10}"]
-    lines += [f"{cell:<32}{train.get(cell, 0):>10,}{test.get(cell, 0):>10,}" for cell in sorted({*train, *test})]
-    lines.append(f"{'all':<32}{sum(train.values()):>10,}{sum(test.values()):>10,}")
-    if counts["left_out"]:
-        lines.append("not used: " + ", ".join(f"{cell} {n:,}" for cell, n in counts["left_out"].items()))
-    lines.append(f"{counts['seeds']:,} questions; rejected: {sum(counts['rejected'].values()):,}")
-    lines += [f"  {reason}: {n:,}" for reason, n in counts["rejected"].items()]
-    for target, masks in counts["masks"].items():
-        lines.append(
-            f"masks, {target}: in {masks['with_masks']:,} of {masks['texts']:,} texts; lost by the translator in "
-            f"{masks['lost']:,}, which were translated around the masks"
-        )
-    lines += [f"licence of {name}: {licence}" for name, licence in manifest["licences"].items()]
-    return "\n".join(lines)
+    return render("transfer_summary.txt", manifest=manifest)
+
+
+def render(template: str, **values: Any) -> str:
+    """Plain text from a template. A wrong name in it is an error."""
+    folder = Path(__file__).parents[1] / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = "{:,}".format
+    return environment.get_template(template).render(values)
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
@@ -181,25 +137,3 @@ def load_manifest(folder: Path) -> dict[str, Any]:
                 "--overwrite_stage mix`, which keeps answers and translations."
             )
     return manifest
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    options = manifest["options"]
-    languages = [options["source_language"], *options["target_languages"]]
-    # No `configs:` here: with it, `load_dataset` caches a local folder by its name alone and returns the rows of
-    # another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
-    return f"""---
-language: [{", ".join(languages)}]
----
-# Transfer set ({" ".join(languages)})
-
-Self-distillation from a resource-rich language (SDRRL, arXiv 2402.12204): answers of
-`{Path(options["model_name_or_path"]).name}` to questions in `{options["source_language"]}`, translated by
-{manifest["engines"]["translator"]["engine"]}.
-
-`load_dataset("<this folder>")` gives the splits `train` and `test`; `rejected.parquet` holds what was dropped and why.
-
-```
-{summary(manifest)}
-```
-"""

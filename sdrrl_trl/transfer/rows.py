@@ -68,6 +68,7 @@ class Pair:
         n_masked (`int`): Number of texts with spans that the translator must not touch.
         n_lost (`int`): Number of texts of which the translator has lost such spans; they were translated in pieces.
         switched (`str`, *optional*): The question with some words of the target language in it.
+        n_switched (`int`): Number of words or expressions that are in the target language there.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -80,6 +81,7 @@ class Pair:
     n_masked: int = 0
     n_lost: int = 0
     switched: str | None = None
+    n_switched: int = 0
     reason: str | None = None
 
 
@@ -90,21 +92,21 @@ class Record:
 
     Args:
         kind (`str`): One of `KINDS`.
-        language (`str`): Tag of the language that it counts for: the target language, but for the kind `source`.
         turns (`tuple[str, ...]`): The conversation up to the question: user, assistant, ..., user.
         answer (`str`): Last assistant turn.
         question_language (`str`): Tag of the question's language; of its main one, if it is code-switched.
         answer_language (`str`): Tag of the answer's language.
+        language (`str`): Tag of the language that it counts for: the target language, but for the kind `source`.
         source_id (`str`): Id of the seed, or `parallel-<number>`.
         system (`str`, *optional*): System message.
     """
 
     kind: str
-    language: str
     turns: tuple[str, ...]
     answer: str
     question_language: str
     answer_language: str
+    language: str
     source_id: str
     system: str | None = None
 
@@ -136,9 +138,15 @@ def chat(turns: tuple[str, ...], system: str | None = None) -> list[dict[str, st
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def language_of(row: Answer | Pair, source: str) -> str:
-    """Language that a row counts for."""
-    return row.language if isinstance(row, Pair) else source
+def rejected_row(row: Answer | Pair, source: str) -> dict[str, str]:
+    """What is kept of a rejected row, `source` being the source language."""
+    stage, _, reason = row.reason.partition("/")
+    facts = {"source_id": row.source_id, "stage": stage, "reason": reason}
+    if isinstance(row, Answer):
+        return facts | {"language": source, "question": row.turns[-1], "answer": row.text}
+    # A conversation in the target language, or a sentence with its translation
+    question, answer = ("", *row.source, *row.target)[-2:]
+    return facts | {"language": row.language, "question": question, "answer": answer}
 
 
 def key_of(text: str) -> str:

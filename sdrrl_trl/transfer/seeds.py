@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,15 +80,9 @@ class Seeds:
 def _seed(row: dict[str, Any], columns: dict[str, tuple[str, ...]], where: str, default_id: str) -> Seed:
     given = {name: next((row[c] for c in names if row.get(c) is not None), None) for name, names in columns.items()}
     source_id = default_id if given["id"] in (None, "") else str(given["id"])
-    if re.fullmatch(r"parallel-\d+", source_id):
-        raise SDRRLError(f"{where}: the id {source_id!r} is kept for parallel sentences. Give it another prefix.")
-    messages, question, reference = given["messages"], given["question"], given["reference"]
+    question, reference, messages = given["question"], given["reference"], given["messages"]
     if messages is None and isinstance(question, list):  # prompt and completion as messages, as in TRL
         messages = [*question, *(reference or [])]
-        reference = None
-    for name, value in (("input", given["input"]), ("reference", reference)):
-        if not isinstance(value, str | None):
-            raise SDRRLError(f"{where}: the {name} must be text, got {value!r:.100}. Convert or remove it.")
     if messages is None:
         if not isinstance(question, str) or not question.strip():
             raise SDRRLError(
@@ -97,15 +90,15 @@ def _seed(row: dict[str, Any], columns: dict[str, tuple[str, ...]], where: str, 
                 f"{', '.join(row)}. Complete or remove the row, or name the right one in `columns` of `seeds`."
             )
         messages = [{"role": "user", "content": f"{question.strip()}\n\n{given['input'] or ''}"}]
-    return _from_messages(source_id, messages, (reference or "").strip() or None, where)
-
-
-def _from_messages(source_id: str, messages: Any, reference: str | None, where: str) -> Seed:
+        messages += [{"role": "assistant", "content": reference}] if reference else []
     try:
         roles = [message["role"] for message in messages]
         texts = [message["content"].strip() for message in messages]
     except (TypeError, KeyError, AttributeError) as error:
-        raise SDRRLError(f"{where}: `messages` must list objects with `role` and `content` (text).") from error
+        raise SDRRLError(
+            f"{where}: answers must be text, `messages` must list `role` and `content` (text)."
+        ) from error
+    reference = None
     system = texts[0] if roles[:1] == ["system"] else None
     roles, texts = (roles, texts) if system is None else (roles[1:], texts[1:])
     if roles[-1:] == ["assistant"]:
@@ -156,8 +149,7 @@ def _read_json_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
-                if "\\ud" in line or "\\uD" in line:
-                    json.dumps(row, ensure_ascii=False).encode()  # lone surrogates cannot be written again
+                json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
             except (ValueError, RecursionError) as error:
                 raise SDRRLError(f"{path}, line {number}: not a valid JSON object ({error}).") from error
             yield f"{path}, line {number}", row

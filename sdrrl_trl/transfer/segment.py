@@ -148,6 +148,12 @@ def segment(text: str, terminators: str, max_chars: int = 400) -> list[Segment]:
     return _segments(text, copy, _sentences(copy, terminators, max_chars))
 
 
+def sentence_pieces(text: str, terminators: str) -> Iterator[Segment]:
+    """The segments of a text, what a translator must not touch inside of sentences in segments of its own."""
+    for part in segment(text, terminators):
+        yield from part.split_at_masks() if part.translate else [part]
+
+
 def _without_blocks(text: str) -> str:
     """A copy of the text in which everything that is not translated is blanked out."""
     copy, start, end = [], 0, 0  # text[start:end] is the paragraph so far

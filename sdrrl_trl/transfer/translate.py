@@ -9,7 +9,7 @@ from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.segment import Segment, segment
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.transfer.select_engines import ask
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ def translate_answers(answers: list[Answer], translator: Translator, source: str
 def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
     originals = (*answer.turns, answer.text)
     sides = ["question"] * len(answer.turns) + ["answer"]
-    reasons = [
+    found = (
         f"translate/{side}_{reason}"
         for side, original, result in zip(sides, originals, translated, strict=True)
         if (reason := reject_translation(original, result.text, target))
-    ]
+    )
     return Pair(
         answer.source_id,
         target,
@@ -52,7 +52,7 @@ def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
         n_masked=sum(result.has_masks for result in translated),
         n_lost=sum(result.lost_masks for result in translated),
         # A question that went wrong makes its answer useless, so the first is reason enough
-        reason=reasons[0] if reasons else None,
+        reason=next(found, None),
     )
 
 
@@ -83,12 +83,7 @@ def _translate(texts: Iterable[str], translator: Translator, source: str, target
     """Translations of distinct segments, which go to the engine sorted by length."""
     # By content as well, so that the batches do not depend on the order of a set
     batch = sorted(set(texts), key=lambda text: (len(text), text))
-    results = list(translator.translate(batch, source, target) or []) if batch else []
-    if len(results) != len(batch) or not all(isinstance(text, str | None) for text in results):
-        raise SDRRLError(
-            f"The translator returned {len(results)} results for {len(batch)} segments, or results that are not "
-            "text: they cannot be matched with their originals. Check the engine."
-        )
+    results = ask(lambda texts: translator.translate(texts, source, target), batch, str | None)
     return {text: _clean(text, result or "") for text, result in zip(batch, results, strict=True)}
 
 
