@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import datasets
-from lm_eval import utils
+import jinja2
 from lm_eval.tasks import TaskManager
 from scripted import Scripted, load, prepared, right, run
 
@@ -106,7 +106,8 @@ def from_the_hub(download):
 
 
 if __name__ == "__main__":
-    utils.env.from_string = functools.cache(utils.env.from_string)  # lm-eval compiles a template for every document
+    # lm-eval 0.4 compiles a template for every document
+    jinja2.Environment.from_string = functools.cache(jinja2.Environment.from_string)
     datasets.DownloadManager.download = from_the_hub(datasets.DownloadManager.download)
     tasks = load_folder(sys.argv[2]) if len(sys.argv) > 2 else load()
     Path(sys.argv[1]).write_text(json.dumps(render(tasks)))

@@ -68,10 +68,12 @@ ARCHIVE_SHA256 = hashlib.sha256(fake_hub.flores_archive()).hexdigest()
 FLORES = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
 import datasets, fake_hub, render_tasks
-from sdrrl_trl.tasks import flores
+from sdrrl_trl.tasks import data, flores
 datasets.DownloadManager.download = render_tasks.from_the_hub(datasets.DownloadManager.download)
 flores.FLORES_SHA256 = sys.argv[1]
 assert flores.sentences("por_Latn") == fake_hub.texts("pt")
+first, second, *_ = data.load_mkqa("pt", "pt", "Latn")["test"]["answers"]
+assert first == [fake_hub.texts("pt")[0], "Oslo"] and second == ["1.0"]  # with the aliases
 """
 
 
