@@ -169,7 +169,7 @@ def _demo(arguments: list[str]) -> None:
 
 def _tasks(arguments: list[str]) -> None:
     argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
-    from sdrrl_trl.evaluation.tasks import tasks_dir
+    from sdrrl_trl.evaluation.suite import tasks_dir
 
     print(tasks_dir())
 
