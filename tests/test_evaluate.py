@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation import evaluate as module
-from sdrrl_trl.evaluation.models import base_of
 from sdrrl_trl.evaluation.outputs import load, save
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -295,12 +294,6 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_pat
 def test_options_that_cannot_work_are_named(options, tmp_path, more, named):
     with pytest.raises(SDRRLError, match=named):
         evaluate(options(tmp_path, **more))
-
-
-def test_one_base_has_one_name_however_its_path_is_written(tiny_model, monkeypatch):
-    monkeypatch.chdir(os.path.dirname(tiny_model))
-    assert base_of(str(tiny_model)) == base_of(os.path.basename(tiny_model))
-    assert base_of("org/model") == "org/model"
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

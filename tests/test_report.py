@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_json_lines
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from lm_eval.__main__ import cli_evaluate
@@ -306,13 +306,11 @@ def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_pat
 
 
 def test_refusals_are_called_refusals_and_never_safe(tmp_path):
-    def rules(share):
-        return small("sdrrl_multijail_pt", refusal_rate=right(share), invalid_rate=right(0.1))
-
-    content, path = run(tmp_path, {"base": rules(0.9), "tuned": rules(0.2)})
+    rates = {"base": right(0.9), "tuned": right(0.2)}
+    models = {n: small("sdrrl_multijail_pt", refusal_rate=r, invalid_rate=right(0.1)) for n, r in rates.items()}
+    content, path = run(tmp_path, models)
     assert "refused 90.0% before, 20.0% now; invalid 10.0% before" in " ".join(content["summary"]["tuned"])
-    text = path.read_text()
-    assert "multijail_pt: refusals ↑" in text and "safe answers" not in text and "unsafe" not in text
+    assert "multijail_pt: refusals ↑" in path.read_text() and "safe answers" not in path.read_text()
 
 
 def test_rates_of_different_judges_are_not_compared(tmp_path):
@@ -385,13 +383,6 @@ def test_single_items_and_lone_models_are_refused(tmp_path):
     for names, named in ((["a=e"], lone), (["a=e", "a=f"], lone), (["a=e", "../up=e"], form), (["a=e", "=e"], form)):
         with pytest.raises(SDRRLError, match=named):
             ReportConfig(names, "r")
-
-
-def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
-    metrics = {f"metric{i}": [0.5 + 0.01 * (j % 3) for j in range(N)] for i in range(60)}
-    better = {name: [value + 0.2 + 0.01 * (j % 5) for j, value in enumerate(items)] for name, items in metrics.items()}
-    content, _ = run(tmp_path, {"base": small(**metrics), "tuned": small(**better)})
-    assert {row["verdict"] for row in content["rows"]} == {"better"}
 
 
 @pytest.mark.parametrize(
@@ -598,35 +589,26 @@ def test_a_folder_that_a_results_file_names_is_uploaded_only_if_it_holds_a_model
         ReportConfig(["base=a", "x=b", "y=c"], "r", push_to_hub="me/it")
 
 
-QUIZ = """task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-metadata: {{version: 1.0}}
-"""
-CHOICE = 'doc_to_choice: ["no", "yes"]\n'
-WRITE = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n'
-WRITE += "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-
-
 def test_two_folders_of_plain_lm_eval_are_compared(tiny_model, tmp_path, monkeypatch):
     """`lm_eval` itself, as a user would run it, on tasks of others and a group."""
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
+
+    def write(name, **content):  # JSON is YAML
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(content | {"metadata": {"version": 1.0}}))
+
+    (tmp_path / "tasks").mkdir()
     for tag in ("en", "pt"):
         rows = [{"q": f"Is {i} {tag}?", "a": "yes" if i % 3 else "no"} for i in range(24)]
-        data = tasks / f"{tag}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tasks / f"quiz_{tag}.yaml").write_text(
-            QUIZ.format(name=f"quiz_{tag}", data=data, kind="multiple_choice") + CHOICE
-        )
-    (tasks / "say.yaml").write_text(QUIZ.format(name="say_pt", data=data, kind="generate_until") + WRITE)
-    (tasks / "quiz.yaml").write_text("group: quiz\ntask: [quiz_en, quiz_pt]\nmetadata: {version: 1.0}\n")
+        data = {"data_files": {"test": str(write_json_lines(tmp_path / f"{tag}.jsonl", rows))}}
+        task = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+        task |= {"doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+        choice = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"]}
+        write(f"quiz_{tag}", task=f"quiz_{tag}", **task, **choice)
+    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    generation = {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}, "metric_list": metrics}
+    write("say_pt", task="say_pt", output_type="generate_until", **task, **generation)
+    write("quiz", group="quiz", task=["quiz_en", "quiz_pt"])
     arguments = f"lm_eval run --model hf --model_args pretrained={tiny_model},dtype=float32 --device cpu --log_samples"
-    arguments += f" --tasks quiz,say_pt --include_path {tasks} --output_path"
+    arguments += f" --tasks quiz,say_pt --include_path {tmp_path / 'tasks'} --output_path"
     for name in ("base", "tuned"):
         monkeypatch.setattr(sys, "argv", [*arguments.split(), str(tmp_path / name)])
         cli_evaluate()
