@@ -5,7 +5,7 @@ import time
 
 import pytest
 from conftest import data_dir
-from test_endpoint import Server, completion
+from test_endpoint import Server
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation.outputs import load
@@ -89,7 +89,8 @@ def test_an_unknown_backend_is_clear(tiny_model, tmp_path):
 
 
 def test_a_server_can_be_evaluated(tiny_model, tmp_path):
-    with Server(lambda number, body: completion("Lisboa")) as server:
+    reply = {"choices": [{"index": 0, "message": {"content": "Lisboa"}}]}
+    with Server(lambda number, body: (200, {}, reply)) as server:
         model_args = f"base_url={server.url}/chat/completions"
         more = {"backend": "local-chat-completions", "model_args": model_args, "models": ["served=my-model"]}
         served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
