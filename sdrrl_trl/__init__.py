@@ -17,7 +17,7 @@ _PUBLIC = {
     "build_transfer_set": "sdrrl_trl.transfer.build",
     "EvaluationConfig": "sdrrl_trl.evaluation.evaluate",
     "evaluate": "sdrrl_trl.evaluation.evaluate",
-    "tasks_dir": "sdrrl_trl.evaluation.tasks",
+    "tasks_dir": "sdrrl_trl.evaluation.suite",
 }
 
 __all__ = sorted(_PUBLIC)

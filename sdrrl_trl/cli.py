@@ -172,7 +172,7 @@ def _demo(arguments: list[str]) -> None:
 
 def _tasks(arguments: list[str]) -> None:
     _parser("tasks").parse_args(arguments)
-    from sdrrl_trl.evaluation.tasks import tasks_dir
+    from sdrrl_trl.evaluation.suite import tasks_dir
 
     print(tasks_dir())
 

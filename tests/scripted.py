@@ -3,8 +3,7 @@
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
-from sdrrl_trl.evaluation.suite import leaves, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.suite import leaves, task_manager, tasks_dir
 
 
 class Scripted(LM):

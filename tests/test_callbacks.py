@@ -17,8 +17,7 @@ from trl import SFTTrainer
 
 from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError, SDRRLTrainer, build_transfer_set
 from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation.suite import leaves, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.suite import leaves, task_manager, tasks_dir
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]

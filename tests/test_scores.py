@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from rouge_score.rouge_scorer import RougeScorer
 from scripted import Scripted, plain, right, run
 
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.suite import tasks_dir
 from sdrrl_trl.languages import LANGUAGES, UNSPACED
 from sdrrl_trl.tasks import text as texts
 from sdrrl_trl.tasks.choice import choose, score, score_likelihoods, score_pair

@@ -17,8 +17,7 @@ from conftest import ROOT, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
 from sdrrl_trl.evaluation.doctor import doctor, format_doctor
-from sdrrl_trl.evaluation.suite import leaves, read_tasks
-from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
+from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, script_share
 from sdrrl_trl.tasks import data, flores
 from sdrrl_trl.tasks.language import wrong_language

@@ -1,5 +1,6 @@
 """The results in a tuned model's card, with metadata for the hub, and the upload."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,7 @@ def write(
 
 
 def _on_hub(model: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return not Path(model).is_dir()
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
 def _eval_results(rows: list[Row]) -> list[Any]:

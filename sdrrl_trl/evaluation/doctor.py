@@ -4,8 +4,7 @@ import re
 from collections import defaultdict
 
 from sdrrl_trl.evaluation.render import render
-from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager, tasks_dir
 
 
 def doctor(names: list[str] | None = None) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
+from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.transfer.publish import load_manifest
 
 
@@ -49,19 +50,17 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
     """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
     from datasets import Dataset
 
-    rows = Dataset.from_parquet(file)
-    rows = rows.filter(lambda row: row["kind"] == kind and row["answer_language"] == language)
-    return {
-        "test": rows.map(
-            lambda row: {
-                "messages": row["prompt"],
-                "question": row["prompt"][-1]["content"],
-                "answer": row["completion"][0]["content"],
-                "language": language,
-            },
-            remove_columns=rows.column_names,
-        )
-    }
+    rows = [
+        {
+            "messages": row["prompt"],
+            "question": row["prompt"][-1]["content"],
+            "answer": row["completion"][0]["content"],
+            "language": language,
+        }
+        for row in Dataset.from_parquet(file)
+        if (row["kind"], row["answer_language"]) == (kind, language)
+    ]
+    return {"test": Dataset.from_list(rows)}
 
 
 def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_template: Any = None, **_: Any) -> str:
@@ -77,18 +76,13 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """Items of chrF++, `(reference, answer)`, and whether the answer is in its language."""
-    answer = _only(results)
+    answer = first(results)
     return {"chrf++": (doc["answer"], answer), "in_language": float(in_language(answer, doc["language"]))}
 
 
 def process_likelihood(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """`(log-likelihood in nats, bytes)` of the answer."""
-    return {"answer_bits_per_byte": (_only(results)[0], len(doc["answer"].encode()))}
-
-
-def _only(results: list[Any]) -> Any:
-    """The one answer; lm-eval 0.5 gives a list of answers for each request, as it may repeat them."""
-    return results[0][0] if isinstance(results[0], list) else results[0]
+    return {"answer_bits_per_byte": (first(results), len(doc["answer"].encode()))}
 
 
 # Functions, and metrics of our own names: lm-eval 0.4 and 0.5 register different ones, for other kinds of tasks

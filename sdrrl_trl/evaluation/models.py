@@ -114,11 +114,11 @@ def processes() -> Any:
 
 
 def base_of(path: str) -> str:
-    """Base model of an adapter, else the model itself; local ones by one name, however they are written."""
-    if is_adapter(path):
-        adapter = Path(path) / "adapter_config.json"
-        path = read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    """Base model of an adapter, else the model itself."""
+    if not is_adapter(path):
+        return path
+    adapter = Path(path) / "adapter_config.json"
+    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
 
 
 def is_adapter(path: str) -> bool:

@@ -172,13 +172,18 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
     return newest
 
 
+def read_samples(file: Path) -> list[dict[str, Any]]:
+    """Rows of a file with samples."""
+    # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
     if not file.exists():
         raise SDRRLError(f"{file} is missing: comparing needs every item. Run `lm_eval` with `--log_samples`.")
     results = content["results"][task]
     try:
-        # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = read_samples(file)
         labels = _labels(results, {row["filter"] for row in rows})
         items: dict[int, Item] = {}
         for row in sorted(rows, key=lambda row: row["doc_id"]):

@@ -9,9 +9,10 @@ from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
-from sdrrl_trl.evaluation.page import page
 from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.render import render
+from sdrrl_trl.evaluation.samples import samples
+from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
@@ -94,7 +95,8 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
-    write_atomic(folder / "report.html", page(outputs, **shown))
+    page = render("report.html.jinja", **shown, samples=samples(outputs), harmful=HARMFUL)
+    write_atomic(folder / "report.html", page)
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
