@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 # Before any import of torch: the models are tiny, and threads that wait for each other slow several tests at a time
@@ -22,6 +23,11 @@ def data_dir() -> Path | None:
     """Folder with benchmark data, or None."""
     folder = Path(os.environ.get("SDRRL_DATA_DIR", ROOT.parent / "shared" / "data"))
     return folder if folder.is_dir() else None
+
+
+def cases(name: str) -> list:
+    """Cases of a parametrized test."""
+    return yaml.safe_load((Path(__file__).parent / "input_cases.yaml").read_text(encoding="utf-8"))[name]
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> Path:
@@ -129,7 +135,7 @@ def parallel(tmp_path):
     from stub_engines import StubTranslator, sentence
 
     sentences = [sentence(f"p{i}") for i in range(9)]
-    pairs = [{"en": text, "pt": StubTranslator._words(text)} for text in sentences]
+    pairs = [{"en": text, "pt": StubTranslator.translate_words(text)} for text in sentences]
     pairs += [pairs[0], {"pt": "Curto."}, {"en": "Only source here."}]
     return str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
 

@@ -1,9 +1,17 @@
 """Engines without a model, and builds with them, for tests of what is around them and for benchmarks/builder.py."""
 
+import os
 import random
+import sys
 import time
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+import torch.distributed as dist
+from datasets import Dataset
 
 from sdrrl_trl import TransferConfig, build_transfer_set
 from sdrrl_trl.engines import Generation
@@ -18,30 +26,48 @@ def sentence(key: str, n: int = 12) -> str:
     return " ".join(rng.choices(WORDS, k=n)).capitalize() + "."
 
 
-class StubGenerator:
-    """Answers with a few sentences that follow from the question. Notes what it was asked."""
+def note(log: Path | None, lines) -> None:
+    if log is not None:
+        with open(log, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
-    def __init__(self, log: Path | None = None, pause: float = 0.0):
-        self.log, self.pause = log, pause
+
+@dataclass
+class StubGenerator:
+    """
+    Answers with a few sentences that follow from the question. Notes what it was asked, and changes its answers, which
+    it numbers in each shard, as it is told.
+    """
+
+    log: Path | None = None
+    pause: float = 0.0
+    change: Callable[[int, Generation], Generation] = lambda number, answer: answer
+    engine: str = "stub"
 
     def describe(self):
-        return {"engine": "stub"}
+        return {"engine": self.engine}
 
     def generate(self, conversations):
         questions = [conversation[-1]["content"] for conversation in conversations]
-        if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write("".join(f"{question!r}\n" for question in questions))
+        note(self.log, map(repr, questions))
         time.sleep(self.pause)
-        return [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop", 30) for q in questions]
+        answers = [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop", 30) for q in questions]
+        return [self.change(number, answer) for number, answer in enumerate(answers)]
 
 
+@dataclass
 class StubTranslator:
     """
-    Replaces the words by Portuguese ones, so that the filters pass the result, and back. Notes what it was sent.
+    Replaces English words by Portuguese ones, so that the filters pass the result. Notes what it was sent, and changes
+    its translations as it is told.
     """
 
-    VOCABULARY = dict(
+    log: Path | None = None
+    pause: float = 0.0
+    change: Callable[[str], str | None] = str
+    licence: str = "CC0"
+
+    VOCABULARY: ClassVar = dict(
         zip(
             WORDS,
             "o céu água luz pessoas casa pequeno grande rio através entre debaixo sobre desde com e um de em".split(),
@@ -49,25 +75,17 @@ class StubTranslator:
         )
     )
 
-    def __init__(self, log: Path | None = None, pause: float = 0.0):
-        self.log, self.pause = log, pause
-
     def describe(self):
-        return {"engine": "stub", "licence": "CC0"}
+        return {"engine": "stub", "licence": self.licence}
 
     def translate(self, texts, source, target):
-        if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write("".join(f"{source}>{target} {text!r}\n" for text in texts))
+        note(self.log, (f"{source}>{target} {text!r}" for text in texts))
         time.sleep(self.pause)
-        if source != "en":
-            back = {v: k for k, v in self.VOCABULARY.items()}
-            return [self._words(text, back) for text in texts]
-        return [self._words(text, self.VOCABULARY) for text in texts]
+        return [self.change(self.translate_words(text)) for text in texts]
 
-    @staticmethod
-    def _words(text, vocabulary=VOCABULARY):
-        words = [vocabulary.get(word.strip(".").lower(), word.strip(".")) for word in text.split()]
+    @classmethod
+    def translate_words(cls, text):
+        words = [cls.VOCABULARY.get(word.strip(".").lower(), word.strip(".")) for word in text.split()]
         return (" ".join(words)[:1].upper() + " ".join(words)[1:]) + ("." if text.endswith(".") else "")
 
 
@@ -83,12 +101,17 @@ def build(seeds, folder, generator=None, translator=None, **options):
     return build_transfer_set(stub_config(seeds, folder, **options), *engines)
 
 
-def content(folder: Path, missing: str = "") -> dict[str, bytes]:
-    names = {"train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md"} - {missing}
+def content(folder: Path) -> dict[str, bytes]:
+    names = {"train.parquet", "test.parquet", "rejected.parquet", "manifest.json", "README.md"}
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def rejected_of(folder):
-    from datasets import Dataset
+def rows_of(folder: Path, split: str = "train") -> list[dict]:
+    return Dataset.from_parquet(str(folder / f"{split}.parquet")).to_list()
 
-    return Dataset.from_parquet(str(folder / "rejected.parquet")).to_list()
+
+if __name__ == "__main__":  # run under torchrun by test_build_runs.py: one build shared by processes
+    seeds, folder, logs = sys.argv[1:]
+    asked, sent = (Path(logs) / f"{name}-{os.environ['RANK']}" for name in ("asked", "sent"))
+    build(seeds, folder, StubGenerator(asked), StubTranslator(sent))
+    dist.destroy_process_group()

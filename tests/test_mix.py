@@ -18,9 +18,8 @@ def pair(i):
     return Pair(f"q{i}", "pt", source, target, switched=f"Pergunta {i}?!")
 
 
-SENTENCE = Pair(
-    "parallel-1", "pt", ("Sentence number 1 is here.",), ("A frase número 1 está aqui.",), is_sentence=True
-)
+TEXTS = ("Sentence number 1 is here.",), ("A frase número 1 está aqui.",)
+SENTENCE = Pair("parallel-1", "pt", *TEXTS, is_sentence=True)
 
 
 def records(*rows):
@@ -52,12 +51,9 @@ def test_all_combinations_of_languages_are_made():
 def test_earlier_turns_are_translated_and_the_hint_is_in_the_last_one():
     long = Pair("q", "pt", ("Hi", "Hello", "How?", "So."), ("Oi", "Olá", "Como?", "Assim."), "Be kind.")
     row = next(record for record in records(long) if record.kind == "target_to_source").to_row()
-    assert [(message["role"], message["content"]) for message in row["prompt"]] == [
-        ("system", "Be kind."),
-        ("user", "Oi"),
-        ("assistant", "Olá"),
-        ("user", "Como?\n\nResponda em inglês."),
-    ]
+    roles, texts = zip(*(message.values() for message in row["prompt"]), strict=True)
+    assert roles == ("system", "user", "assistant", "user")
+    assert texts == ("Be kind.", "Oi", "Olá", "Como?\n\nResponda em inglês.")
 
 
 def test_parallel_sentences_give_both_directions_and_a_completion():

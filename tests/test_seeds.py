@@ -1,12 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
-from conftest import write_json_lines
+from conftest import cases, write_json_lines
 from datasets import Dataset
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.transfer.parallel import read_parallel, reject_sentence
-from sdrrl_trl.transfer.rows import key_of
+from sdrrl_trl.transfer.rows import Seed, key_of
 from sdrrl_trl.transfer.seeds import Seeds
 
 
@@ -25,20 +26,15 @@ EXPECTED = [("a", ("Say hello.",), "Hello!"), ("b", ("Add these.\n\n1 and 2",), 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet", "folder"])
 def test_every_format_gives_the_same_questions(tmp_path, form):
-    data = Dataset.from_list(ROWS)
-    path = tmp_path / f"seeds.{form}"
+    data, path = Dataset.from_list(ROWS), tmp_path / f"seeds.{form}"
     if form == "jsonl":
         write_json_lines(path, ROWS)
     elif form == "json":
         path.write_text(json.dumps(ROWS))
-    elif form == "parquet":
-        data.to_parquet(path)
-    elif form == "folder":
-        path = tmp_path / "seeds"
-        path.mkdir()
-        data.to_parquet(path / "train.parquet")
-    else:
+    elif form in ("csv", "tsv"):
         data.to_csv(path, sep="\t" if form == "tsv" else ",")
+    else:  # a folder is called seeds.folder
+        data.to_parquet(path / "train.parquet" if form == "folder" else path)
     assert read(path) == EXPECTED
 
 
@@ -52,32 +48,16 @@ def test_columns_of_other_names_are_mapped(tmp_path):
 
 
 def test_conversations_keep_their_turns_and_the_last_answer_is_the_reference(tmp_path):
-    messages = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "How are you?"},
-        {"role": "assistant", "content": "Fine."},
-    ]
-    path = write_json_lines(tmp_path / "s.jsonl", [{"messages": messages}, {"messages": messages[1:2]}])
-    seeds = list(Seeds({"path": str(path)}))
-    assert seeds[0].turns == ("Hi", "Hello", "How are you?")
-    assert (seeds[0].reference, seeds[0].system) == ("Fine.", "Be kind.")
-    assert (seeds[1].turns, seeds[1].reference, seeds[1].system) == (("Hi",), None, None)
+    roles = zip(("system", "user", "assistant", "user", "assistant"), "sabcd", strict=True)
+    messages = [{"role": role, "content": text} for role, text in roles]
+    rows = [{"messages": messages}, {"messages": messages[1:2]}]
+    rows.append({"prompt": messages[:4], "completion": messages[4:]})  # as in TRL
+    whole, question, prompt = Seeds({"path": str(write_json_lines(tmp_path / "s.jsonl", rows))})
+    assert whole == Seed("row-1", ("a", "b", "c"), "d", "s") == replace(prompt, source_id="row-1")
+    assert question == Seed("row-2", ("a",), None, None)
 
 
-@pytest.mark.parametrize(
-    "messages, named",
-    [
-        ([], "the roles of `messages` are none"),
-        ([{"role": "assistant", "content": "x"}], "none|assistant"),
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "user, user"),
-        ([{"role": "user", "content": " "}], "each with text"),
-        ([{"role": "user"}], "must list `role` and `content`"),
-        (["x"], "must list `role` and `content`"),
-        ("x", "must list `role` and `content`"),
-    ],
-)
+@pytest.mark.parametrize("messages, named", cases("messages"))
 def test_broken_conversations_are_named_by_line(tmp_path, messages, named):
     path = write_json_lines(tmp_path / "s.jsonl", [{"messages": messages}])
     with pytest.raises(SDRRLError, match=f"line 1: .*({named})"):
@@ -100,10 +80,14 @@ def sentences(corpora, targets=("pt",)):
     return [{"en": "".join(pair.source), pair.language: "".join(pair.target)} for pair in pairs]
 
 
-def test_parallel_sentences_are_read_from_aligned_files_tables_and_data_sets(tmp_path):
+@pytest.fixture
+def aligned(tmp_path):
     for tag in ("en", "pt"):
         (tmp_path / tag).write_text("".join(pair[tag] + "\n" for pair in PAIRS), encoding="utf-8")
-    aligned = {"en": str(tmp_path / "en"), "pt": str(tmp_path / "pt")}
+    return {"en": str(tmp_path / "en"), "pt": str(tmp_path / "pt")}
+
+
+def test_parallel_sentences_are_read_from_aligned_files_tables_and_data_sets(tmp_path, aligned):
     Dataset.from_list(PAIRS).to_csv(tmp_path / "p.tsv", sep="\t")
     Dataset.from_list([{"translation": pair} for pair in PAIRS]).to_parquet(tmp_path / "p.parquet")
     jsonl = str(write_json_lines(tmp_path / "p.jsonl", PAIRS))
@@ -113,33 +97,20 @@ def test_parallel_sentences_are_read_from_aligned_files_tables_and_data_sets(tmp
     assert sentences([aligned], ("pt", "th")) == PAIRS  # a corpus need not have all languages
 
 
-def test_files_that_are_not_aligned_are_refused(tmp_path):
-    (tmp_path / "en").write_text("One.\nTwo.\n")
+def test_files_that_are_not_aligned_or_lack_a_language_are_refused(tmp_path, aligned):
     (tmp_path / "pt").write_text("Um.\n")
     with pytest.raises(SDRRLError, match="line 2: one file is shorter"):
-        sentences([{"en": str(tmp_path / "en"), "pt": str(tmp_path / "pt")}])
-    path = str(write_json_lines(tmp_path / "p.jsonl", [{"de": "Ja."}]))
-    with pytest.raises(SDRRLError, match="has no column pt, but de"):
-        sentences([path])
-    path = str(write_json_lines(tmp_path / "q.jsonl", [{"en": 1, "pt": "x"}]))
-    with pytest.raises(SDRRLError, match="line 1: the sentences must be text"):
-        sentences([path])
+        sentences([aligned])
+    for row, named in (
+        ({"de": "Ja."}, "line 1: no column pt, but de"),
+        ({"en": 1, "pt": "x"}, "line 1: .* must be text"),
+    ):
+        with pytest.raises(SDRRLError, match=named):
+            sentences([str(write_json_lines(tmp_path / "p.jsonl", [row]))])
 
 
 @pytest.mark.parametrize(
-    "pair, reason",
-    [
-        ({"en": "The cat sleeps here.", "pt": "O gato dorme aqui."}, None),
-        ({"en": "The cat sleeps here all the day long " * 5, "pt": "O gato."}, "length_ratio"),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps here all day."}, "untranslated"),
-        ({"en": "The cat sleeps here all day.", "pt": "The cat sleeps there all day."}, "wrong_language"),
-        ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long"),
-        ({"en": "O gato dorme aqui em cima.", "pt": "O gato dorme aqui em cima da mesa."}, "wrong_language"),
-        ({"en": "", "pt": " "}, "no_pair"),
-        ({"en": "The cat sleeps here."}, "no_pair"),
-        ({"pt": "Curto."}, "no_pair"),
-        ({"pt": "O gato dorme aqui em cima da mesa."}, None),
-    ],
+    "pair, reason", [*cases("sentences"), ({"en": "The sky " * 400, "pt": "O céu azul " * 300}, "too_long")]
 )
 def test_bad_sentences_are_rejected_with_a_reason(tmp_path, pair, reason):
     (pair,) = read_parallel([str(write_json_lines(tmp_path / "p.jsonl", [{"pt": "", **pair}]))], "en", ["pt"])

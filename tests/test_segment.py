@@ -1,7 +1,9 @@
 import string
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from masks import damaged, fidelity, installed_markdown, with_masks
@@ -10,40 +12,9 @@ from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.segment import Segment, segment
 
 
-LATIN, JAPANESE, HINDI = ".!?…", "。．！？!?…", ".!?।…"
-# What a translator must not touch in a sentence
-SPANS = r"""
-`ls -l`¦``a `b` c``¦$x+1$¦$n$¦$$a. b$$¦\(a+b\)¦\[a. b\]¦\frac{a}{\sqrt{b}}¦\alpha¦\begin{x}a. b\end{x}¦<b>¦</b>¦<br/>¦
-<user name>¦<a href="x. y">¦<!-- a. b -->¦<?php x ?>¦<code>a. b</code>¦&nbsp;¦&#39;¦{name}¦{{ date }}¦{0:.2f}¦
-{% if a %}¦{"a": {"b": 1}}¦${HOME}¦$HOME/bin¦%USER%¦%s¦%(user)s¦%1$s¦%5.2f¦[[Page. Two]]¦[^1]¦![a. b](c.png)¦
-[![a](b)](c)¦https://example.com/a?b=c¦https://x.org/a_(b)¦http://x.org/{id}/c¦www.x.org¦a.b@c.org¦snake_case¦
-sdrrl_trl.utils¦os.path.join()¦main()¦__init__.py¦docs/setup.md¦/usr/local/bin¦./run¦../a/b¦~/x¦--flag¦--no-cache=a.b¦-v¦
-:smile:¦:+1:¦@user¦#12¦🎉¦→¦ZX1Q
-""".replace("\n", "").split("¦")
-BLOCKS = {  # what a translator must not see at all
-    "fence": "```py\nx = a\n\ny = b\n```",
-    "tildes": "~~~\n```\na b\n~~~",
-    "fence in a longer fence": "````\n```\na b\n```\n````",
-    "fence in a list": "1. ```sh\n   echo a b\n   ```",
-    "fence in an item": "-\n    ```sh\n    echo a b\n\n    ```",
-    "fence in a quote": "> ```\n> a b\n> ```",
-    "unclosed fence": "```\na b\n\nc d",
-    "indented code": "    a = b\n\n\tc = d",
-    "mathematics with a list mark": "$$\na\n- b\n$$",
-    "brackets": "\\[\na\n+ b\n\\]",
-    "environment with a blank line": "\\begin{align}\na\n\nb\n\\end{align}",
-    "comment with a blank line": "<!-- a\n\nb -->",
-    "pre": "<pre>\na b\n\nc d\n</pre>",
-    "script": "<script>\nlet a;\n\nlet b;\n</script>",
-    "style": '<style type="x">\na { b: c }\n\n</style>',
-    "code": "<code>\na b\n\nc d\n</code>",
-    "definition": "[a]: http://b.c/d 'Title'",
-    "braces over lines": '{\n  "a": "b c"\n}',
-    "code over lines": "`a\nb`",
-    "tag over lines": '<img src="a"\n  alt="b c">',
-    "rules": "***\n\n---\n\n- - -",
-    "table rule": "|---|:-:|",
-}
+LATIN, JAPANESE = ".!?…", "。．！？!?…"
+CASES = yaml.safe_load(Path(__file__).with_name("segment_cases.yaml").read_text(encoding="utf-8"))
+SPANS, BLOCKS = CASES["spans"], CASES["blocks"]
 PIECES = (
     "# Title\n¦- item. ¦- [ ] ¦1. ¦    ¦\t¦> ¦```py\n¦```\n¦````\n¦~~~~\n¦~~~\n¦`¦\n¦\n\n¦\r\n¦\r¦| a | b |\n"
     "¦|---|---|\n¦|¦$¦$$¦\\[¦\\]¦<!--¦-->¦<pre>\n¦Dr. Who said: hi! ¦**bold** ¦**Note:** ¦word ¦[a](b) ¦[a]: /b\n"
@@ -97,20 +68,7 @@ def test_spans_between_characters_without_spaces_are_masked(span):
     assert part.masked == "请看ZX1Q。"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "It costs $5 or $6 a day.",
-        "From 5$ to 6$ and $7.",
-        "Pay $5 (or 4$).",
-        "100% sure, 50 % off",
-        "and/or 24/7 km/h",
-        "e.g. this, i.e. that",
-    ]
-    + ["pi is 3.14, version 2.0.1", "well-known - yes -- no", "AT&T and R&D", "x < y and y > z", "Note: this: that"]
-    + ["Is 5<6 at 12:30?", "C# at 5 p.m.", "the U.S.A. or a Ph.D.", "the End.The Next", "go [here] or (there)"]
-    + ["préféré/aimé", "sort {red, blue, green}", "about ~50", "f(x) = y", "say `stop"],
-)
+@pytest.mark.parametrize("text", CASES["plain"])
 def test_plain_text_and_numbers_are_not_masked(text):
     assert translatable(text) == [text]
     assert Segment(text, translate=True).masked == text
@@ -198,29 +156,9 @@ def test_bold_labels_and_lone_links_go_without_their_signs():
     assert translatable("**Rome** is [big](x).") == ["**Rome** is [big](x)."]
 
 
-@pytest.mark.parametrize(
-    ("terminators", "sentences"),
-    [
-        (LATIN, ["Dr. Smith and J. R. Doe came.", '"Really?" she asked!', "E.g. this...", "Version 2.0 is out."]),
-        (
-            LATIN,
-            ["See No. 5, Fig. 3 and p. 7 of it.", "Well… no.", "(It is so.)", '"Go!"', "[Yes.]", "**Good.**", "End"],
-        ),
-        (LATIN, ["No.", "We won't.", "Apple Inc. Head Tim Cook met Sen. Smith in St. Louis.", "It is 5 p.m. now."]),
-        (
-            LATIN,
-            ["Er kam am 3. Oktober mit Hr. Maier bzw. Fr. Maier.", "Vgl. Abb. 3, z. B. S. 5 unten.", "„Gut.“", "Ja!"],
-        ),
-        (LATIN, ["« Bonjour ! » dit M. Dupont.", "« Non. »", "Il partit à 3,5 km.", "Oui ?", "Non !"]),
-        (LATIN, ["O Sr. Silva mora na Av. Paulista.", "A Dra. Ana leu a pág. 3 toda.", "Fim."]),
-        (LATIN, ["El Sr. García vive en EE. UU. desde 1990.", "¿Y Ud. Pedro?", "¡Sí!"]),
-        (HINDI, ["यह है।", "वह है।", "ठीक?", "हाँ."]),
-        (".!؟۔…", ["کیسے ہیں؟", "ٹھیک ہوں۔", "شکریہ."]),
-        (JAPANESE, ["今日は晴れです。", "明日は？", "「はい。」", "3.5度！", "え…", "ん!", "“好。”"]),
-        ("។៕!?…", ["សួស្តី។", "អ្នកសុខសប្បាយទេ?"]),
-    ],
-)
-def test_sentences_are_split_but_abbreviations_are_not(terminators, sentences):
+@pytest.mark.parametrize("case", CASES["sentences"], ids=lambda case: case["text"][0])
+def test_sentences_are_split_but_abbreviations_are_not(case):
+    terminators, sentences = case["terminators"], case["text"]
     assert translatable(" ".join(sentences), terminators) == sentences
     if "." not in terminators:
         assert translatable("".join(sentences), terminators) == sentences

@@ -15,9 +15,6 @@ class Stub:
     def __init__(self, function):
         self.function, self.sent = function, []
 
-    def describe(self):
-        return {"engine": "stub"}
-
     def translate(self, texts, source, target):
         self.sent += texts
         return self.function(texts)
@@ -64,9 +61,8 @@ def test_line_breaks_invented_by_the_translator_are_dropped():
 
 
 def test_spaces_inside_emphasis_are_mended():
-    assert translate(["A **bold** move."], Stub(lambda texts: ["Uma ** jogada ** ousada."])) == [
-        "Uma **jogada** ousada."
-    ]
+    stub = Stub(lambda texts: ["Uma ** jogada ** ousada."])
+    assert translate(["A **bold** move."], stub) == ["Uma **jogada** ousada."]
 
 
 def test_code_with_asterisks_stays_as_it_is():

@@ -122,13 +122,12 @@ def _choose_and_publish(
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
-    left_out = {f"{kind} {language}": available[kind, language] - n for (kind, language), n in sorted(chosen.items())}
     generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()
     engines = {"generator": generator_facts, "translator": translator.describe()}
     licence = engines["translator"].get("licence", "not stated")
     if is_non_commercial(licence):
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
-    left_out = {cell: n for cell, n in left_out.items() if n}
+    left_out = {" ".join(cell): available[cell] - n for cell, n in sorted(chosen.items()) if available[cell] > n}
     facts = {
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,

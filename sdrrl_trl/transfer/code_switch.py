@@ -56,22 +56,22 @@ class CodeSwitcher:
         Returns:
             `tuple[str, int]`: the text, and the number of words or expressions that were replaced.
         """
-        pieces, spots = [], []
+        pieces: list[tuple[str, str | None]] = []  # each with its entry, if it can be switched
         for piece in sentence_pieces(text, LANGUAGES[self.source].terminators):
             end = 0
             for start, stop, entry in self._find(piece.text) if piece.translate else ():
-                pieces.append(piece.text[end:start])
-                spots.append((len(pieces), entry))
-                pieces.append(piece.text[start:stop])
+                pieces += [(piece.text[end:start], None), (piece.text[start:stop], entry)]
                 end = stop
-            pieces.append(piece.text[end:])
+            pieces.append((piece.text[end:], None))
         rng = random.Random(int(sha256(f"{self.seed}:{row_id}:{self.source}>{self.target}:{text}")[:15], 16))
+        spots = [number for number, (_, entry) in enumerate(pieces) if entry]
         chosen = [spot for spot in spots if rng.random() < self.rate]
         if spots and not chosen and self.rate > 0:
             chosen = [rng.choice(spots)]
-        for index, entry in chosen:
-            pieces[index] = self._like(pieces[index], self.lexicon[entry])
-        return "".join(pieces), len(chosen)
+        texts = [piece for piece, _ in pieces]
+        for spot in chosen:
+            texts[spot] = self._like(texts[spot], self.lexicon[pieces[spot][1]])
+        return "".join(texts), len(chosen)
 
     def _find(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and entry of all words that can be switched, longest entries first."""
@@ -103,10 +103,9 @@ class CodeSwitcher:
 
 def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
     """The pairs of a shard with a code-switched question, where one of its words has an entry."""
-    rows = []
-    for pair in pairs:
-        if pair.reason is None:
-            text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
-            pair = replace(pair, switched=text if n_switched else None, n_switched=n_switched)
-        rows.append(pair)
-    return rows
+    return [_switch_question(pair, switcher) if pair.reason is None else pair for pair in pairs]
+
+
+def _switch_question(pair: Pair, switcher: CodeSwitcher) -> Pair:
+    text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
+    return replace(pair, switched=text, n_switched=n_switched) if n_switched else pair

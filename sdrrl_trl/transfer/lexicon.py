@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.code_switch import WORD, to_key
-from sdrrl_trl.transfer.segment import sentence_pieces
+from sdrrl_trl.transfer.segment import WORDS, sentence_pieces
 from sdrrl_trl.transfer.translate import translate_texts
 from sdrrl_trl.utils import SDRRLError
 
@@ -18,14 +18,6 @@ from sdrrl_trl.utils import SDRRLError
 Lexicon = dict[str, str]
 
 _MARGIN = " .!?…¡¿。！？\"'\r\n"
-# Words that word lists translate badly out of context
-_STOP_WORDS = {
-    "en": "a an the of to in on at by for from with as and or but if not no so be is are was were am been do does did "
-    "have has had it its this that these those there he she they we you i me him her us them my your his our their "
-    "which who whom what when where how why than then too very can could will would shall should may might must",
-    "fr": "le la les un une des du de d l à au aux en et ou mais si ne pas y il elle ils elles on nous vous je tu me "
-    "te se ce cet cette ces mon ton son ma ta sa mes tes ses qui que quoi dont où est sont été être a ont avoir",
-}
 
 
 def read_lexicon(path: str, source: str, target: str) -> Lexicon:
@@ -62,7 +54,7 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
     if len(broken) > max(1, 0.01 * n):
         raise SDRRLError(f"{found}: too many. Give one entry a line, source and target separated by a tab.")
     # with the translations of the words listed, those words go, too
-    function_words = {to_key(pairs[word]) for word in _STOP_WORDS.get(source, "").split() if word in pairs}
+    function_words = {to_key(pairs[word]) for word in WORDS["stop_words"].get(source, "").split() if word in pairs}
     lexicon = {
         entry: translation
         for entry, translation in pairs.items()
@@ -126,6 +118,6 @@ def vocabulary(texts: Iterable[str], language: str, max_words: int = 5000) -> li
     for text in texts:
         for piece in sentence_pieces(text, LANGUAGES[language].terminators):
             counts.update(WORD.findall(piece.text.lower()) if piece.translate else [])
-    stop_words = _STOP_WORDS.get(language, "").split()
+    stop_words = WORDS["stop_words"].get(language, "").split()
     words = [word for word in counts.keys() - stop_words if len(word) >= 3 and not re.search(r"[\d_./\\@]", word)]
     return sorted(words, key=lambda word: (-counts[word], word))[:max_words]

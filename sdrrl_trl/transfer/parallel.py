@@ -36,24 +36,19 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
     number = 0
     for corpus in corpora:
         rows = _read_aligned(corpus) if isinstance(corpus, dict) else read_rows(corpus)
-        known, columns = False, "no row"
-        for where, row in rows:
+        for row_number, (where, row) in enumerate(rows):
             row = row.get("translation", row)
-            if not isinstance(row, dict) or any(
-                not isinstance(row.get(tag), str | None) for tag in (source, *targets)
+            if not isinstance(row, dict) or not all(
+                isinstance(row.get(tag), str | None) for tag in (source, *targets)
             ):
                 raise SDRRLError(f"{where}: the sentences must be text. Correct or remove the line.")
-            known = known or any(tag in row for tag in targets)
-            columns = ", ".join(map(str, row))
+            if row_number == 0 and not any(tag in row for tag in targets):
+                raise SDRRLError(f"{where}: no column {' or '.join(targets)}, but {', '.join(row)}. Name them so.")
             number += 1
             texts = {tag: (row[tag].strip(),) for tag in (source, *targets) if (row.get(tag) or "").strip()}
             for target in [tag for tag in targets if tag in texts] or [""]:  # without a translation, to be rejected
                 original, translation = texts.get(source, ()), texts.get(target, ())
                 yield Pair(f"parallel-{number}", target, original, translation, is_sentence=True)
-        if not known:
-            raise SDRRLError(
-                f"`parallel`: {corpus} has no column {' or '.join(targets)}, but {columns}. Name its columns so."
-            )
 
 
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -72,11 +67,11 @@ def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]
 
 def check_sentences(pairs: list[Pair], source: str, system: str | None) -> list[Pair]:
     """The sentences of a shard with a system message, the bad ones with the reason why they are rejected."""
-    checked = []
-    for pair in pairs:
-        found = reject_sentence(pair, source)
-        checked.append(replace(pair, system=system, reason=found and f"parallel/{found}"))
-    return checked
+    reasons = [reject_sentence(pair, source) for pair in pairs]
+    return [
+        replace(pair, system=system, reason=reason and f"parallel/{reason}")
+        for pair, reason in zip(pairs, reasons, strict=True)
+    ]
 
 
 def reject_sentence(pair: Pair, source: str) -> str | None:

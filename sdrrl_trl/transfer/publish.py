@@ -73,15 +73,12 @@ def _writer(path: Path) -> Iterator[Any]:
     features = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}
     if path.name == "rejected.parquet":
         features = dict.fromkeys(REJECTED, text)
-    try:
-        with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:
-            yield writer
-            writer.finalize()
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:
+        yield writer
+        writer.finalize()
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _sha256_of(path: Path) -> str:
@@ -95,9 +92,8 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return (
-        os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value
-    )
+    is_file = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return os.path.basename(value) if is_file else value
 
 
 def is_non_commercial(licence: str) -> bool:

