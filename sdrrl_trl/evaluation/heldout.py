@@ -1,5 +1,6 @@
 """Tasks made from the held-out questions of a transfer set."""
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
     """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
     from datasets import Dataset
 
-    rows = Dataset.from_parquet(file)
+    rows = Dataset.from_parquet(escape(file))  # it takes paths as patterns
     rows = rows.filter(lambda row: row["kind"] == kind and row["answer_language"] == language)
     return {
         "test": rows.map(

@@ -4,12 +4,13 @@ import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import load_dataset
-from transformers import IntervalStrategy, PrinterCallback
+from datasets import Dataset
+from transformers import IntervalStrategy, PrinterCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.transformers import check_model
@@ -84,8 +85,17 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
             record_options(folder, options, "train")
             if checkpoint is not None:
                 print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+            if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to
+                trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         with timed(folder / "timings.json", "train") if is_main else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
+            if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+                raise SDRRLError(
+                    "The model's weights are no longer finite numbers: the training has diverged, or the model came "
+                    "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
+                )
             trainer.save_model()
         if is_main:
             write_json(folder / "training.json", {"log": trainer.state.log_history})
@@ -131,7 +141,6 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
             f"{script_args.transfer_set} holds no questions out to evaluate on. Build it with a `test_size` above 0, "
             "or leave out `eval_strategy` and `forgetting_bound`."
         )
-    data = load_dataset("parquet", data_files=files)
     training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -143,8 +152,9 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
             training_args,
-            train_dataset=data["train"],
-            eval_dataset=data.get("test"),
+            # Paths are patterns to `datasets`
+            train_dataset=Dataset.from_parquet(escape(files["train"])),
+            eval_dataset=Dataset.from_parquet(escape(files["test"])) if "test" in files else None,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
