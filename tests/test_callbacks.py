@@ -14,12 +14,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
 from test_build import config as build_config
-from test_distributed import launch
 from test_trainer import CPU, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import ModelConfig, SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, SDRRLTrainer, build_transfer_set
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, build_transfer_set
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.heldout import load_held_out
 from sdrrl_trl.evaluation.suite import select
@@ -331,36 +330,3 @@ def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_mo
         command(model=tmp_path / "nan")
     assert exit_info.value.code == 2 and "no longer finite" in capsys.readouterr().err
     assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}
-
-
-def train_watched(model, folder, n_processes):
-    """What is logged, and the share of the items of this process; run by distributed_training.py."""
-    options = {"per_device_train_batch_size": 8 // n_processes, "ddp_find_unused_parameters": False}
-    results = {}
-    for name, cls, lora in [("SFT", SFTTrainer, None), ("SDRRL, LoRA", SDRRLTrainer, LoraConfig())]:
-        trainer = make(model, folder, cls=cls, peft_config=lora, **STEPS | {"eval_steps": 2}, **options)
-        assert trainer.accelerator.num_processes == n_processes
-        # Odd numbers of items: the processes' shares differ
-        callback = LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], limit=5)
-        trainer.add_callback(callback)
-        trainer.train()
-        for task in callback._tasks.values():  # the items are shared, not done by each process
-            assert len({instance.doc_id for instance in task.instances}) <= math.ceil(5 / n_processes)
-        kept = ("loss", "grad_norm", "lm_eval/")
-        logs = [
-            {key: value for key, value in entry.items() if key.startswith(kept) and key != "lm_eval/seconds"}
-            for entry in trainer.state.log_history
-        ]
-        results[name] = [entry for entry in logs if entry]
-    return results
-
-
-def test_two_processes_find_what_one_does(benchmarks, tiny_model, tmp_path):
-    found = [launch("callbacks", tiny_model, tmp_path, n) for n in (1, 2)]
-    for case, (first, second) in {name: (found[0][name], found[1][name]) for name in found[0]}.items():
-        assert len(first) == len(second) == 5, case  # two losses, lm_eval at 0, 2 and 4
-        for one, two in zip(first, second, strict=True):
-            assert one.keys() == two.keys()
-            for name in one:
-                exact = name.startswith("lm_eval/")
-                assert two[name] == pytest.approx(one[name], abs=0 if exact else 1e-4), (case, name)
