@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.engines import Generation, endpoint
+from sdrrl_trl.engines import Generation, Sampling, endpoint
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.prompted import PromptedTranslator
 
@@ -98,7 +98,8 @@ def questions(n):
 
 
 def engine(url, **options):
-    return EndpointGenerator(url, "m", **{"timeout": 5.0} | options)
+    own = {name: options.pop(name) for name in ("timeout", "max_concurrency") if name in options}
+    return EndpointGenerator(url, "m", Sampling(**options), **{"timeout": 5.0} | own)
 
 
 def ask(server, n=1, **options):
@@ -312,7 +313,7 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
 
 def test_the_description_names_what_answers_depend_on():
     described = engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe()
-    sampling = {"max_tokens": 512, "seed": 42, "temperature": 0.7, "top_p": 0.9}
+    sampling = {"max_new_tokens": 512, "seed": 42, "temperature": 0.7, "top_p": 0.9}
     assert described == {"engine": "endpoint", "host": "example.com", "model": "m", **sampling}
 
 

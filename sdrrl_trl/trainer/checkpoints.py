@@ -23,10 +23,9 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     Newer ones that are not complete are named in a warning; transformers would try to resume from them and crash, or
     start the optimizer anew.
     """
-    numbered = [
-        (int(path.name.split("-")[1]), path) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()
-    ]
-    for _, path in sorted(numbered, reverse=True):
+    steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    for step in sorted(steps, reverse=True):
+        path = folder / f"checkpoint-{step}"
         damage = _find_damage(path)
         if damage is None:
             return str(path)

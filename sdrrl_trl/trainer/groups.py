@@ -52,11 +52,9 @@ def group_table(train_dataset: Any, eval_dataset: Any) -> list[Group]:
     Raises:
         `SDRRLError`: for provenance columns of a wrong type, or with missing values.
     """
-    groups: set[Group] = set()
     evaluation = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    for dataset in (train_dataset, *evaluation):
-        if dataset is not None:
-            groups |= _groups_of(dataset)
+    datasets = [dataset for dataset in (train_dataset, *evaluation) if dataset is not None]
+    groups = set().union(*map(_groups_of, datasets))
     # Both are keys of the same figures
     both = sorted({kind for kind, *_ in groups if kind} & {answer for *_, answer in groups if answer})
     if both:

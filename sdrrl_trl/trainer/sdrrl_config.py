@@ -24,8 +24,7 @@ class SDRRLConfig(SFTConfig):
     """
 
     kl_coef: float = field(
-        default=0.0,
-        metadata={"help": "Coefficient of the token-level KL divergence KL(initial || model). 0.0: off."},
+        default=0.0, metadata={"help": "Coefficient of the token-level KL divergence KL(initial || model). 0.0: off."}
     )
 
     def __post_init__(self):

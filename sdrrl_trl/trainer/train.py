@@ -57,8 +57,7 @@ class TrainArguments:
         default=None, metadata={"help": "lm-eval tasks, groups or tags to evaluate on every `eval_steps` steps."}
     )
     forgetting_bound: float | None = field(
-        default=None,
-        metadata={"help": "Warn if the bits per byte of the held-out source-language answers rise by more."},
+        default=None, metadata={"help": "Warn if the bits per byte of held-out source-language answers rise by more."}
     )
 
 
@@ -135,8 +134,8 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         if training_args.eval_strategy == "no":
             training_args.eval_strategy = IntervalStrategy.STEPS
     splits = ["train"] if training_args.eval_strategy == "no" else ["train", "test"]
-    files = {name: f"{script_args.transfer_set}/{name}.parquet" for name in splits}
-    if not Path(files[splits[-1]]).exists():
+    files = {name: Path(script_args.transfer_set, f"{name}.parquet") for name in splits}
+    if not files[splits[-1]].exists():
         raise SDRRLError(
             f"{script_args.transfer_set} holds no questions out to evaluate on. Build it with a `test_size` above 0, "
             "or leave out `eval_strategy` and `forgetting_bound`."
@@ -149,17 +148,16 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         **(training_args.model_init_kwargs or {}),
     }
     try:
+        # It takes paths as patterns
+        data = {name: Dataset.from_parquet(escape(str(file))) for name, file in files.items()}
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
             training_args,
-            # Paths are patterns to `datasets`
-            train_dataset=Dataset.from_parquet(escape(files["train"])),
-            eval_dataset=Dataset.from_parquet(escape(files["test"])) if "test" in files else None,
+            train_dataset=data["train"],
+            eval_dataset=data.get("test"),
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except SDRRLError:
-        raise
     except (OSError, ValueError, ImportError) as error:  # of transformers, peft, trl: mistakes in their options
         raise SDRRLError(str(error)) from error
     if training_args.disable_tqdm:

@@ -1,25 +1,25 @@
 """From the options to the engines."""
 
-from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.engines import Generator, Sampling, Translator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
     # Imported where they are used: vLLM and CTranslate2 need not be installed
-    sampling = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
     if is_address(config.generator):
         from sdrrl_trl.engines.endpoint import EndpointGenerator
 
-        return EndpointGenerator(config.generator, config.model_name_or_path, config.max_new_tokens, **sampling)
-    options = (config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens)
+        return EndpointGenerator(config.generator, config.model_name_or_path, sampling)
+    options = (config.model_name_or_path, sampling, config.model_revision, config.dtype)
     if config.generator == "vllm":
         from sdrrl_trl.engines.vllm import VLLMGenerator
 
-        return VLLMGenerator(*options, **sampling)
+        return VLLMGenerator(*options)
     from sdrrl_trl.engines.transformers import TransformersGenerator
 
-    return TransformersGenerator(*options, **sampling)
+    return TransformersGenerator(*options)
 
 
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
