@@ -86,7 +86,7 @@ def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(
     command = [sys.executable, "-m", "sdrrl_trl", "train", "--config", str(tmp_path / "train.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoint-5" / "trainer_state.json").exists():
+    while not (folder / "checkpoint-5" / "complete.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
