@@ -42,10 +42,11 @@ def generation_speeds(n_rows, rounds, max_new_tokens=256):
     """Rows/s of a loop over rows, of batches in the order of the file, and of ours; the same model and limit."""
     import torch
 
+    from sdrrl_trl.engines import Sampling
     from sdrrl_trl.engines.fast_translate import smollm2
     from sdrrl_trl.engines.transformers import TransformersGenerator
 
-    ours = TransformersGenerator(smollm2()[0], dtype="bfloat16", max_new_tokens=max_new_tokens)
+    ours = TransformersGenerator(smollm2()[0], Sampling(max_new_tokens), dtype="bfloat16")
     conversations = [[{"role": "user", "content": question}] for question, _ in instructions(n_rows)]
 
     @torch.inference_mode()

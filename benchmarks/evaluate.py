@@ -85,7 +85,7 @@ def index_seconds():
     """Time of indexing our suite, and everything that lm-eval has, in turn."""
     from lm_eval.tasks import TaskManager
 
-    from sdrrl_trl.evaluation.tasks import include_paths
+    from sdrrl_trl.evaluation.suite import include_paths
 
     times = {"ours": [], "lm_eval": []}
     for _ in range(3):

@@ -12,12 +12,12 @@ _PUBLIC = {
     "SDRRLConfig": "sdrrl_trl.trainer.sdrrl_config",
     "SDRRLError": "sdrrl_trl.utils",
     "SDRRLTrainer": "sdrrl_trl.trainer.sdrrl_trainer",
-    "DataCollatorForSDRRL": "sdrrl_trl.trainer.data_collator",
+    "DataCollatorForSDRRL": "sdrrl_trl.trainer.groups",
     "TransferConfig": "sdrrl_trl.transfer.config",
     "build_transfer_set": "sdrrl_trl.transfer.build",
     "EvaluationConfig": "sdrrl_trl.evaluation.evaluate",
     "evaluate": "sdrrl_trl.evaluation.evaluate",
-    "tasks_dir": "sdrrl_trl.evaluation.tasks",
+    "tasks_dir": "sdrrl_trl.evaluation.suite",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -11,6 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl import __version__
+from sdrrl_trl.utils import SDRRLError
+
+
+# Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
+STAGES = ("answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate")
+
 
 def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:
     """
@@ -22,8 +29,6 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         `SDRRLError`: for unknown options, and for values of a wrong type.
     """
     from trl.scripts.utils import TrlParser
-
-    from sdrrl_trl.utils import SDRRLError
 
     class Parser(TrlParser):
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
@@ -54,6 +59,10 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
 
 
+def _parser(command: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"sdrrl {command}", description=COMMANDS[command][1])
+
+
 def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
     """Parses `--config FILE` and the options of one command."""
     config = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
@@ -70,8 +79,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         `SDRRLError`: if it cannot be read or is not a mapping.
     """
     import yaml
-
-    from sdrrl_trl.utils import SDRRLError
 
     try:
         with open(path, encoding="utf-8") as file:
@@ -95,7 +102,7 @@ def _build(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl inspect", description=COMMANDS["inspect"][1])
+    parser = _parser("inspect")
     parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
     parser.add_argument("-n", type=int, default=2, help="samples of each kind (default: %(default)s)")
     parser.add_argument("--width", type=int, default=600, help="longest text in characters (default: %(default)s)")
@@ -140,15 +147,11 @@ def _print_report(path: Path) -> None:
     print("\n".join([*lines, "", f"Report: {path}"]))
 
 
-# Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
-STAGES = ["answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate"]
-
-
 def _run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl run", description=COMMANDS["run"][1])
+    parser = _parser("run")
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
-    parser.add_argument("--overwrite_stage", choices=STAGES)
+    parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import run
 
@@ -157,10 +160,10 @@ def _run(arguments: list[str]) -> None:
 
 
 def _demo(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl demo", description=COMMANDS["demo"][1])
+    parser = _parser("demo")
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
-    parser.add_argument("--overwrite_stage", choices=STAGES)
+    parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import demo
 
@@ -168,14 +171,14 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _tasks(arguments: list[str]) -> None:
-    argparse.ArgumentParser(prog="sdrrl tasks", description=COMMANDS["tasks"][1]).parse_args(arguments)
-    from sdrrl_trl.evaluation.tasks import tasks_dir
+    _parser("tasks").parse_args(arguments)
+    from sdrrl_trl.evaluation.suite import tasks_dir
 
     print(tasks_dir())
 
 
 def _judge(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl judge", description=COMMANDS["judge"][1])
+    parser = _parser("judge")
     parser.add_argument("source", type=Path, help="folder of `lm_eval --log_samples --output_path`")
     parser.add_argument("output", type=Path, help="new folder of the same form, with the new judgements")
     options = parser.parse_args(arguments)
@@ -185,7 +188,7 @@ def _judge(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sdrrl doctor", description=COMMANDS["doctor"][1])
+    parser = _parser("doctor")
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
     from sdrrl_trl.evaluation.doctor import doctor, format_doctor
 
@@ -214,16 +217,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="`sdrrl COMMAND --help` shows a command's options. `build`, `train`, `evaluate` and `report` also take "
         "them from a YAML file: `--config FILE`.",
     )
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.version:
-        from sdrrl_trl import __version__
-
-        print(__version__)
-        return
     if arguments.command is None:
         parser.print_help()
         return
@@ -234,9 +232,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script
-
-    from sdrrl_trl.utils import SDRRLError
-
     try:
         COMMANDS[arguments.command][0](rest)
         sys.stdout.flush()
@@ -244,21 +239,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()  # else a process whose threads still listen can abort at its exit
     except SDRRLError as error:
-        print(f"sdrrl {arguments.command}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"sdrrl {arguments.command}: error: {error}", 2)
     except BrokenPipeError:  # as in `sdrrl inspect DIR | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f"sdrrl {arguments.command}: error: the disk is full ({error}). Make room and run it again.",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _stop(f"sdrrl {arguments.command}: error: the disk is full ({error}). Make room and run it again.", 2)
     except KeyboardInterrupt:
         without = " (without `--overwrite_stage`)" if "--overwrite_stage" in rest else ""
-        print(
-            f"\nInterrupted. The same `sdrrl {arguments.command}` command{without} goes on from here.", file=sys.stderr
-        )
-        sys.exit(130)
+        _stop(f"\nInterrupted. The same `sdrrl {arguments.command}` command{without} goes on from here.", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

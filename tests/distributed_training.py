@@ -1,22 +1,27 @@
-"""Run by test_distributed.py, alone and under torchrun: trains each case and writes what was logged."""
+"""Run by test_distributed.py, there and under torchrun: trains each case and writes what was logged."""
 
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from conftest import data_dir
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig, get_peft_model
 from test_trainer import LORA, make, rows
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import SFTTrainer
 
+from sdrrl_trl import LMEvalCallback, SDRRLTrainer
 from sdrrl_trl.trainer.teacher import add_distillation, base_of, teacher_states
 
 
@@ -134,22 +139,42 @@ def compare_fsdp2(case: str, path: str) -> None:
 FSDP2_CASES = ["full", "full, head alone", "lora", "lora and head", "lora bf16"]
 
 
-if __name__ == "__main__":
-    what, model, folder, world_size = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    if what == "fsdp2":
-        dist.init_process_group("gloo")
-        results = {case: compare_fsdp2(case, model) for case in FSDP2_CASES}
-    elif what == "preparation":
-        results = prepare_once(model, folder)
-    elif what == "callbacks":
-        from test_callbacks import train_watched
+def train_watched(name: str, model: str, folder: Path, world_size: int) -> list[dict]:
+    """What is logged with lm-eval."""
+    cls, lora = (SFTTrainer, None) if name == "SFT" else (SDRRLTrainer, LoraConfig())
+    options = {"max_steps": 4, "logging_steps": 2, "max_length": 512, "eval_steps": 2}
+    options |= {"per_device_train_batch_size": 8 // world_size, "ddp_find_unused_parameters": False}
+    trainer = make(model, folder, cls=cls, peft_config=lora, **options)
+    # Odd numbers of items: the processes' shares differ
+    callback = LMEvalCallback(trainer, ["xnli_en", "sdrrl_pku_saferlhf", "sdrrl_xnli_gen_en"], limit=5)
+    trainer.add_callback(callback)
+    trainer.train()
+    for task in callback._tasks.values():  # the items are shared, not done by each process
+        assert len({instance.doc_id for instance in task.instances}) <= math.ceil(5 / world_size)
+    kept = ("loss", "grad_norm", "lm_eval/")
+    logs = [
+        {key: value for key, value in entry.items() if key.startswith(kept) and key != "lm_eval/seconds"}
+        for entry in trainer.state.log_history
+    ]
+    return [entry for entry in logs if entry]
 
-        results = train_watched(model, folder, world_size)
-    else:
-        results = {case: train(case, model, folder, world_size) for case in CASES}
+
+def run(model: str, folder: Path, world_size: int = 1) -> dict[str, Any]:
+    results = {case: train(case, model, folder, world_size) for case in CASES}
+    if data_dir() is not None:
+        results |= {name: train_watched(name, model, folder, world_size) for name in ("SFT", "SDRRL, LoRA")}
+    return results
+
+
+if __name__ == "__main__":
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    results = run(model, folder, world_size=2)
+    prepare_once(model, folder)
+    for fsdp2_case in FSDP2_CASES:
+        compare_fsdp2(fsdp2_case, model)
     state = PartialState()
     if state.is_main_process:
-        (folder / f"{what}-{world_size}.json").write_text(json.dumps(results))
+        (folder / "found.json").write_text(json.dumps(results))
     state.wait_for_everyone()
     sys.stdout.flush()
     os._exit(0)  # with gloo, some runs abort in the destructors at exit; what is tested here is done

@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow
 import pyarrow.parquet
@@ -101,12 +101,7 @@ def repositories():
             for i, line in enumerate(texts(tag_of(c)))
         ]
         files[f"data/{c}.jsonl"] = json_lines(rows)
-    # Before 2024-08 the languages were splits of one configuration
-    old = files | {"README.md": card([("default", {c: f"data/{c}.jsonl" for c in FLORES})])}
-    repos["facebook/belebele"] = {
-        "7899cdfa4e1e0d733fd77c848e2c273cb1d32be2": files,
-        "75b399394a9803252cfec289d103de462763db7c": old,
-    }
+    repos["facebook/belebele"] = {"7899cdfa4e1e0d733fd77c848e2c273cb1d32be2": files}
 
     locales = "AR_XY BN_BD DE_DE ES_LA FR_FR HI_IN ID_ID IT_IT JA_JP KO_KR PT_BR SW_KE YO_NG ZH_CN".split()
     path = {x: f"test/mmlu_{x.replace('_', '-')}.csv" for x in locales}
@@ -156,9 +151,8 @@ def repositories():
     for c in FLORES:
         facts = {"url": "https://x.org", "domain": "wikinews", "topic": "health"}
         lines = list(enumerate(texts(tag_of(c)), 1))[::-1]  # rows come in any order
-        old[f"data/language/{c}/devtest-00000-of-00001.parquet"] = parquet(
-            [{"id": i, **facts, "sentence": s} for i, s in lines]
-        )
+        rows = [{"id": i, **facts, "sentence": sentence} for i, sentence in lines]
+        old[f"data/language/{c}/devtest-00000-of-00001.parquet"] = parquet(rows)
         plus[f"devtest/{c}.jsonl"] = json_lines([{"id": i, "iso_639_3": c[:3], "text": s, **facts} for i, s in lines])
     old["README.md"] = card([(c, {"devtest": f"data/language/{c}/devtest-*"}) for c in FLORES])
     plus["README.md"] = card([(c, {"devtest": f"devtest/{c}.jsonl"}) for c in FLORES])
@@ -166,10 +160,8 @@ def repositories():
     repos["openlanguagedata/flores_plus"] = {"5fec6c13f9e5a4db2f745d4ec0d7c9721ddc4f06": plus}
 
     files = {}
-    for language in (
-        "arabic english french hindi indonesian japanese korean portuguese russian swahili thai".split()
-        + ("turkish ukrainian urdu vietnamese".split())
-    ):
+    languages = "arabic english french hindi indonesian japanese korean portuguese russian swahili thai turkish"
+    for language in f"{languages} ukrainian urdu vietnamese".split():
         lines = texts(XLSUM.get(language, language[:2]), 2 * N)
         rows = [{"id": str(i), "url": "u", "title": "t", "summary": lines[i], "text": lines[i + N]} for i in range(N)]
         files[f"{language}/test/0000.parquet"] = parquet(rows)
@@ -179,29 +171,28 @@ def repositories():
     items = []
     for i in range(2 * N):
         kind = ("entity", "number", "unanswerable", "long_answer")[i % 4]
-        answer = {"type": kind, "text": None} if i % 4 > 1 else {"type": kind, "text": f"{i}.0"}
+        answer = {"type": kind, "text": None if i % 4 > 1 else f"{i}.0"}
+        answers = {c: [answer] for c in codes}
         if kind == "entity":
             answers = {c: [answer | {"text": texts(c, 2 * N)[i], "aliases": ["Oslo"]}] for c in codes}
-        else:
-            answers = {c: [answer] for c in codes}
         items.append({"example_id": i, "queries": {c: f"{texts(c, 2 * N)[i]}?" for c in codes}, "answers": answers})
-    repos["raw"] = {
-        "": {"mkqa.jsonl.gz": gzip.compress(json_lines(items)), "flores200_dataset.tar.gz": flores_archive()}
-    }
+    raw = {"mkqa.jsonl.gz": gzip.compress(json_lines(items)), "flores200_dataset.tar.gz": flores_archive()}
+    repos["raw"] = {"": raw}
     return repos
 
 
 @contextmanager
 def serve(repos, gated=GATED):
-    """Serves repositories as the hub does; gives its address. `gated` ones refuse whoever has no token."""
+    """Serves repositories as far as `datasets` asks; gives the address. `gated` ones refuse whoever has no token."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # it holds every body back for 40 ms
 
         def answer(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-            url = urlsplit(self.path)
-            status, headers, content = respond(unquote(url.path), parse_qs(url.query), body, self.headers)
+            path, _, query = self.path.partition("?")
+            token, recursive = "Authorization" in self.headers, "recursive=true" in query
+            status, headers, content = respond(unquote(path), token, recursive)
             self.send_response(status)
             for key, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(key, value)
@@ -209,46 +200,36 @@ def serve(repos, gated=GATED):
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_GET = do_HEAD = do_POST = answer
+        do_GET = do_HEAD = answer
 
         def log_message(self, *args):
             pass
 
-    def respond(path, query, body, headers):
-        raw = re.fullmatch("/raw/(.+)", path)
-        if raw:
-            content = repos["raw"][""].get(raw[1])
-            return (404, {}, b"") if content is None else (200, {}, content)
-        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path)
-        file = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/(.+)", path)
-        if not (api or file) or (api or file)[1] not in repos:
+    def respond(path, token, recursive):
+        raw = repos["raw"][""].get(path.removeprefix("/raw/"))
+        if raw is not None:
+            return 200, {}, raw
+        asked = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+)/(resolve|revision|tree)/(.+)", path)
+        if not asked or asked[1] not in repos:
             return 401, {"X-Error-Code": "RepoNotFound"}, b""
-        name, rest = (api or file)[1], (api[3] if api else file[2]) or "main"
-        revisions = dict(repos[name])
-        revisions.setdefault("main", next(iter(revisions.values())))
-        revisions |= {commit(revision): files for revision, files in revisions.items()}
-        revision = max((r for r in revisions if f"{rest}/".startswith(f"{r}/")), key=len, default=None)
+        name, kind, rest = asked.groups()
+        revisions = repos[name] | {commit(revision): files for revision, files in repos[name].items()}
+        revision = next((r for r in revisions if f"{rest}/".startswith(f"{r}/")), None)
         if revision is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         files, rest, sha = revisions[revision], rest[len(revision) + 1 :], commit(revision)
-        if name in gated and (file or api[2] == "tree") and "Authorization" not in headers:
+        if name in gated and kind != "revision" and not token:
             return 401, {"X-Error-Code": "GatedRepo"}, b""
-        if file and rest not in files:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}, b""
-        if file:
-            etag = hashlib.sha1(files[rest]).hexdigest()
-            return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "none"}, files[rest]
-        if api[2] == "paths-info":
-            asked = parse_qs(body).get("paths") or json.loads(body)["paths"]
-            return as_json([entry for entry in entries(files) if entry["path"] in asked])
-        if api[2] == "tree":
-            inside = [e for e in entries(files) if e["path"].startswith(f"{rest}/" if rest else "")]
-            if query.get("recursive", [""])[0].lower() != "true":
-                inside = [e for e in inside if "/" not in e["path"].removeprefix(f"{rest}/" if rest else "")]
+        if kind == "revision":
+            return as_json({"id": name, "sha": sha, "private": False, "gated": name in gated, "tags": []})
+        if kind == "tree":
+            depth = None if recursive else 1
+            inside = [e for e in entries(files) if Path(rest) in list(Path(e["path"]).parents)[:depth]]
             return as_json(inside) if inside else (404, {"X-Error-Code": "EntryNotFound"}, b"")
-        siblings = [{"rfilename": file} for file in files]
-        facts = {"private": False, "gated": "auto" if name in gated else False, "tags": []}
-        return as_json({"id": name, "sha": sha, "siblings": siblings, **facts})
+        if rest not in files:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}, b""
+        etag = hashlib.sha1(files[rest]).hexdigest()
+        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "none"}, files[rest]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -2,23 +2,27 @@ import json
 import logging
 import math
 import random
+import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import CannedGenerator, data_dir, make_tiny_model
-from lm_eval import simple_evaluate
+from datasets import Dataset
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
 from test_build import config as build_config
-from test_distributed import launch
-from test_trainer import make, rows
-from transformers import TrainerCallback
-from trl import SFTTrainer
+from test_trainer import CPU, make, rows
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import ModelConfig, SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError, SDRRLTrainer, build_transfer_set
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, build_transfer_set
 from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation.suite import leaves, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl.evaluation.suite import select
+from sdrrl_trl.trainer.train import TrainArguments, make_trainer
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]
@@ -116,20 +120,11 @@ def test_the_scores_are_those_of_lm_eval_on_the_saved_model(benchmarks, tiny_mod
     trainer.add_callback(LMEvalCallback(trainer, TASKS, limit=24))
     trainer.train()
     trainer.save_model(str(tmp_path / "trained"))
-    found = leaves(tasks_dir())
     changed = False
     for step, path in ((0, tiny_model), (4, tmp_path / "trained")):
-        result = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(path), "dtype": "float32"},
-            tasks=[found[task] for task in TASKS],
-            task_manager=task_manager(),
-            device="cpu",
-            batch_size=8,
-            limit=24,
-            bootstrap_iters=0,
-            apply_chat_template=True,
-        )["results"]
+        lm = HFLM(pretrained=str(path), dtype="float32", device="cpu", batch_size=8)
+        options = {"limit": 24, "bootstrap_iters": 0, "apply_chat_template": True}
+        result = evaluate(lm, {"tasks": select(TASKS)}, **options)["results"]
         for task, metric in ((TASKS[0], "acc"), (TASKS[1], "acc_norm")):
             scores = logged(trainer, f"lm_eval/{task}/{metric}")
             assert scores[step] == result[task][f"{metric},none"]
@@ -272,14 +267,21 @@ def test_tensorboard_gets_all_figures_under_stable_names(benchmarks, tiny_model,
         assert scalars[f"train/{name}"] == pytest.approx(logged(trainer, name), rel=1e-6)
 
 
-def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, seeds, tiny_model, tmp_path, capsys):
-    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.3), CannedGenerator())
-    command = ["train", "--transfer_set", str(folder), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    command += ["--model_name_or_path", tiny_model, "--max_steps", "2", "--report_to", "none", "--bf16", "false"]
+@pytest.fixture
+def command(request, seeds, tiny_model, tmp_path):
+    """`sdrrl train` of two steps on a transfer set, with more options."""
+    test_size = getattr(request, "param", 0.3)
+    build_transfer_set(build_config(seeds, tmp_path / "set[1]", test_size=test_size), CannedGenerator())
+    start = ["train", "--transfer_set", str(tmp_path / "set[1]"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    start += ["--bf16", "false", "--max_steps", "2", "--report_to", "none", "--model_name_or_path"]
+    return lambda *options, model=tiny_model: main([*start, str(model), *options])
+
+
+def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*command, "--eval_tasks", "sdrrl_quik"])
+        command("--eval_tasks", "sdrrl_quik")
     assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    main([*command, "--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1"])
+    command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
     log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
     for name in ("lm_eval/xnli_en/acc", "eval_bpb/source"):
         assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
@@ -287,42 +289,44 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, seeds, tiny_model,
     assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_bpb/source " in shown
 
 
-def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(seeds, tiny_model, tmp_path, capsys):
-    folder = build_transfer_set(build_config(seeds, tmp_path / "set", test_size=0.0), CannedGenerator())
-    command = ["train", "--transfer_set", str(folder), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+@pytest.mark.parametrize("command", [0.0], indirect=True)
+def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, capsys):
     with pytest.raises(SystemExit):
-        main([*command, "--model_name_or_path", tiny_model, "--bf16", "false", "--forgetting_bound", "0.1"])
+        command("--forgetting_bound", "0.1")
     assert "`test_size` above 0" in capsys.readouterr().err
 
 
-def train_watched(model, folder, n_processes):
-    """What is logged, and the share of the items of this process; run by distributed_training.py."""
-    options = {"per_device_train_batch_size": 8 // n_processes, "ddp_find_unused_parameters": False}
-    results = {}
-    for name, cls, lora in [("SFT", SFTTrainer, None), ("SDRRL, LoRA", SDRRLTrainer, LoraConfig())]:
-        trainer = make(model, folder, cls=cls, peft_config=lora, **STEPS | {"eval_steps": 2}, **options)
-        assert trainer.accelerator.num_processes == n_processes
-        # Odd numbers of items: the processes' shares differ
-        callback = LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], limit=5)
-        trainer.add_callback(callback)
-        trainer.train()
-        for task in callback._tasks.values():  # the items are shared, not done by each process
-            assert len({instance.doc_id for instance in task.instances}) <= math.ceil(5 / n_processes)
-        kept = ("loss", "grad_norm", "lm_eval/")
-        logs = [
-            {key: value for key, value in entry.items() if key.startswith(kept) and key != "lm_eval/seconds"}
-            for entry in trainer.state.log_history
-        ]
-        results[name] = [entry for entry in logs if entry]
-    return results
+def test_the_path_of_a_transfer_set_is_no_pattern(command, tiny_model, tmp_path):
+    other = shutil.copytree(tmp_path / "set[1]", tmp_path / "set1")
+    files = {name: str(tmp_path / "set[1]" / f"{name}.parquet") for name in ("train", "test")}
+    sizes = {}
+    for name, file in files.items():
+        rows = Dataset.from_parquet(str(other / f"{name}.parquet"))
+        rows.select(range(2)).to_parquet(other / f"{name}.parquet")
+        sizes[name] = len(pyarrow.parquet.read_table(file))
+    arguments = TrainArguments(str(tmp_path / "set[1]"), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
+    trainer = make_trainer(*arguments, ModelConfig(tiny_model))
+    assert {"train": len(trainer.train_dataset), "test": len(trainer.eval_dataset)} == sizes
+    assert min(sizes.values()) > 2 < len(load_held_out(files["test"], "target", "pt")["test"])
 
 
-def test_two_processes_find_what_one_does(benchmarks, tiny_model, tmp_path):
-    found = [launch("callbacks", tiny_model, tmp_path, n) for n in (1, 2)]
-    for case, (first, second) in {name: (found[0][name], found[1][name]) for name in found[0]}.items():
-        assert len(first) == len(second) == 5, case  # two losses, lm_eval at 0, 2 and 4
-        for one, two in zip(first, second, strict=True):
-            assert one.keys() == two.keys()
-            for name in one:
-                exact = name.startswith("lm_eval/")
-                assert two[name] == pytest.approx(one[name], abs=0 if exact else 1e-4), (case, name)
+def test_a_training_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
+    command()
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for name in ("training.json", "model.safetensors"):
+        (tmp_path / "out" / name).unlink()
+    command()
+    assert "goes on from step 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    next(model.parameters()).data.fill_(math.nan)
+    shutil.copytree(tiny_model, tmp_path / "nan")
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(SystemExit) as exit_info:
+        command(model=tmp_path / "nan")
+    assert exit_info.value.code == 2 and "no longer finite" in capsys.readouterr().err
+    assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}

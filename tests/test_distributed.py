@@ -1,3 +1,5 @@
+"""Two processes against one, each started once for all that is asked of them."""
+
 import json
 import os
 import subprocess
@@ -5,41 +7,47 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed_training import CASES, FSDP2_CASES
+from conftest import data_dir
+from distributed_training import CASES, run
 
 
-def launch(what, model, folder, world_size):
-    """What the script finds with so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world_size == 2 else []
-    script = str(Path(__file__).parent / "distributed_training.py")
-    command = [sys.executable, *launcher, script, what, model, str(folder), str(world_size)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}",
-    }
+@pytest.fixture(scope="module")
+def found(tiny_model, tmp_path_factory):
+    """What one process finds, which is this one, and what two find."""
+    folder, tests = tmp_path_factory.mktemp("distributed"), Path(__file__).parent
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(tests / "distributed_training.py"), tiny_model, str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}:{tests}"}
+    environment["SDRRL_DATA_DIR"] = str(data_dir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+        one = json.loads(json.dumps(run(tiny_model, folder)))
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / f"{what}-{world_size}.json").read_text())
+    return one, json.loads((folder / "found.json").read_text())
 
 
-def test_two_processes_train_and_log_as_one_does(tiny_model, tmp_path):
-    results = [launch("trainer", tiny_model, tmp_path, world_size) for world_size in (1, 2)]
-    for case in CASES:
-        one, two = (result[case] for result in results)
-        for first, second in zip(one["logs"], two["logs"], strict=True):
-            assert first.keys() == second.keys()
-            assert len([name for name in first if "nll/" in name]) >= 4
-            for name in first:
-                assert second[name] == pytest.approx(first[name], abs=1e-5, rel=1e-5), (case, name)
-        assert one["parameters"].keys() == two["parameters"].keys()
-        for name, value in one["parameters"].items():
-            assert two["parameters"][name] == pytest.approx(value, abs=2e-3), (case, name)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_and_log_as_one_does(found, case):
+    """That they prepare data once and are right under FSDP2 is checked there: `prepare_once`, `compare_fsdp2`."""
+    one, two = (results[case] for results in found)
+    for first, second in zip(one["logs"], two["logs"], strict=True):
+        assert first.keys() == second.keys()
+        assert len([name for name in first if "nll/" in name]) >= 4
+        for name in first:
+            assert second[name] == pytest.approx(first[name], abs=1e-5, rel=1e-5), name
+    assert one["parameters"].keys() == two["parameters"].keys()
+    for name, value in one["parameters"].items():
+        assert two["parameters"][name] == pytest.approx(value, abs=2e-3), name
 
 
-def test_the_data_are_prepared_by_the_first_process_alone(tiny_model, tmp_path):
-    launch("preparation", tiny_model, tmp_path, 2)
-
-
-def test_the_divergence_is_the_same_on_models_sharded_by_fsdp2(tiny_model, tmp_path):
-    assert launch("fsdp2", tiny_model, tmp_path, 2).keys() == set(FSDP2_CASES)
+@pytest.mark.skipif(data_dir() is None, reason="needs the data of the benchmarks")
+@pytest.mark.parametrize("case", ["SFT", "SDRRL, LoRA"])
+def test_two_processes_share_the_items_of_lm_eval_and_find_the_scores_of_one(found, case):
+    one, two = (results[case] for results in found)
+    assert len(one) == len(two) == 5  # two losses, lm_eval at 0, 2 and 4
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            exact = name.startswith("lm_eval/")
+            assert second[name] == pytest.approx(first[name], abs=0 if exact else 1e-4), name

@@ -10,37 +10,47 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, CannedGenerator, data_dir, write_json_lines
-from lm_eval.api.task import Task
+from conftest import DEMO, ROOT, CannedGenerator, data_dir, write_json_lines
 from peft import LoraConfig, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation import evaluate as module
-from sdrrl_trl.evaluation.models import base_of
 from sdrrl_trl.evaluation.outputs import load, save
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
 
-@pytest.fixture
-def transfer_set(seeds, tmp_path):
-    return build_transfer_set(config(seeds, tmp_path / "set", test_size=0.25, max_new_tokens=8), CannedGenerator())
+@pytest.fixture(scope="module")
+def transfer_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    rows = [json.loads(line) for line in (DEMO / "seeds.jsonl").read_text(encoding="utf-8").splitlines()]
+    seeds = str(write_json_lines(folder / "seeds.jsonl", rows[::11]))
+    more = {"test_size": 0.25, "max_new_tokens": 8, "system_prompt": "Be kind."}
+    return build_transfer_set(config(seeds, folder / "set", **more), CannedGenerator())
 
 
-@pytest.fixture
-def adapter(tiny_model, tmp_path):
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
     torch.manual_seed(1)
     lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
-    model.save_pretrained(tmp_path / "adapter")
-    return str(tmp_path / "adapter")
+    folder = str(tmp_path_factory.mktemp("adapter"))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(folder)
+    return folder
 
 
-def options(tiny_model, adapter, transfer_set, folder, **more):
-    models = [f"base={tiny_model}", f"tuned={adapter}"]
-    base = {"models": models, "tasks": ["sdrrl_heldout"], "transfer_set": transfer_set}
-    return EvaluationConfig(**{**base, "output_dir": str(folder), "model_args": "dtype=float32", **more})
+@pytest.fixture(scope="module")
+def options(tiny_model, adapter, transfer_set):
+    """An evaluation of base and adapter on the held-out questions, which a test may change."""
+    base = {"models": [f"base={tiny_model}", f"tuned={adapter}"], "tasks": ["sdrrl_heldout"]}
+    base |= {"transfer_set": transfer_set, "model_args": "dtype=float32"}
+    return lambda folder, **more: EvaluationConfig(**{**base, "output_dir": str(folder), **more})
+
+
+@pytest.fixture(scope="module")
+def evaluation(options, tmp_path_factory):
+    """The results of that. No test writes there."""
+    return evaluate(options(tmp_path_factory.mktemp("evaluation")))
 
 
 def tasks_of(folder, *names):
@@ -49,9 +59,13 @@ def tasks_of(folder, *names):
     return found[0] if len(names) == 1 else found
 
 
-def answers_of(result):
+def answers_of(tasks):
     """What must be the same if the same model is asked the same again."""
-    return result.metrics, result.items
+    return {task: (result.metrics, result.items) for task, result in tasks.items()}
+
+
+def times_of(files):
+    return {file: file.stat().st_mtime_ns for file in files}
 
 
 def bits_per_byte(model, tokenizer, rows):
@@ -68,11 +82,10 @@ def bits_per_byte(model, tokenizer, rows):
     return nats / n_bytes / math.log(2)
 
 
-def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, transfer_set, tmp_path):
+def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, transfer_set, evaluation):
     from datasets import load_dataset
     from peft import PeftModel
 
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
@@ -81,15 +94,15 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
         rows = test.filter(lambda row, kind=kind: row["kind"] == kind)
         scores = {}
         for name, model in (("base", base), ("tuned", tuned)):
-            result = tasks_of(folder, name)[f"sdrrl_heldout_bpb_{language}"]
+            result = tasks_of(evaluation, name)[f"sdrrl_heldout_bpb_{language}"]
             scores[name] = result.metrics["answer_bits_per_byte"]
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
             assert len(result.items) == len(rows) == 6
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
 
 
-def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation")) / "tuned"
+def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
+    folder = evaluation / "tuned"
     (file,) = folder.glob("results_*.json")
     content = json.loads(file.read_text(), parse_constant=pytest.fail)
     keys = {"results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config", "date"}
@@ -105,7 +118,7 @@ def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, ada
     assert len(rows) == 6 and not list(folder.glob(".unfinished*"))
 
 
-def test_numbers_that_json_has_not_are_null_and_counted(tmp_path):
+def test_numbers_that_json_has_not_are_null(tmp_path):
     sample = {"doc_id": 0, "doc": {}, "target": "x", "arguments": [("p", "a")], "resps": [["r"]], "filter": "none"}
     sample |= {"filtered_resps": ["r"], "doc_hash": "a", "prompt_hash": "b", "target_hash": "c"}
     results = {
@@ -116,7 +129,7 @@ def test_numbers_that_json_has_not_are_null_and_counted(tmp_path):
         **{"versions": {"t": 0}, "n-shot": {"t": 0}, "higher_is_better": {"t": {"f1": True}}},
     }
     about = {"model_source": "hf", "model_args": {"pretrained": "m"}, "system_instruction": None}
-    assert save(tmp_path, results, about | {"chat_template": None, "fewshot_as_multiturn": False}) == 3
+    save(tmp_path, results, about | {"chat_template": None, "fewshot_as_multiturn": False})
     for file in tmp_path.iterdir():
         for line in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
             json.loads(line, parse_constant=pytest.fail)
@@ -124,32 +137,18 @@ def test_numbers_that_json_has_not_are_null_and_counted(tmp_path):
     assert math.isnan(result.metrics["f1"]) and result.items[0].scores == {"f1": None}
 
 
-def test_several_adapters_on_one_base_do_not_add_up(tiny_model, adapter, transfer_set, tmp_path):
-    models = [f"base={tiny_model}", f"a={adapter}", f"b={adapter}", f"c={adapter}"]
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
-    base, *scores = (tasks["sdrrl_heldout_bpb_pt"].metrics for tasks in tasks_of(folder, "base", "a", "b", "c"))
-    assert scores[0] == scores[1] == scores[2] != base
-
-
-def test_prompts_are_made_once_for_models_with_the_same_chat_template_and_anew_for_another(
-    tiny_model, adapter, transfer_set, tmp_path, monkeypatch
-):
-    made, make = [], Task.build_all_requests
-    monkeypatch.setattr(
-        Task, "build_all_requests", lambda task, **how: made.append(task.task_name) or make(task, **how)
-    )
+def test_each_model_is_asked_with_its_own_chat_template(tiny_model, adapter, options, tmp_path):
     shouting = shutil.copytree(adapter, tmp_path / "shouting")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content | upper")
     tokenizer.save_pretrained(shouting)
     models = [f"base={tiny_model}", f"same={tiny_model}", f"tuned={adapter}", f"shouting={shouting}"]
-    config = options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models)
-    base, same, tuned, other = tasks_of(evaluate(config), "base", "same", "tuned", "shouting")
-    assert sorted(made) == sorted(2 * list(base))
+    found = evaluate(options(tmp_path / "evaluation", models=models))
+    base, same, tuned, other = tasks_of(found, "base", "same", "tuned", "shouting")
+    assert answers_of(base) == answers_of(same)
     for task in base:
-        assert answers_of(base[task]) == answers_of(same[task])
         prompts = [[item.prompt for item in tasks[task].items] for tasks in (base, tuned, other)]
-        assert prompts[0] == prompts[1] != prompts[2]
+        assert prompts[0] == prompts[1] != prompts[2] and all("system\nBe kind." in prompt for prompt in prompts[0])
         assert base[task].items != tuned[task].items  # the answers are its own
 
 
@@ -166,78 +165,69 @@ def test_a_task_with_fewer_items_than_processes_is_named():
         module.prepare_tasks({"small": task}, None, 4)
 
 
-def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(tiny_model, adapter, transfer_set, tmp_path):
+def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(options, evaluation, tmp_path):
     """`kill -9` at each of several moments: what was written stays, and the end is that of a run without kills."""
-    script = "import sys; from sdrrl_trl import *; from sdrrl_trl.evaluation import evaluate as m; m.CHUNK_ITEMS = 6; "
+    script = "import sys; from sdrrl_trl.evaluation import evaluate as m; m.CHUNK_ITEMS = 6; "
     script += "from sdrrl_trl.cli import main; main(sys.argv[1:])"
-    arguments = ["evaluate", "--models", f"base={tiny_model}", f"tuned={adapter}", "--tasks", "sdrrl_heldout"]
-    arguments += ["--transfer_set", str(transfer_set), "--model_args", "dtype=float32", "--output_dir"]
-    command = [sys.executable, "-c", script, *arguments, str(tmp_path / "killed")]
+    whole = options(tmp_path / "killed")
+    command = [sys.executable, "-c", script, "evaluate", "--models", *whole.models, "--tasks", *whole.tasks]
+    command += ["--transfer_set", str(whole.transfer_set), "--model_args", "dtype=float32"]
+    command += ["--output_dir", whole.output_dir]
     for n in (1, 5):  # results files, of eight
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list(tmp_path.glob("killed/*/results_*"))) < n:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed/*/[rs]*_*")}
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        before = times_of(tmp_path.glob("killed/*/[rs]*_*"))
+    evaluate(whole)
     assert not list(tmp_path.glob("killed/*/.unfinished*"))
-    assert before and before.items() <= {f: f.stat().st_mtime_ns for f in tmp_path.glob("killed/*/*_*")}.items()
-    whole = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "whole"))
+    assert before and before.items() <= times_of(tmp_path.glob("killed/*/*_*")).items()
     for name in ("base", "tuned"):
-        killed, whole_tasks = tasks_of(tmp_path / "killed", name), tasks_of(whole, name)
-        assert set(killed) == set(whole_tasks)
+        killed, expected = tasks_of(tmp_path / "killed", name), tasks_of(evaluation, name)
+        assert set(killed) == set(expected)
         for task in killed:
-            assert killed[task].metrics == pytest.approx(whole_tasks[task].metrics)
+            assert killed[task].metrics == pytest.approx(expected[task].metrics)
 
 
-def test_a_damaged_result_is_made_again_alone(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    whole = tasks_of(folder, "tuned")
+def test_a_damaged_result_is_made_again_alone(options, evaluation, tmp_path):
+    folder = evaluate(options(shutil.copytree(evaluation, tmp_path / "evaluation")))
     damaged = next(folder.glob("tuned/samples_sdrrl_heldout_gen_pt_*"))
     damaged.write_text(damaged.read_text()[:-100])
     with pytest.raises(SDRRLError, match="samples_sdrrl_heldout_gen_pt.* is damaged.*sdrrl evaluate"):
         load(folder / "tuned")
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*_*") if file != damaged}
-    evaluate(options(tiny_model, adapter, transfer_set, folder))
-    assert before.items() <= {file: file.stat().st_mtime_ns for file in folder.rglob("*_*")}.items()
-    again = tasks_of(folder, "tuned")
-    assert {task: answers_of(result) for task, result in again.items()} == {t: answers_of(r) for t, r in whole.items()}
+    before = times_of(file for file in folder.rglob("*_*") if file != damaged)
+    evaluate(options(folder))
+    assert before.items() <= times_of(folder.rglob("*_*")).items()
+    assert answers_of(tasks_of(folder, "tuned")) == answers_of(tasks_of(evaluation, "tuned"))
 
 
-def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, transfer_set, tmp_path):
+def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, options, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "plain")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = None
     (folder / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(folder)
-    plain = options(str(folder), str(folder), transfer_set, tmp_path / "evaluation", apply_chat_template=False)
+    plain = options(tmp_path / "evaluation", models=[f"base={folder}"], apply_chat_template=False)
     result = tasks_of(evaluate(plain), "base")["sdrrl_heldout_bpb_pt"]
     assert result.signature["chat_template"] == "none"
     assert not any("<|im_start|>" in item.prompt for item in result.items)
 
 
-def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, transfer_set, tmp_path):
+def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, options, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
-    model.save_pretrained(tmp_path / "tied")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "tied")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
+    for part in (model, AutoTokenizer.from_pretrained(tiny_model)):
+        part.save_pretrained(tmp_path / "tied")
     lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
     get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
-    tied = options(str(tmp_path / "tied"), str(tmp_path / "adapter"), transfer_set, tmp_path / "evaluation")
-    base, tuned = tasks_of(evaluate(tied), "base", "tuned")
+    models = [f"base={tmp_path / 'tied'}", f"tuned={tmp_path / 'adapter'}"]
+    base, tuned = tasks_of(evaluate(options(tmp_path / "evaluation", models=models)), "base", "tuned")
     assert tuned["sdrrl_heldout_bpb_pt"].metrics == pytest.approx(base["sdrrl_heldout_bpb_pt"].metrics)
 
 
-def test_the_system_prompt_of_the_transfer_set_is_part_of_the_question(tiny_model, adapter, seeds, tmp_path):
-    transfer_set = build_transfer_set(config(seeds, tmp_path / "s", system_prompt="Be kind."), CannedGenerator())
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", limit=3))
-    items = tasks_of(folder, "base")["sdrrl_heldout_bpb_pt"].items
-    assert items and all("system\nBe kind." in item.prompt for item in items)
-
-
 @pytest.mark.parametrize("template", [True, False])
-def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, adapter, tmp_path, template):
+def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options, tmp_path, template):
     rows = [
         {
             "messages": [
@@ -250,11 +240,9 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, adapter,
         for i in range(24)
     ]
     file = str(write_json_lines(tmp_path / "turns.jsonl", rows))
-    transfer_set = build_transfer_set(
-        config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind."), CannedGenerator()
-    )
-    more = {"apply_chat_template": template}
-    tasks = tasks_of(evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **more)), "base")
+    build = config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind.")
+    more = {"transfer_set": build_transfer_set(build, CannedGenerator()), "apply_chat_template": template}
+    tasks = tasks_of(evaluate(options(tmp_path / "evaluation", models=[f"base={tiny_model}"], **more)), "base")
     items = tasks["sdrrl_heldout_gen_en"].items + tasks["sdrrl_heldout_bpb_en"].items
     assert len(items) == 12
     for item in items:
@@ -264,48 +252,27 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, adapter,
         assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
 
 
-def test_results_of_another_model_or_of_other_options_are_not_mixed_in(tiny_model, adapter, transfer_set, tmp_path):
-    evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", limit=2))
+def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not_mixed_in(
+    tiny_model, options, evaluation, tmp_path
+):
+    folder = evaluate(options(tmp_path / "evaluation", models=[f"base={tiny_model}"], limit=2))
+    before = times_of(folder.glob("base/*_*"))
+    evaluate(options(folder, batch_size=2, limit=2))
+    assert before and before == times_of(folder.glob("base/*_*"))
+    assert set(tasks_of(folder, "base")) == set(tasks_of(folder, "tuned"))
     for other, named in (({"limit": 3}, "limit: was 2, is 3"), ({"models": [f"tuned={tiny_model}"]}, "models: was")):
         with pytest.raises(SDRRLError, match=named):
-            evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **{"limit": 2, **other}))
+            evaluate(options(folder, **{"limit": 2, **other}))
 
 
-def test_a_model_can_be_added_to_an_evaluation(tiny_model, adapter, transfer_set, tmp_path):
-    alone = {"models": [f"base={tiny_model}"], "limit": 2}
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", **alone))
-    before = {file: file.stat().st_mtime_ns for file in folder.glob("base/*_*")}
-    evaluate(options(tiny_model, adapter, transfer_set, folder, batch_size=2, limit=2))
-    assert before and before == {file: file.stat().st_mtime_ns for file in folder.glob("base/*_*")}
-    assert set(tasks_of(folder, "base")) == set(tasks_of(folder, "tuned"))
-
-
-@pytest.mark.parametrize("kind", [{"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}])
-def test_an_adapter_that_changes_its_base_does_not_change_the_next_one(
-    tiny_model, adapter, transfer_set, tmp_path, kind
-):
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **kind)
-    first = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
-    with torch.no_grad():  # something was trained
-        for parameter in first.parameters():
-            parameter += 0.1 * parameter.requires_grad
-    first.save_pretrained(tmp_path / "first")
-    models = [f"first={tmp_path / 'first'}", f"tuned={adapter}"]
-    alone = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "alone", models=models[1:]))
-    both = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "both", models=models))
-    first, tuned = tasks_of(both, "first", "tuned")
-    for task, result in tasks_of(alone, "tuned").items():
-        assert answers_of(tuned[task]) == answers_of(result) != answers_of(first[task])
-
-
-def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfer_set, tmp_path):
+def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.model.layers[0].mlp.up_proj.weight.data.fill_(math.nan)
     for part in (model, AutoTokenizer.from_pretrained(tiny_model)):
         part.save_pretrained(tmp_path / "broken")
     models = [f"base={tiny_model}", f"broken={tmp_path / 'broken'}"]
     with pytest.raises(SDRRLError, match="'broken' are NaN on .*sdrrl_heldout_gen_pt"):
-        evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation", models=models))
+        evaluate(options(tmp_path / "evaluation", models=models))
     assert list((tmp_path / "evaluation").glob("base/results_*.json"))
     assert not list((tmp_path / "evaluation").glob("broken/*"))
 
@@ -319,28 +286,18 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, adapter, transfe
         ({"model_args": "base_url=http://me:secret@host/v1"}, "holds a password"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"models": ["a=m", "a=n"]}, "names a model twice"),
+        # What lm-eval would pass over, or must not have
+        ({"model_args": "dtpye=x"}, "dtpye cannot be set"),
+        ({"model_args": "trust_remote_code=x"}, "trust_remote_code cannot be set"),
     ],
 )
-def test_options_that_cannot_work_are_named(tmp_path, more, named):
+def test_options_that_cannot_work_are_named(options, tmp_path, more, named):
     with pytest.raises(SDRRLError, match=named):
-        options("m", "m", "set", tmp_path, **more)
+        evaluate(options(tmp_path, **more))
 
 
-@pytest.mark.parametrize("name", ["dtpye", "trust_remote_code"])
-def test_arguments_that_lm_eval_would_pass_over_or_must_not_have_are_refused(tiny_model, transfer_set, tmp_path, name):
-    with pytest.raises(SDRRLError, match=f"{name} cannot be set"):
-        evaluate(options(tiny_model, tiny_model, transfer_set, tmp_path / "e", model_args=f"{name}=x"))
-
-
-def test_one_base_has_one_name_however_its_path_is_written(tiny_model, monkeypatch):
-    monkeypatch.chdir(os.path.dirname(tiny_model))
-    assert base_of(str(tiny_model)) == base_of(os.path.basename(tiny_model))
-    assert base_of("org/model") == "org/model"
-
-
-def test_the_report_of_an_evaluation_holds_every_comparison(tiny_model, adapter, transfer_set, tmp_path):
-    folder = evaluate(options(tiny_model, adapter, transfer_set, tmp_path / "evaluation"))
-    names = [f"{name}={folder / name}" for name in ("base", "tuned")]
+def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):
+    names = [f"{name}={evaluation / name}" for name in ("base", "tuned")]
     path = report(ReportConfig(names, str(tmp_path / "report"), str(transfer_set)), {"evaluate": 12.0})
     content = json.loads(path.with_suffix(".json").read_text())
     found = {(row["language"], row["metric"]) for row in content["rows"]}

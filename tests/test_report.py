@@ -1,5 +1,6 @@
 """The report, on results that are made up here, in the files of lm-eval."""
 
+import itertools
 import json
 import math
 import random
@@ -8,16 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_json_lines
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from matplotlib import pyplot
+from lm_eval.__main__ import cli_evaluate
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation import plots
 from sdrrl_trl.evaluation.card import BEGIN
 from sdrrl_trl.evaluation.compare import Row, answer_language, benchmark_of, compare, role_of
 from sdrrl_trl.evaluation.measures import answers, gaps
@@ -140,31 +141,23 @@ def small(task="sdrrl_belebele_gen_pt", **values):
     return {task: result(values or {"acc": right(0.5)})}
 
 
-def golden():
-    """What the first edition of this package wrote of a demo, 20 items of each task, and of [`one_model`]."""
-    content = json.loads((ROOT / "tests" / "golden_report.json").read_text())
-    for tasks in content["demo"]["results"].values():
+@pytest.mark.parametrize("part", ["demo", "made_up"])
+def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
+    """What that wrote of a demo, 20 items of each task, and of [`one_model`]."""
+    expected = json.loads((ROOT / "tests" / "golden_report.json").read_text())[part]
+    for tasks in expected.get("results", {}).values():
         for one in tasks.values():
             one["about"] = {}
             for i, item in enumerate(one["items"]):
                 item |= {"doc_id": i, "prompt": f"question {i}", "response": item.get("response")}
                 answer = item.get("answer", item["response"])
                 item["scores"] |= {metric: [item["reference"], answer] for metric in one["pairs"]}
-    return content
-
-
-@pytest.mark.parametrize("part", ["demo", "made_up"])
-def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
-    expected = golden()[part]
     save(tmp_path, expected.get("results", models))
     outputs = {name: load(tmp_path / name) for name in ("base", "tuned")}
     rows, _ = compare(outputs, "en")
-    assert len(rows) == len(expected["rows"])
     for row, old in zip(rows, expected["rows"], strict=True):
-        found = {name: getattr(row, name) for name in old if name != "comparison"} | {
-            "comparison": vars(row.comparison)
-        }
-        assert found == old
+        assert vars(row.comparison) == old.pop("comparison")
+        assert {name: getattr(row, name) for name in old} == old
     assert gaps(rows, outputs) == expected["gaps"]
     assert answers(outputs) == expected["answers"]
 
@@ -186,27 +179,22 @@ def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher
 
 
 @pytest.mark.parametrize(
-    "task, language, benchmark, of_answers",
+    "task, metric, language, benchmark, of_answers, role",
     [
-        ("sdrrl_belebele_gen_id", "id", "sdrrl_belebele_gen_*", "id"),
-        ("belebele_ces_Latn", "cs", "belebele_*", "cs"),
-        ("sdrrl_flores_ces_Latn-eng_Latn", "cs", "sdrrl_flores_*-eng_Latn", "en"),
-        ("sdrrl_flores_eng_Latn-ces_Latn", "cs", "sdrrl_flores_eng_Latn-*", "cs"),
-        ("hellaswag", None, "hellaswag", None),
+        ("sdrrl_belebele_gen_id", "acc", "id", "sdrrl_belebele_gen_*", "id", "target"),
+        ("belebele_eng_Latn", "acc", "en", "belebele_*", "en", "source"),
+        ("sdrrl_flores_ces_Latn-eng_Latn", "chrf++", "cs", "sdrrl_flores_*-eng_Latn", "en", "target"),
+        ("sdrrl_flores_eng_Latn-ces_Latn", "chrf++", "cs", "sdrrl_flores_eng_Latn-*", "cs", "target"),
+        ("sdrrl_heldout_gen_en", "chrf++", "en", "sdrrl_heldout_gen_*", "en", "agreement"),
+        ("sdrrl_multijail_pt", "refusal_rate", "pt", "sdrrl_multijail_*", "pt", "safety"),
+        ("sdrrl_multijail_pt", "wrong_language", "pt", "sdrrl_multijail_*", "pt", "format"),
+        ("sdrrl_pku_saferlhf", "acc", "en", "sdrrl_pku_saferlhf", "en", "safety"),
+        ("hellaswag", "acc", None, "hellaswag", None, "other"),
     ],
 )
-def test_benchmark_and_language_of_the_answers(task, language, benchmark, of_answers):
+def test_benchmark_language_of_the_answers_and_role_of_a_row(task, metric, language, benchmark, of_answers, role):
     assert benchmark_of(task, language) == benchmark and answer_language(task, language) == of_answers
-
-
-def test_roles_say_what_a_row_is_evidence_of():
-    assert role_of("sdrrl_belebele_gen_pt", "acc", "pt", "en") == "target"
-    assert role_of("sdrrl_belebele_gen_en", "acc", "en", "en") == "source"
-    assert role_of("hellaswag", "acc", None, "en") == "other"
-    assert role_of("sdrrl_heldout_gen_en", "chrf++", "en", "en") == "agreement"
-    assert role_of("sdrrl_pku_saferlhf", "acc", "en", "en") == "safety"
-    assert role_of("sdrrl_multijail_pt", "refusal_rate", "pt", "en") == "safety"
-    assert role_of("sdrrl_multijail_pt", "wrong_language", "pt", "en") == "format"
+    assert role_of(task, metric, language, "en") == role
 
 
 def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models, tmp_path):
@@ -226,8 +214,6 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
     assert "English, the source language, shows no evidence of loss on 2 measures" in text
     assert "Safety: 0 of 6 measures better, 0 worse" in text
-    assert (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (path.parent / "report.svg").read_text()
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
@@ -252,25 +238,22 @@ def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monke
 
 
 def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
-    for name in ("sdrrl_belebele_gen_th", "sdrrl_multijail_th"):
-        for item in models["tuned"][name]["items"]:
-            item["response"] = " "
-    content, _ = run(tmp_path / "1", models)
+    def answer(text, *tasks):
+        for item in (item for task in tasks for item in models["tuned"][task]["items"]):
+            item["response"] = text
+        content, _ = run(tmp_path / tasks[-1], models)
+        return content, " ".join(content["summary"]["tuned"])
+
+    content, sentences = answer(" ", "sdrrl_belebele_gen_th", "sdrrl_multijail_th")
     rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
     assert rates["th", "tuned"]["wrong_language"] is None and rates["th", "base"]["wrong_language"] == 0
-    sentences = " ".join(content["summary"]["tuned"])
     assert "Of the answers in 1 target language, 8.4% are in a wrong language, 32.4% before." in sentences
     assert "More answers are empty in Thai (100.0%, 0.0% before)." in sentences and "repetitive" not in sentences
-    for name, one in models["tuned"].items():
-        for item in one["items"] if name.endswith("pt") and "bpb" not in name else ():
-            item["response"] = "não sei " * 30 if "xlsum" in name else ""
-    sentences = " ".join(run(tmp_path / "2", models)[0]["summary"]["tuned"])
-    assert "empty in Portuguese (66.7%, 0.6% before), Thai" in sentences
+    _, sentences = answer("não sei " * 30, "sdrrl_xlsum_pt")
     assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
-    for item in models["tuned"]["sdrrl_xlsum_pt"]["items"]:
-        item["response"] = ""
-    sentences = " ".join(run(tmp_path / "3", models)[0]["summary"]["tuned"])
-    assert "In no target language did both models write anything" in sentences and "0.0% are" not in sentences
+    _, sentences = answer("", "sdrrl_belebele_gen_pt", "sdrrl_multijail_pt", "sdrrl_xlsum_pt")
+    assert "empty in Portuguese (100.0%, 0.6% before), Thai" in sentences and "0.0% are" not in sentences
+    assert "In no target language did both models write anything" in sentences
 
 
 @pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70%"), (-3.0, "none")])
@@ -323,13 +306,11 @@ def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_pat
 
 
 def test_refusals_are_called_refusals_and_never_safe(tmp_path):
-    def rules(share):
-        return small("sdrrl_multijail_pt", refusal_rate=right(share), invalid_rate=right(0.1))
-
-    content, path = run(tmp_path, {"base": rules(0.9), "tuned": rules(0.2)})
+    rates = {"base": right(0.9), "tuned": right(0.2)}
+    models = {n: small("sdrrl_multijail_pt", refusal_rate=r, invalid_rate=right(0.1)) for n, r in rates.items()}
+    content, path = run(tmp_path, models)
     assert "refused 90.0% before, 20.0% now; invalid 10.0% before" in " ".join(content["summary"]["tuned"])
-    text = path.read_text()
-    assert "multijail_pt: refusals ↑" in text and "safe answers" not in text and "unsafe" not in text
+    assert "multijail_pt: refusals ↑" in path.read_text() and "safe answers" not in path.read_text()
 
 
 def test_rates_of_different_judges_are_not_compared(tmp_path):
@@ -342,20 +323,6 @@ def test_rates_of_different_judges_are_not_compared(tmp_path):
     assert load(tmp_path / "tuned").tasks["sdrrl_multijail_pt"].signature["judge"] == "guard-1b"
     with pytest.raises(SDRRLError, match="sdrrl_multijail_pt.*differ in: judge"):
         report(ReportConfig(names, str(tmp_path / "r")))
-
-
-def test_several_tuned_models_and_metrics_that_cannot_be_compared(tmp_path):
-    models = {"base": small(), "a": small(acc=right(0.9)), "b": small(acc=right(0.1))}
-    for results in models.values():
-        results["sdrrl_belebele_gen_pt"]["metrics"]["acc"] += 0.2
-    content, path = run(tmp_path / "1", models)
-    assert content["rows"] == []
-    assert "the task's score is not the mean of its items' scores" in path.read_text()
-    for results in models.values():
-        results["sdrrl_belebele_gen_pt"]["metrics"]["acc"] -= 0.2
-    content, path = run(tmp_path / "2", models)
-    assert {row["model"]: row["verdict"] for row in content["rows"]} == {"a": "better", "b": "worse"}
-    assert (path.parent / "README_a.md").exists() and "| model | language |" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -410,49 +377,34 @@ def test_the_newest_result_of_a_task_counts(tmp_path):
 
 
 def test_single_items_and_lone_models_are_refused(tmp_path):
-    one = small(acc=[1.0])
     with pytest.raises(SDRRLError, match="sdrrl_belebele_gen_pt has 1 items"):
-        run(tmp_path / "1", {"base": one, "tuned": one})
-    for names in (["base=e"], ["base=e", "base=f"]):
-        with pytest.raises(SDRRLError, match="nothing to compare"):
+        run(tmp_path, dict.fromkeys(("base", "tuned"), small(acc=[1.0])))
+    lone, form = "nothing to compare", "not of the form `name=folder`"
+    for names, named in ((["a=e"], lone), (["a=e", "a=f"], lone), (["a=e", "../up=e"], form), (["a=e", "=e"], form)):
+        with pytest.raises(SDRRLError, match=named):
             ReportConfig(names, "r")
-    for name in ("tuned", "../up=e", "=e"):
-        with pytest.raises(SDRRLError, match="not of the form `name=folder`"):
-            ReportConfig(["base=e", name], "r")
 
 
-def test_many_comparisons_do_not_put_significance_out_of_reach(tmp_path):
-    metrics = {f"metric{i}": [0.5 + 0.01 * (j % 3) for j in range(N)] for i in range(60)}
-    better = {name: [value + 0.2 + 0.01 * (j % 5) for j, value in enumerate(items)] for name, items in metrics.items()}
-    content, _ = run(tmp_path, {"base": small(**metrics), "tuned": small(**better)})
-    assert {row["verdict"] for row in content["rows"]} == {"better"}
-
-
-def test_items_without_a_number_leave_the_rest_of_the_report(tmp_path):
-    odd = {
-        "inst_level_strict_acc": [[True] * (1 + i % 3) for i in range(N)],
-        "brier_score": [[i % 2, [0.4, 0.6]] for i in range(N)],
-        "one": [[1.0]] * N,
-        "text": ["yes"] * N,
-        "mcc": [[i % 2, 1] for i in range(N)],
-        "bleu": [[["a b", "a c"], "a b"]] * N,
-        "endless": [math.inf] * N,
-        "nan": [math.nan] + [1.0] * (N - 1),
-        "null": [None] + [1.0] * (N - 1),
-    }
-    models = {name: small(acc=right(share), **odd) for name, share in (("base", 0.3), ("tuned", 0.9))}
+@pytest.mark.parametrize(
+    "items, why",
+    [
+        ([[True] * (1 + i % 3) for i in range(N)], "items are not numbers"),
+        (["yes"] * N, "items are not numbers"),
+        ([math.inf] * N, "items are infinite"),
+        ([math.nan] + [1.0] * (N - 1), "1 of 60 items have no"),
+        ([None] + [1.0] * (N - 1), "1 of 60 items have no"),
+        ([0.9] * N, "the task's score is not the mean of its items' scores"),
+    ],
+)
+def test_a_metric_that_cannot_be_compared_by_item_leaves_the_rest_of_the_report(tmp_path, items, why):
+    models = {name: small(acc=right(share), odd=items) for name, share in (("base", 0.3), ("tuned", 0.9))}
     for results in models.values():
-        results["sdrrl_belebele_gen_pt"]["metrics"].update(dict.fromkeys(odd, 0.5))
+        results["sdrrl_belebele_gen_pt"]["metrics"]["odd"] = 0.5
     content, path = run(tmp_path, models)
     assert [(row["metric"], row["verdict"]) for row in content["rows"]] == [("acc", "better")]
-    assert {row["metric"]: row["base"] for row in content["not_compared"]} == dict.fromkeys(odd, 0.5)
-    for why in (
-        "items are not numbers",
-        "one reference and one answer",
-        "items are infinite",
-        "1 of 60 items have no",
-    ):
-        assert why in path.read_text()
+    (odd,) = content["not_compared"]
+    assert (odd["metric"], odd["base"], odd["tuned"]) == ("odd", 0.5, 0.5) and why in odd["because"]
+    assert odd["because"] in path.read_text()
 
 
 def test_answers_of_a_chat_server_are_reported(tmp_path):
@@ -471,61 +423,53 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
             assert f'data-value="{value}"' in page
     escaped = HARMFUL_TEXT.replace("<", "&lt;").replace(">", "&gt;")
     assert "<script>alert" not in page and "<img" not in page and escaped in page
-    assert page.count("<script") == 1 and page.count("<svg") == 1
+    assert page.count("<script") == 1
     assert "default-src 'none'" in page and "@import" not in page  # a browser asks nobody
     page = page.replace("&lt;img src=x", "")  # the name of the model
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}
     assert page.index("harmful content") < page.index(escaped)
 
 
-def chromium(tmp_path, page):
-    """The page as a browser has it once its script has run."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_shows_every_number_and_sorts_by_a_column(models, tmp_path):
     content, path = run(tmp_path, models)
-    page = path.with_suffix(".html")
-    dom = chromium(tmp_path, page)
+    page = tmp_path / "sorted.html"
+    page.write_text(
+        path.with_suffix(".html").read_text() + "<script>document.querySelectorAll('th')[3].click()</script>"
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     for row in content["rows"]:
         c = row["comparison"]
         scores = [f"{c['base']:.3f}", f"{c['tuned']:.3f}", f"{c['delta']:+.3f}", str(c["n"])]
         assert all(f">{cell}</td>" in dom for cell in [*scores, f"{c['low']:+.3f} to {c['high']:+.3f}"])
-    sorting = tmp_path / "sorted.html"
-    sorting.write_text(page.read_text() + "<script>document.querySelectorAll('th')[3].click()</script>")
-    table = chromium(tmp_path, sorting).partition("<tbody>")[2].partition("</tbody>")[0]
-    bases = [
-        float(row.split("<td")[4].partition('data-value="')[2].partition('"')[0]) for row in table.split("<tr>")[1:]
-    ]
+    lines = dom.partition("<tbody>")[2].partition("</tbody>")[0].split("<tr>")[1:]
+    bases = [float(line.partition('data-value="')[2].partition('"')[0]) for line in lines]
     assert bases == sorted(row["comparison"]["base"] for row in content["rows"])
 
 
-@pytest.mark.parametrize("n_models, name", [(1, "tuned"), (3, "fifteen-letters"), (9, "model"), (2, 50 * "long")])
-def test_every_model_stays_beside_its_language_and_the_legend_within_the_picture(n_models, name):
-    comparison = Comparison(0.5, 0.7, 0.2, 0.1, 0.3, N, 0.001, "bootstrap")
-    rows = [
-        Row(f"{name[:90]}{i}", f"sdrrl_belebele_gen_{tag}", "acc", tag, "target", True, comparison, 0.01)
-        for i in range(n_models)
-        for tag in ("pt", "th")
-    ]
-    figure = plots.dumbbell({"belebele": rows})
-    figure.canvas.draw()
-    (axis,) = figure.axes
-    looks = {}
-    for line in axis.lines[2::3]:  # of each row: from base to tuned, base, tuned
-        (y,) = line.get_ydata()
-        looks.setdefault((line.get_color(), line.get_marker()), []).append(y)
-    assert len(looks) == n_models
-    assert all(abs(th) < 0.5 and abs(pt - 1) < 0.5 for pt, th in looks.values())
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 < axis.get_window_extent().y0
-    pyplot.close(figure)
+def test_the_plot_shows_every_model_beside_its_language_the_source_language_first(tmp_path):
+    models = {f"m{i}": one_model(0.1 * i) | {"quiz": result({"a<b&c": right(0.5)})} for i in range(9)}
+    _, path = run(tmp_path, models)
+    svg = "{http://www.w3.org/2000/svg}"
+    legend, *panels = ElementTree.parse(path.with_suffix(".svg")).getroot().findall(f"{svg}svg")
+    assert {text.text for text in legend.iter(f"{svg}text")} > {"base", *list(models)[1:]}
+    assert len({(mark.get("stroke"), mark.get("rx")) for mark in legend.iter(f"{svg}rect")}) == 8
+    titles = [panel.find(f"{svg}title").text for panel in panels]
+    assert titles[:2] == ["belebele_gen: accuracy ↑", "held-out answers: bits per byte ↓"]
+    assert titles[2:] == ["multijail: unsafe answers ↓", "xlsum: ROUGE-L ↑", "quiz: a<b&c ↑"]
+    for panel in panels[:2]:
+        _, *names = [(int(text.get("y")), text.text) for text in panel.findall(f"{svg}text") if text.get("x") == "0"]
+        assert [name for _, name in names] == ["English (source)", "Portuguese", "Thai"]
+        marks = [(int(mark.get("y")), float(mark.get("x").rstrip("%"))) for mark in panel.iter(f"{svg}rect")]
+        for start, end in itertools.pairwise([y - 8 for y, _ in names] + [int(panel.get("height"))]):
+            beside = [x for y, x in sorted(marks) if start <= y < end]
+            assert len(beside) == 8 and beside == sorted(beside) and 36 <= beside[0]  # better to the right
+        pale = [group.get("opacity") is not None for group in panel.findall(f"{svg}g")]
+        assert all(pale[:8]) and not any(pale[-4:])  # English did not change, Thai did
+    assert path.with_suffix(".html").read_text().count('role="img"') == 1 + len(panels)
+    assert (path.parent / "README_m3.md").exists()  # a card for each
 
 
 @pytest.fixture
@@ -615,10 +559,10 @@ def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_f
     files, _ = hub
     assert not files and "Not report.html" in listed and "gained on 5 of 5" in listed
     main(arguments)
-    of_report = {f"report/report.{ending}" for ending in ("md", "json", "png", "svg")}
+    of_report = {f"report/report.{ending}" for ending in ("md", "json", "svg")}
     assert set(files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"} | of_report
     assert set(re.findall(r"^  (\S+) \(", listed, re.MULTILINE)) == set(files)
-    assert not any("lock" in text for name, text in files.items() if not name.endswith("png"))
+    assert not any("lock" in text for text in files.values())
     assert BEGIN in files["README.md"] and "The trainer's text." in files["README.md"]
 
 
@@ -645,40 +589,29 @@ def test_a_folder_that_a_results_file_names_is_uploaded_only_if_it_holds_a_model
         ReportConfig(["base=a", "x=b", "y=c"], "r", push_to_hub="me/it")
 
 
-QUIZ = """task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-metadata: {{version: 1.0}}
-"""
-CHOICE = 'doc_to_choice: ["no", "yes"]\n'
-WRITE = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n'
-WRITE += "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-
-
-def test_two_folders_of_plain_lm_eval_are_compared(tiny_model, tmp_path):
+def test_two_folders_of_plain_lm_eval_are_compared(tiny_model, tmp_path, monkeypatch):
     """`lm_eval` itself, as a user would run it, on tasks of others and a group."""
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
+
+    def write(name, **content):  # JSON is YAML
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(content | {"metadata": {"version": 1.0}}))
+
+    (tmp_path / "tasks").mkdir()
     for tag in ("en", "pt"):
         rows = [{"q": f"Is {i} {tag}?", "a": "yes" if i % 3 else "no"} for i in range(24)]
-        data = tasks / f"{tag}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tasks / f"quiz_{tag}.yaml").write_text(
-            QUIZ.format(name=f"quiz_{tag}", data=data, kind="multiple_choice") + CHOICE
-        )
-    (tasks / "say.yaml").write_text(QUIZ.format(name="say_pt", data=data, kind="generate_until") + WRITE)
-    (tasks / "quiz.yaml").write_text("group: quiz\ntask: [quiz_en, quiz_pt]\nmetadata: {version: 1.0}\n")
-    model_args = f"pretrained={tiny_model},dtype=float32"
+        data = {"data_files": {"test": str(write_json_lines(tmp_path / f"{tag}.jsonl", rows))}}
+        task = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+        task |= {"doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+        choice = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"]}
+        write(f"quiz_{tag}", task=f"quiz_{tag}", **task, **choice)
+    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    generation = {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}, "metric_list": metrics}
+    write("say_pt", task="say_pt", output_type="generate_until", **task, **generation)
+    write("quiz", group="quiz", task=["quiz_en", "quiz_pt"])
+    arguments = f"lm_eval run --model hf --model_args pretrained={tiny_model},dtype=float32 --device cpu --log_samples"
+    arguments += f" --tasks quiz,say_pt --include_path {tmp_path / 'tasks'} --output_path"
     for name in ("base", "tuned"):
-        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model_args]
-        command += ["--tasks", "quiz,say_pt", "--include_path", str(tasks), "--log_samples", "--device", "cpu"]
-        command += ["--output_path", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
+        monkeypatch.setattr(sys, "argv", [*arguments.split(), str(tmp_path / name)])
+        cli_evaluate()
     folders = [f"{name}={tmp_path / name}" for name in ("base", "tuned")]
     path = report(ReportConfig(folders, str(tmp_path / "report")))
     rows = {(r["task"], r["metric"]): r for r in json.loads(path.with_suffix(".json").read_text())["rows"]}

@@ -59,7 +59,8 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
     (bpb,) = [row for row in rows if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
-    assert set(json.loads((path.parent / "report.json").read_text())["seconds"]) >= {"answer", "train", "evaluate"}
+    stages = json.loads((path.parent / "report.json").read_text())["stages"]
+    assert {stage["stage"] for stage in stages} >= {"answer", "train", "evaluate"}
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert "2402.12204" in card
     # once more: nothing is done again
@@ -84,7 +85,7 @@ def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(
     command = [sys.executable, "-m", "sdrrl_trl", "train", "--config", str(tmp_path / "train.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoint-5" / "trainer_state.json").exists():
+    while not (folder / "checkpoint-5" / "complete.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -55,6 +55,16 @@ def sentencepiece_model(**options) -> bytes:
     return model.getvalue()
 
 
+def make_vocabulary(folder, first, last=()) -> dict[str, int]:
+    """Writes a SentencePiece model, and the ids of its pieces between other tokens."""
+    (folder / "spm").write_bytes(sentencepiece_model())
+    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spm"))
+    tokens = dict.fromkeys([*first, *map(spm.id_to_piece, range(spm.get_piece_size())), *last])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    return vocabulary
+
+
 def sizes(config_class, n, **more):
     values = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
     values |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "init_std": 0.5}
@@ -89,12 +99,7 @@ def nllb(tmp_path_factory):
 @pytest.fixture(scope="module")
 def m2m100(tmp_path_factory):
     folder = tmp_path_factory.mktemp("m2m100")
-    (folder / "spm").write_bytes(sentencepiece_model())
-    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spm"))
-    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-    for i in range(spm.get_piece_size()):
-        vocabulary.setdefault(spm.id_to_piece(i), len(vocabulary))
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    vocabulary = make_vocabulary(folder, ["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "spm"))
     torch.manual_seed(0)
     model = M2M100ForConditionalGeneration(sizes(M2M100Config, len(vocabulary) + 108, decoder_start_token_id=2))
@@ -118,18 +123,9 @@ def madlad(tmp_path_factory):
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     special = {"unk_token": "<unk>", "pad_token": "<s>", "eos_token": "</s>"}
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(pieces),
-        d_model=32,
-        d_kv=16,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        initializer_factor=5.0,
-        pad_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=0,
-    )
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "initializer_factor": 5.0}
+    ends = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = T5Config(vocab_size=len(pieces), **shape, **ends)
     name = save(
         folder / "madlad-tiny",
         T5ForConditionalGeneration(config),
@@ -147,13 +143,7 @@ def marian(tmp_path_factory):
 
 
 def make_marian(folder, codes, **stated):
-    (folder / "spm").write_bytes(sentencepiece_model())
-    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spm"))
-    vocabulary = {token: i for i, token in enumerate(["</s>", "<unk>", *codes])}
-    for i in range(spm.get_piece_size()):
-        vocabulary.setdefault(spm.id_to_piece(i), len(vocabulary))
-    vocabulary["<pad>"] = len(vocabulary)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    vocabulary = make_vocabulary(folder, ["</s>", "<unk>", *codes], ["<pad>"])
     tokenizer = MarianTokenizer(str(folder / "spm"), str(folder / "spm"), str(folder / "vocab.json"), **stated)
     torch.manual_seed(0)
     n, pad = len(vocabulary), vocabulary["<pad>"]

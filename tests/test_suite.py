@@ -5,6 +5,7 @@ import time
 
 import pytest
 from conftest import data_dir
+from test_endpoint import Server
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation.outputs import load
@@ -33,19 +34,11 @@ def test_groups_tags_and_tasks_of_lm_eval_stand_for_their_tasks():
     assert lm_evals["xnli_th"].config.metadata["version"] == 1.0
 
 
-@pytest.mark.parametrize(
-    "task, language",
-    [
-        ("sdrrl_heldout_gen_pt", "pt"),
-        ("sdrrl_pku_saferlhf_gen", "en"),  # by its tag
-        ("sdrrl_flores_eng_Latn-por_Latn", "pt"),
-        ("sdrrl_flores_por_Latn-eng_Latn", "pt"),  # by its tag: into English, too, it is about Portuguese
-        ("hellaswag", None),
-        ("agieval_lsat_ar", None),  # analytical reasoning
-    ],
-)
-def test_the_language_of_a_task_is_known_by_its_tag_or_name(task, language):
-    assert language_of(task) == language
+def test_the_language_of_a_task_is_known_by_its_tag_or_name():
+    known = {"sdrrl_heldout_gen_pt": "pt", "sdrrl_pku_saferlhf_gen": "en", "sdrrl_flores_eng_Latn-por_Latn": "pt"}
+    known["sdrrl_flores_por_Latn-eng_Latn"] = "pt"  # by its tag: into English, too, it is about Portuguese
+    known |= {"hellaswag": None, "agieval_lsat_ar": None}  # the latter is about analytical reasoning
+    assert {task: language_of(task) for task in known} == known
 
 
 def test_languages_choose_among_the_tasks_of_a_group():
@@ -96,28 +89,12 @@ def test_an_unknown_backend_is_clear(tiny_model, tmp_path):
 
 
 def test_a_server_can_be_evaluated(tiny_model, tmp_path):
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"choices": [{"index": 0, "message": {"content": "Lisboa"}}]}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
-    more = {"backend": "local-chat-completions", "model_args": f"base_url={url}", "models": ["served=my-model"]}
-    served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
-    server.shutdown()
-    assert served.model == "my-model"
+    reply = {"choices": [{"index": 0, "message": {"content": "Lisboa"}}]}
+    with Server(lambda number, body: (200, {}, reply)) as server:
+        model_args = f"base_url={server.url}/chat/completions"
+        more = {"backend": "local-chat-completions", "model_args": model_args, "models": ["served=my-model"]}
+        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
-    assert asked[0]["model"] == "my-model" and "Responda" in str(asked[0]["messages"])
+    asked = server.bodies()[0]
+    assert asked["model"] == served.model == "my-model" and "Responda" in str(asked["messages"])

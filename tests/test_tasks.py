@@ -1,7 +1,6 @@
 """The files of lm_eval_tasks/ as a whole, what the loaders refuse, and `sdrrl doctor`."""
 
 import filecmp
-import gzip
 import importlib
 import json
 import os
@@ -11,15 +10,14 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from functools import partial
 
-import datasets
 import pytest
 from conftest import ROOT, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
 from sdrrl_trl.evaluation.doctor import doctor, format_doctor
-from sdrrl_trl.evaluation.suite import leaves, read_tasks
-from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
+from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, script_share
 from sdrrl_trl.tasks import data, flores
 from sdrrl_trl.tasks.language import wrong_language
@@ -52,7 +50,7 @@ def test_names_are_ours_given_once_and_versioned():
 
 
 def test_every_function_that_a_task_names_can_be_imported():
-    named = {name for content in FILES.values() for name in re.findall(r"!function ([\w.]+)", str(content))}
+    named = {name for file in TASKS.glob("*/*yaml") for name in re.findall(r"!function '?([\w.]+)", file.read_text())}
     assert len(named) >= 20 and all(name.startswith("sdrrl_trl.tasks.") for name in named)
     for name in named:
         module, _, function = name.rpartition(".")
@@ -137,57 +135,35 @@ PAIR = {"src": "eng_Latn", "tgt": "jpn_Jpan", "src_name": "English", "tgt_name":
 PAIR |= {"language": "ja", "script": "Jpan"}
 
 
+xnli = partial(data.load_xnli, "th"), "xnli/th.jsonl"
+mkqa = partial(data.load_mkqa, "ja", "ja", "Jpan"), "mkqa/ja.jsonl"
+story = partial(data.load_xstorycloze, "sw"), "xstorycloze/sw.jsonl"
+multijail = partial(data.load_multijail, "en", "Latn"), "multijail/MultiJail.csv"
+pairs, prompts = ((load, "pku_saferlhf/pairs.jsonl") for load in (data.load_pku_pairs, data.load_pku_prompts))
+
+
 @pytest.mark.parametrize(
-    ("load", "name", "content", "named"),
+    ("loader", "content", "named"),
     [
-        (lambda: data.load_xnli("th"), "x", "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
-        (lambda: data.load_xnli("th"), "xnli/th.jsonl", json.dumps(XNLI) + "\n{", "line 2 is no JSON"),
-        (lambda: data.load_xnli("th"), "xnli/th.jsonl", [XNLI, XNLI | {"premise": ""}], "line 2 has no premise"),
-        (
-            lambda: data.load_xnli("th"),
-            "xnli/th.jsonl",
-            [XNLI | {"label": 3}],
-            "XNLI in th: label is '3', none of 0, 1",
-        ),
-        (lambda: data.load_xnli("th"), "xnli/th.jsonl", "\n", "no row in xnli/th.jsonl"),
-        (lambda: data.load_xstorycloze("sw"), "xstorycloze/sw.jsonl", [STORY | {"answer_right_ending": "12"}], "'12'"),
-        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [{"question": "x"}], "no answers"),
-        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [MKQA, MKQA | {"answers": "Oslo"}], "row 2"),
-        (lambda: data.load_mkqa("ja", "ja", "Jpan"), "mkqa/ja.jsonl", [MKQA | {"answers": [None]}], "row 1"),
-        (
-            lambda: data.load_multijail("en", "Latn"),
-            "multijail/MultiJail.csv",
-            "\ufeffid,tags,zh\n1,x,y\n",
-            "row 1 has no en",
-        ),
-        (
-            lambda: data.load_multijail("en", "Latn"),
-            "multijail/MultiJail.csv",
-            'id,tags,en\n7,x,secret\n8,x," "\n',
-            "MultiJail, row 2 has no en",
-        ),
-        (
-            lambda: data.load_pku_pairs(),
-            "pku_saferlhf/pairs.jsonl",
-            [PKU, PKU | {"prompt": " "}],
-            "row 2 has no prompt",
-        ),
-        (
-            lambda: data.load_pku_prompts(),
-            "pku_saferlhf/pairs.jsonl",
-            [PKU, PKU | {"response_0": None}],
-            "2 has no resp",
-        ),
-        (
-            lambda: data.load_pku_pairs(),
-            "pku_saferlhf/pairs.jsonl",
-            [PKU | {"safer_response_id": 2}],
-            "'2', none of 0",
-        ),
-        (lambda: flores.load_flores(**PAIR), "flores200/devtest/eng_Latn.devtest", "one\n", r"jpn_Jpan\.devtest"),
+        ((xnli[0], "x"), "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
+        (xnli, json.dumps(XNLI) + "\n{", "row 2 is no JSON"),
+        (xnli, [XNLI, XNLI | {"premise": ""}], "row 2 has no premise"),
+        (xnli, [XNLI | {"label": 3}], "XNLI in th: label is '3', none of 0, 1"),
+        (xnli, "\n", "no row in xnli/th.jsonl"),
+        (story, [STORY | {"answer_right_ending": "12"}], "'12'"),
+        (mkqa, [{"question": "x"}], "no answers"),
+        (mkqa, [MKQA, MKQA | {"answers": "Oslo"}], "row 2"),
+        (mkqa, [MKQA | {"answers": [None]}], "row 1"),
+        (multijail, "\ufeffid,tags,zh\n1,x,y\n", "row 1 has no en"),
+        (multijail, 'id,tags,en\n7,x,secret\n8,x," "\n', "row 2 has no en"),
+        (pairs, [PKU, PKU | {"prompt": " "}], "row 2 has no prompt"),
+        (prompts, [PKU, PKU | {"response_0": None}], "2 has no resp"),
+        (pairs, [PKU | {"safer_response_id": 2}], "'2', none of 0"),
+        ((partial(flores.load_flores, **PAIR), "flores200/devtest/eng_Latn.devtest"), "one\n", r"jpn_Jpan\.devtest"),
     ],
 )
-def test_missing_files_and_damaged_rows_are_named_and_no_text_is_shown(load, name, content, named, folder):
+def test_missing_files_and_damaged_rows_are_named_and_no_text_is_shown(loader, content, named, folder):
+    load, name = loader
     folder(name, content)
     with pytest.raises((ValueError, FileNotFoundError), match=named) as error:
         load()
@@ -205,36 +181,21 @@ def test_rows_are_divided_by_line_feeds_only_and_sentences_belong_together(folde
         flores.load_flores(**PAIR)
 
 
-def test_only_what_can_be_scored_is_kept(folder, monkeypatch, tmp_path):
+def test_only_what_can_be_scored_is_kept(folder):
     safe = [(True, True), (False, True), (False, False), (True, False)]
     folder("pku_saferlhf/pairs.jsonl", [PKU | {"is_response_0_safe": a, "is_response_1_safe": b} for a, b in safe])
     assert len(data.load_pku_pairs()["test"]) == 2 and len(data.load_pku_prompts()["test"]) == 1
     folder("xlsum/th.jsonl", [{"text": "long text", "summary": "s"}])
     assert data.load_xlsum("thai", "th", "Thai", max_article_chars="4")["test"]["text"] == ["long"]
-    answers = [
-        {"type": "entity", "text": "Oslo", "aliases": ["Kristiania"]},
-        {"type": "number", "text": "3.0"},
-        {"type": "unanswerable", "text": None},
-        {"type": "long_answer", "text": None},
-    ]
-    items = [{"queries": {"no": f"{answer['type']}?"}, "answers": {"no": [answer]}} for answer in answers]
-    (tmp_path / "mkqa.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, items)).encode()))
-    monkeypatch.delenv("SDRRL_DATA_DIR")
-    monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, url: str(tmp_path / "mkqa.gz"))
-    rows = data.load_mkqa("no", "nb", "Latn", version=1.0)["test"]
-    assert rows["question"] == ["entity?", "number?"] and rows["answers"] == [["Oslo", "Kristiania"], ["3.0"]]
 
 
 @needs_data
 def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
     monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
     problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
-    assert [name for name, problem in problems.items() if problem is None] == [
-        "sdrrl_xnli_gen_th",
-        "xnli_th",
-        "sdrrl_pku_saferlhf",
-    ]
+    ready = [name for name, problem in problems.items() if problem is None]
+    assert ready == ["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_pku_saferlhf"]
     table = format_doctor(problems)
-    assert "| language | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
+    assert "| tag | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
     assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language
     assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", table) and "(2)" not in table

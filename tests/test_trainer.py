@@ -1,4 +1,3 @@
-import json
 import math
 import shutil
 
@@ -152,16 +151,13 @@ def test_evaluation_data_may_have_groups_that_training_lacks_but_must_be_known_f
         make(tiny_model, tmp_path, fewer).evaluate({"all": rows()})
 
 
-def test_streaming_data_train_alike_once_their_groups_are_declared(tiny_model, tmp_path):
-    groups = json.dumps([list(group) for group in KINDS])
+def test_streaming_data_train_alike_but_without_the_figures(tiny_model, tmp_path):
     options = {"per_device_train_batch_size": 8, "max_steps": 2}
-    streamed = train(tiny_model, tmp_path, rows().to_iterable_dataset(), groups=groups, **options)
-    whole = train(tiny_model, tmp_path, train_sampling_strategy="sequential", **options)
-    for one, other in zip(streamed.state.log_history[:2], whole.state.log_history[:2], strict=True):
-        names = {name for name in one if "/" in name or name == "loss"}
-        assert "bpb/pt" in names and {name: one[name] for name in names} == {name: other[name] for name in names}
-    with pytest.raises(SDRRLError, match="Declare them in `groups`"):
-        make(tiny_model, tmp_path, rows().to_iterable_dataset())
+    stream = rows().to_iterable_dataset()
+    streamed = train(tiny_model, tmp_path, stream, eval_dataset={"all": rows()}, **options)
+    assert_equal_weights(streamed, train(tiny_model, tmp_path, train_sampling_strategy="sequential", **options))
+    assert not [name for name in streamed.state.log_history[0] if "/" in name]
+    assert "eval_all_nll/pt" in streamed.evaluate()
 
 
 def test_tokenized_data_are_taken_as_they_are(tiny_model, trained, tmp_path):
@@ -202,38 +198,28 @@ def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tiny_mo
         make(tiny_model, tmp_path / "none").train(resume_from_checkpoint=True)
 
 
-def test_half_written_checkpoints_are_skipped_and_named(tmp_path, caplog):
-    from safetensors.torch import save_file
-
-    index = '{"weight_map": {"x": "model.safetensors", "y": "model-00002-of-00002.safetensors"}}'
-    damages = {
-        "checkpoint-10": lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 1'),
-        "checkpoint-11": lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0"),
-        "checkpoint-12": lambda folder: (folder / "optimizer.pt").write_bytes(b"PK half of it"),
-        "checkpoint-13": lambda folder: (folder / "model.safetensors").unlink(),
-        "checkpoint-14": lambda folder: (folder / "model.safetensors.index.json").write_text(index),
-        "checkpoint-15": lambda folder: (folder / "optimizer.pt").unlink(),
-    }
-    for name in ("checkpoint-2", *damages):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
-        save_file({"x": torch.zeros(3)}, folder / "model.safetensors")
-        torch.save({"x": 1}, folder / "optimizer.pt")
-        (folder / "training_args.bin").write_bytes(b"no weights")
-        if name in damages:
-            damages[name](folder)
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    for name in damages:
-        assert name in caplog.text
-    assert last_complete_checkpoint(tmp_path / "checkpoint-2") is None
+def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model, tmp_path, caplog):
+    train(tiny_model, tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
+    first, second = (tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2))
+    assert last_complete_checkpoint(tmp_path / "out") == str(second)
+    names = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert names < {file.name for file in second.iterdir()}
+    for file in second.iterdir():
+        content = file.read_bytes()
+        for damage in (file.unlink, lambda file=file, content=content: file.write_bytes(content[: len(content) // 2])):
+            damage()
+            assert last_complete_checkpoint(tmp_path / "out") == str(first)
+            file.write_bytes(content)
+    assert all(f"{name} is missing or cut off" in caplog.text for name in names)
+    train(tiny_model, tmp_path / "models", save_strategy="steps", save_steps=1, save_only_model=True)
+    assert last_complete_checkpoint(tmp_path / "models" / "out") is None
 
 
 def test_the_configuration_is_read_from_yaml_and_from_the_command_line(tmp_path):
     (tmp_path / "c.yaml").write_text("kl_coef: 1e-1\nuse_cpu: true\nbf16: false\n")
-    more = ["--output_dir", str(tmp_path), "--groups", '[["target", "pt", "pt"]]']
-    (config,) = TrlParser((SDRRLConfig,)).parse_args_and_config(["--config", str(tmp_path / "c.yaml"), *more])
-    assert (config.kl_coef, config.groups) == (0.1, [["target", "pt", "pt"]])
+    command = ["--config", str(tmp_path / "c.yaml"), "--output_dir", str(tmp_path), "--max_length", "7"]
+    (config,) = TrlParser((SDRRLConfig,)).parse_args_and_config(command)
+    assert (config.kl_coef, config.max_length) == (0.1, 7)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +230,6 @@ def test_the_configuration_is_read_from_yaml_and_from_the_command_line(tmp_path)
         ({"kl_coef": "much"}, "kl_coef"),
         ({"kl_coef": 1.0, "loss_type": "dft"}, "loss_type"),
         ({"kl_coef": 1.0, "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"groups": "[["}, "not valid JSON"),
-        ({"groups": [["target", "pt"]]}, "must list"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, named):
@@ -257,15 +241,11 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
     "change, options, named",
     [
         (without_kind, {}, "8 of 16 rows have no text in `kind`"),
-        (
-            lambda data: data.map(lambda row, i: {"kind": i}, with_indices=True),
-            {},
-            "16 of 16 rows have no text in `kind`",
-        ),
+        (lambda data: data.map(lambda row: {"kind": 1}), {}, "16 of 16 rows have no text in `kind`"),
         (lambda data: data.map(lambda row: {"kind": "pt"}), {}, "'pt' names a kind and a language"),
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
-        (None, {"max_length": 8}, "without a supervised token"),
-        (None, {"max_length": 8, "packing": True}, "without a supervised token"),
+        (None, {"max_length": 8}, "no supervised token"),
+        (None, {"max_length": 8, "packing": True}, "no supervised token"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),
         (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),
     ],

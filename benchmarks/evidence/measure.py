@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from sacrebleu.metrics import CHRF
 
+from sdrrl_trl.engines import Sampling
 from sdrrl_trl.engines.transformers import TransformersGenerator
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
@@ -17,7 +18,7 @@ N_GENERATED, N_FLORES_BPB, N_FLORES = 40, 100, 40
 
 
 def load(model: str, adapter: str | None) -> TransformersGenerator:
-    generator = TransformersGenerator(model, dtype="float32", max_new_tokens=128)
+    generator = TransformersGenerator(model, Sampling(max_new_tokens=128), dtype="float32")
     if adapter is not None:
         PeftModel.from_pretrained(generator.model, adapter).merge_adapter()  # into the generator's weights
     return generator

@@ -28,6 +28,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from run import DATA, HERE, KEEP_MEMORY, options_of
 
 from sdrrl_trl.engines.fast_translate import smollm2
+from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.significance import compare
 from sdrrl_trl.utils import read_json
 
@@ -62,14 +63,14 @@ def main() -> None:
         "evaluate",
         *("--models", *(f"{name}={path}" for name, path in models.items())),
         *("--tasks", *(f"sdrrl_{task}" for task in TASKS[target])),
-        *("--limit", str(N_ITEMS), "--source_language", "en", "--dtype", "float32", "--output_dir", str(folder)),
+        *("--limit", str(N_ITEMS), "--model_args", "dtype=float32", "--output_dir", str(folder)),
     )
     right = {
         name: stories(folder / f"stories-{N_STORIES}-{name}.json", models["base"], path, STORIES[target])
         for name, path in models.items()
     }
     golds = {
-        task: [sample["target"] for sample in read_json(folder / "base" / f"sdrrl_{task}.json")["samples"]]
+        task: [item.target for item in load(folder / "base").tasks[f"sdrrl_{task}"].items]
         for task in TASKS[target]
         if not task.startswith("mkqa")
     }
@@ -84,7 +85,7 @@ def main() -> None:
     for of in ("base", "t_sft"):
         tuned = [name for name in models if name not in ("base", of)]
         report = folder.with_name(f"{target}-report-{of}")
-        sdrrl("report", "--evaluation", str(folder), "--base", of, "--tuned", *tuned, "--output_dir", str(report))
+        sdrrl("report", *(f"{name}={folder / name}" for name in (of, *tuned)), "--output_dir", str(report))
         content = read_json(report / "report.json")
         rows += [
             {"base": of, "task": row["task"].removeprefix("sdrrl_")}

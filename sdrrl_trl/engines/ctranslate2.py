@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.engines.seq2seq import TranslationModel
-from sdrrl_trl.engines.transformers import own_device
+from sdrrl_trl.engines.transformers import loading, own_device
 from sdrrl_trl.utils import SDRRLError, package_version, require
 
 
@@ -38,10 +38,8 @@ class CTranslate2Translator(TranslationModel):
         super().__init__(str(folder / "tokenizer"), folder.name)
         self.batch_tokens, device = batch_tokens, own_device()
         on_gpu = {"device": "cuda", "device_index": device.index} if device.type == "cuda" else {}
-        try:
+        with loading(f"the converted model {model!r}"):
             self._translator = ctranslate2.Translator(model, **on_gpu)
-        except RuntimeError as error:
-            raise SDRRLError(f"Cannot load the converted model {model}: {error}. Convert it again.") from error
 
     def describe(self) -> dict[str, Any]:
         engine = {"engine": "ctranslate2", "version": package_version("ctranslate2")}

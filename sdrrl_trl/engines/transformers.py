@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +22,17 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines import Generation
-from sdrrl_trl.utils import SDRRLError, sha256
+from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.utils import SDRRLError
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise SDRRLError(f"Cannot load {what}: {error}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:
@@ -34,10 +44,8 @@ def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[
     """
     disable_progress_bar()
     tokenizer = load_tokenizer(name, revision)
-    try:
+    with loading(f"the model {name!r}"):
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SDRRLError(f"Cannot load the model {name!r}: {error}") from error
     return model.to(own_device()).eval(), tokenizer
 
 
@@ -56,10 +64,8 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
     Raises:
         `SDRRLError`: if it cannot be loaded.
     """
-    try:
+    with loading(f"the tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise SDRRLError(f"Cannot load the tokenizer of {name!r}: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -72,10 +78,8 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
     Raises:
         `SDRRLError`: if there is no such model, or it has no chat template where one is needed.
     """
-    try:
+    with loading(f"the model {name!r}"):
         AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise SDRRLError(f"Cannot load the model {name!r}: {error}") from error
     if needs_chat_template and load_tokenizer(name, revision).chat_template is None:
         raise SDRRLError(
             f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
@@ -145,14 +149,8 @@ class TransformersGenerator:
             Branch, tag or commit on the hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer in tokens.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 for greedy decoding.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of sampling.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of sampling. Each row has random numbers of its own, whatever batch it is in.
+        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
+            How to answer. Each row has random numbers of its own, whatever batch it is in.
         batch_tokens (`int`, *optional*, defaults to `32768`):
             Most tokens, prompts and answers with padding, that a batch may grow to. Halved when memory runs out.
     """
@@ -160,17 +158,13 @@ class TransformersGenerator:
     def __init__(
         self,
         model: str,
+        sampling: Sampling = GREEDY,
         revision: str = "main",
         dtype: str = "auto",
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 42,
         batch_tokens: int = 32_768,
     ):
         check_model(model, needs_chat_template=True, revision=revision)
-        self.max_new_tokens, self.batch_tokens = max_new_tokens, batch_tokens
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self.sampling, self.batch_tokens = sampling, batch_tokens
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
         own = self.model.generation_config
@@ -184,20 +178,19 @@ class TransformersGenerator:
         self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def describe(self) -> dict[str, Any]:
-        sampling = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
-        return {"engine": "transformers", **sampling, **weights_of(self.model)}
+        return {"engine": "transformers", **vars(self.sampling), **weights_of(self.model)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]
-        limit = self.model.config.get_text_config().max_position_embeddings - self.max_new_tokens
+        limit = self.model.config.get_text_config().max_position_embeddings - self.sampling.max_new_tokens
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]
         rows = [prompts[i] for i in fitting]
-        seeds = [int(sha256(f"{self.seed}:{conversations[i]}")[:15], 16) for i in fitting]
+        seeds = [self.sampling.seed_of(conversations[i]) for i in fitting]
 
         def answer(batch: list[int]) -> list[tuple[list[int], str]]:
             return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
 
-        found = in_batches(answer, rows, self.batch_tokens, longer=self.max_new_tokens)
+        found = in_batches(answer, rows, self.batch_tokens, longer=self.sampling.max_new_tokens)
         answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
         for i, (tokens, reason) in zip(fitting, found, strict=True):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -214,17 +207,17 @@ class TransformersGenerator:
         answers: dict[int, tuple[list[int], str]] = {}
         rows = list(range(len(prompts)))  # those that are still in the batch
         while True:
-            sampler = [_Sampler(self.temperature, self.top_p, generators)] if self.temperature > 0 else []
+            sampler = [_Sampler(self.sampling, generators)] if self.sampling.temperature > 0 else []
             ids = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=start + self.max_new_tokens - ids.shape[1],
+                max_new_tokens=start + self.sampling.max_new_tokens - ids.shape[1],
                 stopping_criteria=StoppingCriteriaList([_SomeFinished(self._ends, start)]),
                 logits_processor=LogitsProcessorList(sampler),
                 **{self._cache_name: cache},
             )
             finished = torch.isin(ids[:, start:], self._ends).any(-1)
-            at_limit = ids.shape[1] - start >= self.max_new_tokens
+            at_limit = ids.shape[1] - start >= self.sampling.max_new_tokens
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
                 if ended:
                     answers[row] = (tokens[: next(i for i, token in enumerate(tokens) if token in ends)], "stop")
@@ -256,11 +249,11 @@ class _Sampler(LogitsProcessor):
     and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples.
     """
 
-    def __init__(self, temperature: float, top_p: float, generators: list[torch.Generator]):
-        self.temperature, self.top_p, self.generators = temperature, top_p, generators
+    def __init__(self, sampling: Sampling, generators: list[torch.Generator]):
+        self.sampling, self.generators = sampling, generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = TopPLogitsWarper(self.top_p)(input_ids, scores.float() / self.temperature)
+        scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores.float() / self.sampling.temperature)
         # On the CPU, whose random numbers are the same everywhere
         noise = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         return scores - (-noise.clamp(min=1e-20).log()).log().to(scores.device)

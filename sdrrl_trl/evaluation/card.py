@@ -1,5 +1,6 @@
 """The results in a tuned model's card, with metadata for the hub, and the upload."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import yaml
 
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.evaluation.outputs import Output
+from sdrrl_trl.evaluation.render import render
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.evaluation.tables import comparison_table
 from sdrrl_trl.transfer.publish import is_non_commercial, summary
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
@@ -78,21 +79,14 @@ def write(
         if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
             data.license, data.license_name = "other", "non-commercial-parts"
     before, _, rest = card.text.partition(BEGIN)
-    section = f"{BEGIN}\n{_section(content, rows, model, data_set)}\n{END}"
+    section = f"{BEGIN}\n{_section(content, rows, model, data_set)}{END}"
     write_atomic(
         path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
     )
 
 
 def _on_hub(model: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return not Path(model).is_dir()
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
 def _eval_results(rows: list[Row]) -> list[Any]:
@@ -115,20 +109,18 @@ def _eval_results(rows: list[Row]) -> list[Any]:
 
 
 def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None) -> str:
-    base, tuned = (Path(content["models"][name]).name for name in (content["base"], model))
-    table = comparison_table(rows)
-    parts = ["## Evaluation", "\n".join(f"* {sentence}" for sentence in content["summary"][model])]
-    parts += [f"`{base}` (base) against `{tuned}` (tuned):", table.markdown(), table.note]
-    if data_set:
-        parts += ["## Transfer set", f"```\n{summary(data_set)}\n```"]
-        bound = [f"{name} ({licence})" for name, licence in data_set["licences"].items() if is_non_commercial(licence)]
-        if bound:
-            parts.append(f"**Licence: parts are non-commercial**: {', '.join(bound)}. The model may inherit that.")
-    versions = {name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")}
-    facts = {"versions": versions, "signatures": sorted(set(content["signatures"].values()))}
-    facts |= {"transfer set (SHA-256)": data_set["sha256"], "build": data_set["options"]} if data_set else {}
-    return "\n\n".join(
-        [*parts, "## Reproducibility", "\n".join(f"* {name}: `{fact}`" for name, fact in facts.items())]
+    licences = data_set["licences"] if data_set else {}
+    return render(
+        "card.md.jinja",
+        sentences=content["summary"][model],
+        base=Path(content["models"][content["base"]]).name,
+        tuned=Path(content["models"][model]).name,
+        rows=rows,
+        data_set=data_set,
+        data_set_summary=summary(data_set) if data_set else None,
+        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
+        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
+        signatures=sorted(set(content["signatures"].values())),
     )
 
 

@@ -89,15 +89,25 @@ class Row:
         return benchmark_of(self.task, self.language)
 
     @property
-    def measure(self) -> str:
-        name, _, by = self.metric.partition(",")
-        return _MEASURES.get(name, name) + (f" ({by})" if by else "")
+    def metric_name(self) -> str:
+        """The metric without its filter."""
+        return self.metric.partition(",")[0]
 
     @property
     def title(self) -> str:
-        held_out = re.fullmatch(r"sdrrl_heldout_(gen|bpb)_.+", self.task)
-        task = {"gen": "held-out questions", "bpb": "held-out answers"}[held_out[1]] if held_out else self.task
-        return f"{task.removeprefix('sdrrl_')}: {self.measure}"
+        return self._titled(self.task)
+
+    @property
+    def plot_title(self) -> str:
+        """As `title`, for all languages of the benchmark."""
+        return self._titled(self.benchmark).replace("_*:", ":")
+
+    def _titled(self, task: str) -> str:
+        task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
+        task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
+        by = self.metric.partition(",")[2]
+        measure = _MEASURES.get(self.metric_name, self.metric_name) + (f" ({by})" if by else "")
+        return f"{task.removeprefix('sdrrl_')}: {measure}"
 
     @property
     def digits(self) -> int:
@@ -216,13 +226,12 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
     """Statistics of the items of both models, or why there are none to compare."""
     if any(result.higher_is_better[metric] is None for result in both):
         return "the task does not say whether higher is better"
-    scores = [[item.scores[metric] for item in result.items] for result in both]
-    unscored = np.array([[_is_nan(score) for score in of_model] for of_model in scores]).any(axis=0)
-    if unscored.any():
-        # A pair that the judge failed on for either model is left out; n tells how many remain
-        if not task.startswith(HARMFUL) or (~unscored).sum() < 2:
-            return f"{unscored.sum()} of {len(unscored)} items have no score"
-        scores = [[score for score, nan in zip(of_model, unscored, strict=True) if not nan] for of_model in scores]
+    pairs = [(one.scores[metric], other.scores[metric]) for one, other in zip(*(r.items for r in both), strict=True)]
+    scored = [pair for pair in pairs if not any(map(_is_nan, pair))]
+    # A pair that the judge failed on for either model is left out; n tells how many remain
+    if len(scored) < len(pairs) and (not task.startswith(HARMFUL) or len(scored) < 2):
+        return f"{len(pairs) - len(scored)} of {len(pairs)} items have no score"
+    scores = list(zip(*scored, strict=True))
     name = metric.partition(",")[0]
     try:
         found = [item_statistics(name, of_model) for of_model in scores]
@@ -230,11 +239,9 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
         return str(error)
     if not np.isfinite(found).all():
         return "some of its items are infinite, of which there is no mean"
-    reported, by_item = (
-        [result.metrics[metric] for result in both],
-        [corpus_score(name, of_model) for of_model in scores],
-    )
-    if not unscored.any() and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
+    reported = [result.metrics[metric] for result in both]
+    by_item = [corpus_score(name, of_model) for of_model in scores]
+    if scored == pairs and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
         return "the task's score is not the mean of its items' scores"
     return found
 

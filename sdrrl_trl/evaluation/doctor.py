@@ -3,8 +3,8 @@
 import re
 from collections import defaultdict
 
-from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager
-from sdrrl_trl.evaluation.tasks import tasks_dir
+from sdrrl_trl.evaluation.render import render
+from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager, tasks_dir
 
 
 def doctor(names: list[str] | None = None) -> dict[str, str | None]:
@@ -31,22 +31,16 @@ def doctor(names: list[str] | None = None) -> dict[str, str | None]:
     return problems
 
 
-def places() -> dict[str, tuple[str, str]]:
-    """Benchmark and language of each task."""
-    found = {}
-    for path, content in read_tasks(tasks_dir()).items():
-        members = content["task"] if isinstance(content["task"], list) else [content]
-        for member in members:
-            if isinstance(member, dict):
-                found[member["task"]] = (path.parent.name, language_of(member["task"], member) or "")
-    return found
-
-
 def format_doctor(problems: dict[str, str | None]) -> str:
     """A table of languages and benchmarks in Markdown: what is here, and the number of the reason for what is not."""
-    where, cells, reasons = places(), defaultdict(dict), []
+    benchmark_of = {}
+    for path, content in read_tasks(tasks_dir()).items():
+        members = content["task"] if "group" in content else [content]
+        benchmark_of |= {member["task"]: path.parent.name for member in members if isinstance(member, dict)}
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    reasons: list[str] = []
     for task, problem in problems.items():
-        benchmark, language = where[task]
+        language, benchmark = language_of(task) or "", benchmark_of[task]
         # The same reason but for the name of the file is one
         reason = problem and re.sub(rf"(?<![a-z])({language}|[a-z]{{3}}_[A-Z][a-z]{{3}})(?![a-z])", "*", problem)
         if reason and reason not in reasons:
@@ -54,7 +48,5 @@ def format_doctor(problems: dict[str, str | None]) -> str:
         worse = cells[language].get(benchmark, "yes") if reason is None else f"no ({reasons.index(reason) + 1})"
         cells[language][benchmark] = worse
     benchmarks = sorted({benchmark for row in cells.values() for benchmark in row})
-    lines = [["language", *benchmarks], ["---"] * (len(benchmarks) + 1)]
-    lines += [[language, *(cells[language].get(b, "") for b in benchmarks)] for language in sorted(cells)]
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*table, "", *(f"({number}) {reason}" for number, reason in enumerate(reasons, 1))]).rstrip()
+    rows = [{"tag": tag} | {name: cells[tag].get(name, "") for name in benchmarks} for tag in sorted(cells)]
+    return render("doctor.md.jinja", rows=rows, reasons=reasons)

@@ -11,7 +11,6 @@ the first writes.
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.heldout import held_out_tasks
-from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, loaded_models, processes, watch_for_nan
+from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, load_lm, processes, watch_for_nan
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
@@ -174,49 +173,25 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
 
 def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | None) -> None:
     """Evaluates what is not finished, chunk by chunk."""
-    from accelerate.utils import gather_object
-
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
     prepare_tasks(tasks, config.limit, state.num_processes)
-    unfinished = {name: path for name, path in config.model_paths.items() if left[name]}
 
-    def units() -> Iterator[tuple[int, tuple[str, Any, dict[str, Any]]]]:
-        models = loaded_models(unfinished, config.backend, config.arguments, config.batch_size)
-        for name, lm in models:
+    def chunk_by_chunk() -> Iterator[tuple[int, None]]:
+        for name in (name for name in left if left[name]):
+            lm = load_lm(config.model_paths[name], config.backend, config.arguments, config.batch_size)
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
-                    yield len(todo), (name, lm, todo)
+                    _ask(name, lm, todo, config, system_prompt)
+                    yield len(todo), None
+            del lm  # before the next one is loaded: there may be no room for two
 
     total = len(tasks) * len(left)
     done = total - sum(map(len, left.values()))
-    made_with: dict[str, Any] = {}
-    for name, lm, chunk in progress(units(), total, "evaluate", "model × task", done=done):
-        with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
-            results = _ask(lm, chunk, config, system_prompt, made_with)
-        # All processes must stop together
-        if any(gather_object([bool(found_nan)])):
-            raise SDRRLError(
-                f"The logits of the model {name!r} are NaN on one of {', '.join(chunk)}. It knows no answers, but "
-                "lm-eval would count its first choices as such. Its training may have diverged, or the data type be "
-                "too narrow: try `--model_args dtype=float32`, or leave the model out."
-            )
-        if results:  # in the first process
-            path = config.model_paths[name]
-            model_args = {"pretrained": base_of(path)} | ({"peft": path} if is_adapter(path) else {})
-            results["config"]["model_args"] = model_args | config.arguments
-            about = {
-                "model_source": config.backend,
-                "model_args": model_args,
-                "system_instruction": system_prompt,
-                "chat_template": lm.chat_template(True) if config.apply_chat_template else None,
-                "fewshot_as_multiturn": False,
-            }
-            n_lost = save(folder / name, results, about)
-            if n_lost:
-                print(f"evaluate: {n_lost} numbers of {name} are NaN or infinite, written as null", file=sys.stderr)
+    for _ in progress(chunk_by_chunk(), total, "evaluate", "model × task", done=done):
+        pass
 
 
 def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) -> None:
@@ -255,42 +230,48 @@ def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
     return cut
 
 
-def _ask(
-    lm: Any, tasks: dict[str, Any], config: EvaluationConfig, system_prompt: str | None, made_with: dict[str, Any]
-) -> dict[str, Any] | None:
-    """
-    lm-eval's results in the first process, nothing in the others. `made_with` notes what the requests of a task were
-    made with, the chat template and the special tokens that it may write: for the next model with the same ones, the
-    task asks with the requests that it has.
-    """
+def _ask(name: str, lm: Any, tasks: dict[str, Any], config: EvaluationConfig, system_prompt: str | None) -> None:
+    """Asks a model tasks; the first process writes the results."""
+    from accelerate.utils import gather_object
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    prompts = (lm.tokenizer.chat_template, lm.tokenizer.special_tokens_map) if config.backend == "hf" else None
-    for name, task in tasks.items():
-        task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
-        if prompts is not None and made_with.get(name) == prompts:
-            task.build_all_requests = lambda **options: None
-        else:
-            vars(task).pop("build_all_requests", None)  # lm-eval makes them
-            made_with[name] = prompts
-    started = time.time()
-    results = lm_evaluate(
-        lm,
-        {"tasks": tasks},
-        limit=config.limit,
-        bootstrap_iters=0,  # the report has intervals that are paired
-        apply_chat_template=config.apply_chat_template,
-        system_instruction=system_prompt,
-    )
     for task in tasks.values():
-        for request in task.instances:
-            request.resps, request.filtered_resps = [], {}  # the next model's place
-    if results:
-        dtype = str(lm.model.dtype) if config.backend == "hf" else None
-        results |= {
-            "config": {"model": config.backend, "model_dtype": dtype, "limit": config.limit},
-            "date": started,
-            "lm_eval_version": package_version("lm_eval"),
-            "transformers_version": package_version("transformers"),
-        }
-    return results
+        task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
+    started = time.time()
+    with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
+        results = lm_evaluate(
+            lm,
+            {"tasks": tasks},
+            limit=config.limit,
+            bootstrap_iters=0,  # the report has intervals that are paired
+            apply_chat_template=config.apply_chat_template,
+            system_instruction=system_prompt,
+        )
+    # All processes must stop together
+    if any(gather_object([bool(found_nan)])):
+        raise SDRRLError(
+            f"The logits of the model {name!r} are NaN on one of {', '.join(tasks)}. It knows no answers, but lm-eval "
+            "would count its first choices as such. Its training may have diverged, or the data type be too narrow: "
+            "try `--model_args dtype=float32`, or leave the model out."
+        )
+    if not results:  # in all processes but the first
+        return
+    path = config.model_paths[name]
+    model_args = {"pretrained": base_of(path)} | ({"peft": path} if is_adapter(path) else {})
+    # What `lm_eval.simple_evaluate` notes beside the results
+    results["config"] = {
+        "model": config.backend,
+        "model_args": model_args | config.arguments,
+        "model_dtype": str(lm.model.dtype) if config.backend == "hf" else None,
+        "limit": config.limit,
+    }
+    results["date"] = started
+    results |= {f"{package}_version": package_version(package) for package in ("lm_eval", "transformers")}
+    about = {
+        "model_source": config.backend,
+        "model_args": model_args,
+        "system_instruction": system_prompt,
+        "chat_template": lm.chat_template(True) if config.apply_chat_template else None,
+        "fewshot_as_multiturn": False,
+    }
+    save(Path(config.output_dir) / name, results, about)

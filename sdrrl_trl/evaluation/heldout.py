@@ -1,10 +1,12 @@
 """Tasks made from the held-out questions of a transfer set."""
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
+from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.transfer.publish import load_manifest
 
 
@@ -25,40 +27,19 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         `dict[str, Any]`: lm-eval task objects by task name.
     """
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     options = load_manifest(transfer_set)["options"]
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
-        common = {
-            "custom_dataset": load_held_out,
-            "dataset_kwargs": {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language},
-            "test_split": "test",
-            "doc_to_text": "question",
-            "doc_to_target": "answer",
-            "metadata": {"version": 0.0},
-        }
-        # As long at most as the answers that they are compared with
-        limit = options["max_new_tokens"]
-        generation = common | {
-            "task": f"sdrrl_heldout_gen_{language}",
-            "output_type": "generate_until",
-            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": limit},
-            "process_results": process_generation,
-            "metric_list": [
-                {"metric": "chrf++", "aggregation": chrf, "higher_is_better": True},
-                {"metric": "in_language", "aggregation": "mean", "higher_is_better": True},
-            ],
-        }
-        likelihood = common | {
-            "task": f"sdrrl_heldout_bpb_{language}",
-            "output_type": "loglikelihood",
-            "process_results": process_likelihood,
-            "metric_list": [
-                {"metric": "answer_bits_per_byte", "aggregation": bits_per_byte, "higher_is_better": False},
-            ],
-        }
-        configs += [generation, likelihood]
+        data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
+        for form in ("gen", "bpb"):
+            config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
+            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
+            if form == "gen":  # as long at most as the answers that they are compared with
+                config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
+            configs.append(config)
     tasks = TaskManager(include_defaults=False).load(configs)["tasks"]
     # On the object, as lm-eval's classes of tasks are others in 0.4 and 0.5
     for task in tasks.values():
@@ -70,19 +51,17 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
     """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
     from datasets import Dataset
 
-    rows = Dataset.from_parquet(file)
-    rows = rows.filter(lambda row: row["kind"] == kind and row["answer_language"] == language)
-    return {
-        "test": rows.map(
-            lambda row: {
-                "messages": row["prompt"],
-                "question": row["prompt"][-1]["content"],
-                "answer": row["completion"][0]["content"],
-                "language": language,
-            },
-            remove_columns=rows.column_names,
-        )
-    }
+    rows = [
+        {
+            "messages": row["prompt"],
+            "question": row["prompt"][-1]["content"],
+            "answer": row["completion"][0]["content"],
+            "language": language,
+        }
+        for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
+        if (row["kind"], row["answer_language"]) == (kind, language)
+    ]
+    return {"test": Dataset.from_list(rows)}
 
 
 def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_template: Any = None, **_: Any) -> str:
@@ -98,18 +77,13 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """Items of chrF++, `(reference, answer)`, and whether the answer is in its language."""
-    answer = _only(results)
+    answer = first(results)
     return {"chrf++": (doc["answer"], answer), "in_language": float(in_language(answer, doc["language"]))}
 
 
 def process_likelihood(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """`(log-likelihood in nats, bytes)` of the answer."""
-    return {"answer_bits_per_byte": (_only(results)[0], len(doc["answer"].encode()))}
-
-
-def _only(results: list[Any]) -> Any:
-    """The one answer; lm-eval 0.5 gives a list of answers for each request, as it may repeat them."""
-    return results[0][0] if isinstance(results[0], list) else results[0]
+    return {"answer_bits_per_byte": (first(results), len(doc["answer"].encode()))}
 
 
 # Functions, and metrics of our own names: lm-eval 0.4 and 0.5 register different ones, for other kinds of tasks

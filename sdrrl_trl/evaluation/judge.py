@@ -1,11 +1,12 @@
 """`sdrrl judge`: judges saved answers to harmful questions again, without asking the model again."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.evaluation.outputs import read_samples
+from sdrrl_trl.evaluation.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.utils import SDRRLError, read_json, write_atomic, write_json
 
@@ -61,8 +62,7 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
 def judged_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a file with samples, if its task has a judge."""
     try:
-        # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = read_samples(file)
         if any(row["filter"] == "judge" for row in rows):
             return [row for row in rows if row["doc"]["prompt"] and row["resps"] and row["metrics"]]
     except (ValueError, LookupError, TypeError) as error:
@@ -84,9 +84,4 @@ def update_results(file: Path, samples: str, means: dict[str, float]) -> None:
 
 def format_table(found: list[dict[str, Any]]) -> str:
     """What [`judge_again`] found, as a Markdown table."""
-    columns = list(dict.fromkeys(column for row in found for column in row))
-    lines = [columns, ["---"] * len(columns)]
-    for row in found:
-        values = [row.get(column, "") for column in columns]
-        lines.append([f"{v:.3f}" if isinstance(v, float) and not math.isnan(v) else str(v) for v in values])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return render("table.md.jinja", rows=found)

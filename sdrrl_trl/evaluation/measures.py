@@ -1,6 +1,6 @@
 """What the report says beside its comparisons: how much of the gap is closed, and what the answers are like."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -59,32 +59,28 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
 
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
     """Rates of empty and of repetitive answers, and, of those not empty, in a wrong language; all generation tasks."""
-    tally: dict[tuple[str | None, str], Counter] = defaultdict(Counter)
     # Pooled over tasks: a model writes in a wrong language whatever it is asked
+    pools: dict[tuple[str | None, str], list[Item]] = defaultdict(list)
     for model, output in outputs.items():
         for task, result in output.tasks.items():
             tag = answer_language(task, language_of(task))
-            for item in result.items:
-                if item.response is None:  # of log-likelihood tasks
-                    continue
-                written = bool(item.response.strip())
-                count = tally[tag, model]
-                count["n"] += 1
-                count["written" if written else "empty"] += 1
-                count["repetitive"] += is_repetitive(item.response, LANGUAGES[tag].spaces if tag else True)
-                if written and tag:
-                    count["wrong"] += _is_wrong_language(item, tag)
+            pools[tag, model] += [item for item in result.items if item.response is not None]  # no log-likelihoods
     return [
-        {
-            "language": tag,
-            "model": model,
-            "n": count["n"],
-            "wrong_language": count["wrong"] / count["written"] if tag and count["written"] else None,
-            "empty": count["empty"] / count["n"],
-            "repetitive": count["repetitive"] / count["n"],
-        }
-        for (tag, model), count in sorted(tally.items(), key=lambda entry: str(entry[0][0]))
+        {"language": tag, "model": model, "n": len(items)} | _rates(items, tag)
+        for (tag, model), items in sorted(pools.items(), key=lambda pool: str(pool[0][0]))
+        if items
     ]
+
+
+def _rates(items: list[Item], tag: str | None) -> dict[str, float | None]:
+    written = [item for item in items if item.response.strip()]
+    wrong = [_is_wrong_language(item, tag) for item in written] if tag else []
+    repetitive = [is_repetitive(item.response, LANGUAGES[tag].spaces if tag else True) for item in items]
+    return {
+        "wrong_language": sum(wrong) / len(wrong) if wrong else None,
+        "empty": (len(items) - len(written)) / len(items),
+        "repetitive": sum(repetitive) / len(items),
+    }
 
 
 def _is_wrong_language(item: Item, tag: str) -> bool:

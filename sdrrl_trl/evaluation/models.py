@@ -1,6 +1,5 @@
-"""The models of `sdrrl evaluate` as lm-eval takes them: each base loaded once, adapters put on it in turn."""
+"""The models of `sdrrl evaluate` as lm-eval takes them."""
 
-import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +9,13 @@ from typing import Any
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
-def loaded_models(
-    models: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int
-) -> Iterator[tuple[str, Any]]:
+def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int) -> Any:
     """
-    Goes through models, those on the same base together.
+    A model as lm-eval asks it.
 
     Args:
-        models (`dict[str, str]`):
-            Path or hub id of each model by its name.
+        path (`str`):
+            Folder or hub id; of an adapter, which is put on its base; for a server, the name that it knows.
         backend (`str`):
             lm-eval's name of the backend.
         arguments (`dict[str, Any]`):
@@ -26,51 +23,21 @@ def loaded_models(
         batch_size (`int`):
             Items per batch.
 
-    Yields:
-        `tuple[str, Any]`: name and lm-eval model.
-
     Raises:
-        `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
+        `SDRRLError`: if the model cannot be loaded or the backend cannot be started.
     """
     if backend != "hf":
-        for name, path in models.items():
-            yield name, _other_backend(backend, path, arguments, batch_size)
-        return
+        return _other_backend(backend, path, arguments, batch_size)
     from peft import PeftModel
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer
 
-    dtype = arguments.get("dtype", "auto")
-    by_base: dict[str, list[str]] = {}
-    for name in sorted(models, key=lambda name: is_adapter(models[name])):  # the bare model first
-        by_base.setdefault(base_of(models[name]), []).append(name)
-    for base_path, names in by_base.items():
-        base, base_tokenizer = load_model(base_path, dtype=dtype)
-        for name in names:
-            path = models[name]
-            if base is None:
-                base, _ = load_model(base_path, dtype=dtype)
-            model = PeftModel.from_pretrained(base, path) if is_adapter(path) else base
-            own = (Path(path) / "tokenizer_config.json").exists()
-            # A copy, as lm-eval may give it a padding token
-            tokenizer = load_tokenizer(path) if own else copy.deepcopy(base_tokenizer)
-            yield name, _hf_model(model, tokenizer, arguments, batch_size)
-            if is_adapter(path):
-                base = model.unload() if all(map(_leaves_base, model.peft_config.values())) else None
-
-
-def _leaves_base(config: Any) -> bool:
-    """
-    Whether taking an adapter off gives its base back as it was. PiSSA and the like change it, and PEFT leaves in it
-    what was trained beside the adapter, such as a head.
-    """
-    from peft import LoraConfig
-
-    from sdrrl_trl.trainer.teacher import changes_base
-
-    if not isinstance(config, LoraConfig) or changes_base(config):
-        return False
-    return not config.modules_to_save and not config.trainable_token_indices
+    model, tokenizer = load_model(base_of(path), dtype=arguments.get("dtype", "auto"))
+    if is_adapter(path):
+        model = PeftModel.from_pretrained(model, path)
+    if (Path(path) / "tokenizer_config.json").exists():  # of its own: it may have another chat template
+        tokenizer = load_tokenizer(path)
+    return _hf_model(model, tokenizer, arguments, batch_size)
 
 
 def _hf_model(model: Any, tokenizer: Any, arguments: dict[str, Any], batch_size: int) -> Any:
@@ -147,11 +114,11 @@ def processes() -> Any:
 
 
 def base_of(path: str) -> str:
-    """Base model of an adapter, else the model itself; local ones by one name, however they are written."""
-    if is_adapter(path):
-        adapter = Path(path) / "adapter_config.json"
-        path = read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    """Base model of an adapter, else the model itself."""
+    if not is_adapter(path):
+        return path
+    adapter = Path(path) / "adapter_config.json"
+    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
 
 
 def is_adapter(path: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
@@ -75,9 +76,9 @@ class Output:
     tasks: dict[str, TaskResult]
 
 
-def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
+def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> None:
     """
-    Writes results as lm-eval does.
+    Writes results as lm-eval does, but with null for NaN and infinite numbers.
 
     Args:
         folder (`Path`):
@@ -87,18 +88,14 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
         about (`dict[str, Any]`):
             Arguments of lm-eval's `log_experiment_args`: model, system message, chat template.
 
-    Returns:
-        `int`: how many numbers were NaN or infinite. JSON has none such, so they are written as null.
-
     Raises:
         `SDRRLError`: if lm-eval could not write.
     """
     from lm_eval.loggers import EvaluationTracker
 
     folder.mkdir(parents=True, exist_ok=True)
-    lost: list[float] = []
     # lm-eval would write NaN, which is no JSON: hardly any reader but Python's takes it
-    results = without_nan(results, lost)
+    results = without_nan(results)
     samples = results.pop("samples")
     # lm-eval writes file by file in place: beside the results at first, so that a kill leaves no half of them
     with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
@@ -113,19 +110,15 @@ def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> int:
         # The samples first: a results file says that they are there. A kill in between leaves some that nobody reads
         for file in written:
             file.rename(folder / file.name)
-    return len(lost)
 
 
-def without_nan(value: Any, lost: list[float]) -> Any:
-    """A copy with null for NaN and infinite numbers, which are added to `lost`."""
+def without_nan(value: Any) -> Any:
+    """A copy with null for NaN and infinite numbers."""
     if isinstance(value, dict):
-        return {key: without_nan(item, lost) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item, lost) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        lost.append(value)
-        return None
-    return value
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(folder: Path) -> Output:
@@ -179,13 +172,18 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
     return newest
 
 
+def read_samples(file: Path) -> list[dict[str, Any]]:
+    """Rows of a file with samples."""
+    # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
     if not file.exists():
         raise SDRRLError(f"{file} is missing: comparing needs every item. Run `lm_eval` with `--log_samples`.")
     results = content["results"][task]
     try:
-        # Not splitlines(), which also splits at characters that stand inside answers, as U+2028
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = read_samples(file)
         labels = _labels(results, {row["filter"] for row in rows})
         items: dict[int, Item] = {}
         for row in sorted(rows, key=lambda row: row["doc_id"]):
@@ -218,9 +216,8 @@ def _item(row: dict[str, Any]) -> Item:
         doc_id=row["doc_id"],
         doc_hash=row["doc_hash"],
         prompt_hash=row["prompt_hash"],
-        prompt=prompt
-        if isinstance(prompt, str)
-        else json.dumps(prompt, ensure_ascii=False),  # of chat servers, a list
+        # Of chat servers, a list
+        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         target=row["target"],
         response=response if isinstance(response, str) else None,
         scores={},
@@ -229,8 +226,8 @@ def _item(row: dict[str, Any]) -> Item:
 
 def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     """How a task was run, as in the signatures of sacrebleu."""
-    # Our tasks with a judge note it as JSON behind each answer
-    judge = re.findall(r'"judge": "([^"]*)"', str(row["filtered_resps"][0])) if row["filter"] == "judge" else []
+    # The filter of our tasks with a judge notes it in JSON
+    judge = json.loads(first(row["filtered_resps"]))["judge"] if row["filter"] == "judge" else None
     signature = {
         "version": content["versions"][task],
         "shots": content["n-shot"][task],
@@ -238,6 +235,6 @@ def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[
         "chat_template": (content.get("chat_template_sha") or "none")[:8],
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
-        "judge": judge[-1] if judge else None,
+        "judge": judge,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}

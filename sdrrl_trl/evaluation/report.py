@@ -1,16 +1,19 @@
-"""`sdrrl report`: base against tuned, as Markdown, JSON, HTML, plots and a model card, from the files of lm-eval."""
+"""`sdrrl report`: base against tuned, as Markdown, JSON, HTML, SVG and a model card, from the files of lm-eval."""
 
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.evaluation import card, page, plots
+from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
+from sdrrl_trl.evaluation.plots import panels
+from sdrrl_trl.evaluation.render import render
+from sdrrl_trl.evaluation.samples import samples
+from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.summary import summary
-from sdrrl_trl.evaluation.tables import tables
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, write_atomic, write_json
@@ -63,7 +66,7 @@ class ReportConfig:
 
 def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Path:
     """
-    Writes `report.md`, `report.json`, `report.html`, the plots and a model card for each tuned model.
+    Writes `report.md`, `report.json`, `report.html`, `report.svg` and a model card for each tuned model.
 
     Args:
         config ([`ReportConfig`]):
@@ -87,11 +90,13 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
-    write_json(folder / "report.json", without_nan(content, []))
+    write_json(folder / "report.json", without_nan(content))
     # No text of an item is in these: some are harmful. Only the page shows them, behind a warning
-    figures = plots.draw(rows, folder)
-    write_atomic(folder / "report.md", markdown(content, rows, figures))
-    write_atomic(folder / "report.html", page.render(content, rows, outputs, figures))
+    shown = {"content": content, "rows": rows, "panels": panels(rows)}
+    for ending in ("md", "svg"):
+        write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
+    page = render("report.html.jinja", **shown, samples=samples(outputs), harmful=HARMFUL)
+    write_atomic(folder / "report.html", page)
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
@@ -120,20 +125,6 @@ def _content(
             task: "|".join(f"{name}:{value}" for name, value in (result.signature | {"seed": SEED}).items())
             for task, result in outputs[base].tasks.items()
         },
-        "seconds": seconds,
+        "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
     return content | {"summary": {name: summary(rows, content, name) for name in tuned}}
-
-
-def markdown(content: dict[str, Any], rows: list[Row], figures: dict[str, Path]) -> str:
-    """The report as Markdown. It holds no text of an item: some are harmful."""
-    parts = ["# Base against tuned"]
-    for name, sentences in content["summary"].items():
-        parts += [f"**{name}**"] if len(content["tuned"]) > 1 else []
-        parts.append("\n".join(f"* {sentence}" for sentence in sentences))
-    parts.append("\n".join(f"* {name}: `{path}`" for name, path in content["models"].items()))
-    parts += [f"![{name}]({path.name})" for name, path in figures.items()]
-    for table in tables(content, rows):
-        parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
-    signatures = [f"* `{task}`: `{signature}`" for task, signature in content["signatures"].items()]
-    return "\n\n".join([*parts, "## Signatures", "\n".join(signatures)]) + "\n"

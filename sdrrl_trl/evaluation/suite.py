@@ -7,9 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sdrrl_trl.evaluation.tasks import include_paths, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -17,11 +14,22 @@ from sdrrl_trl.utils import SDRRLError
 HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
 
 
-class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # that in C is ten times as fast
-    """Reads task files without running the functions that they name."""
+def tasks_dir() -> Path:
+    """Folder of the task definitions, for `lm_eval --include_path`: of the checkout, or of the installed wheel."""
+    root = Path(__file__).parents[2]
+    checkout = root / "lm_eval_tasks"
+    return checkout if checkout.exists() else root / "lm_eval" / "tasks" / "sdrrl"
 
 
-_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+def include_paths() -> list[str]:
+    """
+    Folders for `TaskManager(include_path=..., include_defaults=False)`: ours, and those of lm-eval's own tasks that
+    our groups take.
+    """
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return [str(tasks_dir()), *(str(root / name) for name in ("belebele", "xnli", "xstorycloze"))]
 
 
 def read_tasks(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -29,20 +37,12 @@ def read_tasks(folder: Path) -> dict[Path, dict[str, Any]]:
     Content of all task files in a folder, with what they include, functions as text.
 
     Raises:
-        `yaml.YAMLError`: for a file that is not YAML, which lm-eval itself would skip without a word.
+        `yaml.YAMLError`, `ValueError`: for a file that lm-eval itself would skip without a word.
         `OSError`: if an included file is missing.
     """
-    return {path: _read(path) for path in sorted(folder.glob("*/*.yaml"))}
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-
-def _read(path: Path) -> dict[str, Any]:
-    content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    if not isinstance(content, dict) or (path.suffix == ".yaml" and not {"task", "group"} & set(content)):
-        raise yaml.YAMLError(f"{path} is not a mapping with `task` or `group`.")
-    includes = content.pop("include", [])
-    for name in [includes] if isinstance(includes, str) else includes:
-        content = _read(path.parent / name) | content
-    return content
+    return {path: load_yaml(path, resolve_func=False) for path in sorted(folder.glob("*/*.yaml"))}
 
 
 def task_manager(everything: bool = False) -> Any:
@@ -81,10 +81,24 @@ def leaves(folder: Path) -> dict[str, Any]:
 
 
 @cache  # read once: a report asks for the language of each task
-def _ours() -> dict[str, dict[str, Any]]:
-    """Content of our task and group files by name."""
-    files = read_tasks(tasks_dir()).values()
-    return {content["group" if "group" in content else "task"]: content for content in files}
+def _ours() -> dict[str, list[str]]:
+    """Names of the tasks that each name of ours stands for: of a group, of a tag, or of a task itself."""
+    contents = {
+        content["group" if "group" in content else "task"]: content for content in read_tasks(tasks_dir()).values()
+    }
+
+    def expand(name: str) -> list[str]:
+        if "group" not in contents.get(name, ()):
+            return [name]
+        members = [member if isinstance(member, str) else member["task"] for member in contents[name]["task"]]
+        return [task for member in members for task in expand(member)]
+
+    found = {name: expand(name) for name in contents}
+    found |= {task: [task] for tasks in found.values() for task in tasks}  # those of lm-eval in our groups, too
+    for name, content in contents.items():
+        for tag in content.get("tag", ()):
+            found.setdefault(tag, []).append(name)
+    return found
 
 
 def select(names: list[str], languages: list[str] | None = None) -> dict[str, Any]:
@@ -106,9 +120,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
     """
     tags = {get_language(language).tag for language in languages or ()}
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
-    ours = leaves(tasks_dir())
-    own_tags = {tag for content in _ours().values() for tag in content.get("tag", ())}
-    foreign = [name for name in names if name not in {*_ours(), *ours, *own_tags}]
+    ours, foreign = leaves(tasks_dir()), [name for name in names if name not in _ours()]
     manager = task_manager(everything=bool(foreign))
     unknown = [name for name in foreign if name not in manager.all_tasks]
     if unknown:
@@ -118,7 +130,7 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
     tasks: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name in names:
-        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(_expand(name))
+        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(_ours()[name])
         if tags and not tags & set(map(language_of, found)):
             known = ", ".join(sorted({str(language_of(task)) for task in found}))
             raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
@@ -153,22 +165,12 @@ def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
         raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
 
 
-def _expand(name: str) -> list[str]:
-    """Names of the tasks that a name of ours stands for."""
-    if name not in _ours():
-        tagged = [content["task"] for content in _ours().values() if name in content.get("tag", ())]
-        return tagged or [name]
-    if "group" not in _ours()[name]:
-        return [name]
-    members = (member if isinstance(member, str) else member["task"] for member in _ours()[name]["task"])
-    return [task for member in members for task in _expand(member)]
-
-
-def language_of(task: str, content: dict[str, Any] | None = None) -> str | None:
+@cache
+def language_of(task: str) -> str | None:
     """Language that a task is about: by its tag, or by the end of its name, a language tag or a FLORES code."""
-    for tag in (content or _ours().get(task, {})).get("tag", ()):
-        if tag.startswith("sdrrl_lang_"):
-            return tag.removeprefix("sdrrl_lang_")
+    for tag in LANGUAGES:
+        if task in _ours().get(f"sdrrl_lang_{tag}", ()):
+            return tag
     if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning
         return None
     code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]

@@ -104,13 +104,10 @@ def score_pair(doc, results):
 
     Not by lm-eval's own metrics, which take the first answer if a log-likelihood is NaN. Here NaN and ties are wrong.
     """
-    lengths = {
-        "acc": lambda text: 1,
-        "acc_norm": lambda text: max(len(text), 1),
-        "acc_bytes": lambda text: max(len(text.encode()), 1),
-    }
+    texts = doc["choices"]
+    lengths = {"acc": [1, 1], "acc_norm": map(len, texts), "acc_bytes": [len(text.encode()) for text in texts]}
     scores = {}
-    for metric, length in lengths.items():
-        values = [value / length(text) for (value, _), text in zip(results, doc["choices"], strict=True)]
+    for metric, sizes in lengths.items():
+        values = [value / max(size, 1) for (value, _), size in zip(results, sizes, strict=True)]
         scores[metric] = float(values[doc["gold"]] > values[1 - doc["gold"]])
     return scores

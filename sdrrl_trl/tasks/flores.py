@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+from functools import cache
 
 import datasets
 
@@ -36,12 +37,17 @@ def sentences(code):
     file = local_file(f"flores200/devtest/{code}.devtest")
     if file:
         return lines_of(file.read_text(encoding="utf-8"))
-    repository = os.environ.get("SDRRL_FLORES_REPO", "facebook/flores")
+    return downloaded_sentences(os.environ.get("SDRRL_FLORES_REPO", "facebook/flores"), code)
+
+
+@cache  # English belongs to every pair
+def downloaded_sentences(repository, code):
+    """Of the hub, or from the archive if it refuses."""
+    revision = FLORES_REVISIONS.get(repository, "main")
     try:
-        data = datasets.load_dataset(
-            repository, code, split="devtest", revision=FLORES_REVISIONS.get(repository, "main")
-        )
-    except Exception as error:  # no account, no network, no such language: `datasets` has many kinds
+        data = datasets.load_dataset(repository, code, split="devtest", revision=revision).sort("id")
+        return list(data["sentence" if "sentence" in data.column_names else "text"])
+    except Exception as error:  # no account, no network, no such language or column: `datasets` has many kinds
         problem = f"{repository} refuses {code}: {error}"
         if repository == "facebook/flores":
             try:
@@ -52,11 +58,6 @@ def sentences(code):
             f"FLORES-200: {problem}\nEither accept the terms of https://huggingface.co/datasets/{repository} and run "
             f"`hf auth login`, or set SDRRL_DATA_DIR to a folder with flores200/devtest/{code}.devtest."
         ) from error
-    column = next((name for name in ("sentence", "text") if name in data.column_names), None)
-    if column is None or "id" not in data.column_names:
-        known = ", ".join(data.column_names)
-        raise ValueError(f"FLORES-200: {repository} has {known}, but `id` and `sentence` or `text` are needed.")
-    return list(data.sort("id")[column])
 
 
 def archived_sentences(code):

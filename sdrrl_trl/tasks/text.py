@@ -3,9 +3,12 @@
 import re
 import unicodedata
 from collections import Counter
+from functools import cache
+from pathlib import Path
 
 import regex
 import sacrebleu
+from lm_eval.api import metrics
 from rouge_score.rouge_scorer import RougeScorer
 
 from sdrrl_trl.languages import UNSPACED
@@ -35,15 +38,14 @@ def translation(text):
     return second if first.endswith((":", "：")) and second else first
 
 
-try:
-    # lm-eval 0.4 gives standard errors to its own functions only
-    from lm_eval.api.metrics import chrfpp as chrf_plus_plus
-except ImportError:  # 0.5 has no chrF++
+def chrf(items):
+    """chrF++ of `(reference, answer)` pairs, 0 to 100."""
+    references, answers = zip(*items, strict=True)
+    return sacrebleu.corpus_chrf(answers, [references], word_order=2).score
 
-    def chrf_plus_plus(items):
-        """chrF++ of `(reference, answer)` pairs, 0 to 100."""
-        references, answers = zip(*items, strict=True)
-        return sacrebleu.corpus_chrf(answers, [references], word_order=2).score
+
+# lm-eval 0.4 gives standard errors to its own functions only; 0.5 has no chrF++
+chrf_plus_plus = getattr(metrics, "chrfpp", chrf)
 
 
 def corpus_bleu(items, tokenizer):
@@ -89,20 +91,12 @@ def score_summary(doc, results):
 
 # ---- MKQA
 
-# Words that do not count, as in the official evaluation
-ARTICLES = {
-    "en": "a an the",
-    "da": "en et",
-    "de": "der die das den dem des ein eine einen einem einer eines",
-    "es": "el la los las un una unos unas",
-    "fi": "se yks yksi",
-    "fr": "le la les l' un une des du de d'",
-    "hu": "a az egy",
-    "it": "il lo la l' i gli le del dello della dell' dei degli degl' delle un' uno una un",
-    "nb": "en ei et",
-    "pt": "o a os as um uma uns umas",
-    "vi": "của là cái chiếc những",
-}
+
+@cache
+def articles():
+    """Patterns of the words that do not count, by language."""
+    lines = Path(__file__).with_name("articles.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
 def score_short_answer(doc, results):
@@ -128,13 +122,8 @@ def answer_tokens(text, language, unspaced):
     spaces between them. If nothing else is in it, articles and punctuation count: only an empty answer has no tokens.
     """
     whole = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    short = whole
-    if language == "ar":
-        short = re.sub(r"\bال", "", whole)  # the article, written together with its word
-    elif language in ARTICLES:
-        # Before the punctuation goes, for that in l'Italia
-        articles = "|".join(ARTICLES[language].split())
-        short = re.sub(rf"\b({articles})(?<=')|\b({articles})\b", " ", whole)
+    # Before the punctuation goes, for that in l'Italia
+    short = re.sub(articles()[language], " ", whole) if language in articles() else whole
     for kept in (without_punctuation(short), without_punctuation(whole), whole):
         found = [char for char in kept if not char.isspace()] if unspaced else kept.split()
         if found:

@@ -38,7 +38,7 @@ class Distillation(NamedTuple):
     Result of [`chunked_distillation`].
 
     Args:
-        loss (`torch.Tensor`): Weighted sum over the tokens, differentiable, a scalar.
+        loss (`torch.Tensor`): Sum over the tokens, differentiable, a scalar.
         nll (`torch.Tensor` of shape `(N,)`): Negative log-likelihood of each label in nats, without gradient.
         kl (`torch.Tensor` of shape `(N,)`): KL divergence at each token in nats, without gradient.
         entropy (`torch.Tensor` of shape `(N,)`): Entropy of the student in nats, without gradient.
@@ -58,13 +58,11 @@ def chunked_distillation(
     labels: torch.Tensor,
     teacher: torch.Tensor,
     teacher_head: Head,
-    nll_weights: torch.Tensor,
-    kl_weights: torch.Tensor,
+    kl_coef: float,
     chunk_size: int = 128,
 ) -> Distillation:
     """
-    `sum_t nll_weights[t] * nll_t + kl_weights[t] * KL(teacher_t || student_t)`, the gradients formed in the forward
-    pass, chunk by chunk.
+    `sum_t nll_t + kl_coef * KL(teacher_t || student_t)`, the gradients formed in the forward pass, chunk by chunk.
 
     Memory beside the inputs: about `5 * chunk_size * V` floats, one `(N, H)` gradient, and one `(V, H)` gradient if
     the head is trained; the logits' part does not grow with `N`.
@@ -80,15 +78,13 @@ def chunked_distillation(
             Last hidden states of the teacher at the same tokens.
         teacher_head ([`Head`]):
             Head of the teacher, over the same vocabulary.
-        nll_weights (`torch.Tensor` of shape `(N,)`):
-            Weight of each token's negative log-likelihood.
-        kl_weights (`torch.Tensor` of shape `(N,)`):
-            Weight of each token's KL divergence.
+        kl_coef (`float`):
+            Coefficient of the divergence.
         chunk_size (`int`, *optional*, defaults to `128`):
             Number of tokens whose logits exist at the same time.
     """
     head = student_head  # its tensors apart: autograd only follows what is handed over as such
-    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, nll_weights, kl_weights, chunk_size)
+    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, kl_coef, chunk_size)
     return Distillation(*_ChunkedDistillation.apply(student, head.weight, head.bias, *arguments))
 
 
@@ -97,7 +93,7 @@ class _ChunkedDistillation(torch.autograd.Function):
     def forward(
         ctx: Any, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
     ) -> tuple[torch.Tensor, ...]:
-        scale, cap, labels, teacher, teacher_head, nll_weights, kl_weights, chunk_size = arguments
+        scale, cap, labels, teacher, teacher_head, kl_coef, chunk_size = arguments
         head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Sums over chunks in the data type of training would lose what is small beside the sum
@@ -118,10 +114,10 @@ class _ChunkedDistillation(torch.autograd.Function):
             is_top1[rows] = logits.argmax(-1) == labels[rows]
             kl[rows] = (p * (log_p - log_q)).sum(-1)
             # d KL / d logits = q - p; d nll / d logits = q - [label]
-            d_kl = p.neg_().add_(q).mul_(kl_weights[rows, None])
+            d_kl = p.neg_().add_(q).mul_(kl_coef)
             grad = q
             grad.scatter_add_(-1, labels[rows, None], grad.new_full((len(grad), 1), -1.0))
-            grad.mul_(nll_weights[rows, None]).add_(d_kl)
+            grad += d_kl
             if cap is not None:
                 grad *= 1 - (logits / cap) ** 2  # d tanh
             grad = (grad * scale if scale != 1.0 else grad).to(student.dtype)
@@ -135,11 +131,11 @@ class _ChunkedDistillation(torch.autograd.Function):
         grad_bias = grad_bias.to(bias.dtype) if need_bias else None
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, kl, entropy, is_top1)
-        return (nll_weights * nll + kl_weights * kl).sum(), nll, kl, entropy, is_top1
+        return (nll + kl_coef * kl).sum(), nll, kl, entropy, is_top1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # The loss is one number, so the gradient of what follows it is one factor
         grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, *[None] * 8)
+        return (*grads, *[None] * 7)

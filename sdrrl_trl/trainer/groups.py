@@ -1,9 +1,13 @@
-"""The table of (kind, question language, answer language), of which each token carries an index."""
+"""Kinds and languages of the rows: their table, their index at each token, and their way into the batch."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import torch
+from datasets import Dataset
 from trl.data_utils import get_dataset_column_names
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import pad
 
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.utils import SDRRLError
@@ -12,41 +16,45 @@ from sdrrl_trl.utils import SDRRLError
 Group = tuple[str | None, str | None, str | None]
 GROUP_COLUMNS = ("kind", "question_language", "answer_language")
 NO_GROUP: Group = (None, None, None)  # of data without the columns beside data that have them
+PROVENANCE_KEYS = ("group_ids", "label_bytes", "row_ids")
 
 
-def group_table(args: SDRRLConfig, train_dataset: Any, eval_dataset: Any) -> list[Group]:
+@dataclass
+class DataCollatorForSDRRL(DataCollatorForLanguageModeling):
+    """
+    Data collator of [`SDRRLTrainer`]: that of [`~trl.SFTTrainer`] with three more keys of the shape of `input_ids`.
+
+    `group_ids` holds, for each token, the index of its row's (kind, question language, answer language) in the
+    trainer's table. `label_bytes` holds the length of the row's supervised text in UTF-8 bytes at its last supervised
+    token, 0 elsewhere. `row_ids` holds the place of its row in the batch, which padding-free batches do not show. All
+    are padded with 0, or concatenated when padding-free.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        sizes = [len(example["input_ids"]) for example in examples]
+        rows = {"row_ids": [[index] * n for index, n in enumerate(sizes)]}
+        for key in ("group_ids", "label_bytes"):  # data prepared elsewhere, for `predict`, have none
+            rows[key] = [example.get(key, [0] * n) for example, n in zip(examples, sizes, strict=True)]
+        for key in PROVENANCE_KEYS:
+            values = [torch.tensor(row) for row in rows[key]]
+            if self.padding_free:
+                values = [torch.cat(values)]
+            output[key] = pad(values, 0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+        return output
+
+
+def group_table(train_dataset: Any, eval_dataset: Any) -> list[Group]:
     """
     All groups of the data, in sorted order, none if no data set has the columns. The same on every rank, so that sums
     over groups can be reduced.
 
     Raises:
-        `SDRRLError`: for provenance columns of a wrong type or with missing values, and for streaming data with them
-            but without `args.groups`.
+        `SDRRLError`: for provenance columns of a wrong type, or with missing values.
     """
-    groups: set[Group] = set()
     evaluation = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    for dataset in (train_dataset, *evaluation):
-        if dataset is None:
-            continue
-        missing = set(GROUP_COLUMNS) - set(get_dataset_column_names(dataset))
-        if len(missing) == len(GROUP_COLUMNS):
-            groups.add(NO_GROUP)
-            continue
-        if missing:
-            raise SDRRLError(
-                f"The data have some of the columns {', '.join(GROUP_COLUMNS)}, but not {', '.join(sorted(missing))}: "
-                "kinds and languages could not be told. Add what is missing, or remove the others."
-            )
-        if isinstance(dataset, IterableDataset):
-            if not args.groups:
-                raise SDRRLError(
-                    "The kinds and languages of streaming data cannot be looked up before training. Declare them in "
-                    '`groups`, such as [["source", "en", "en"], ["target", "pt", "pt"]], or load the data without '
-                    "streaming."
-                )
-            groups |= {tuple(group) for group in args.groups}
-        else:
-            groups |= _groups_of(dataset)
+    datasets = [dataset for dataset in (train_dataset, *evaluation) if dataset is not None]
+    groups = set().union(*map(_groups_of, datasets))
     # Both are keys of the same figures
     both = sorted({kind for kind, *_ in groups if kind} & {answer for *_, answer in groups if answer})
     if both:
@@ -54,6 +62,28 @@ def group_table(args: SDRRLConfig, train_dataset: Any, eval_dataset: Any) -> lis
             f"{', '.join(map(repr, both))} names a kind and a language: `nll/<name>` would mix them. Rename the kind."
         )
     return sorted(groups, key=str) if groups - {NO_GROUP} else []
+
+
+def has_groups(dataset: Any) -> bool:
+    """Whether a data set has the columns, and can be looked through for them before training, unlike a stream."""
+    return isinstance(dataset, Dataset) and not set(GROUP_COLUMNS).isdisjoint(dataset.column_names)
+
+
+def _groups_of(dataset: Any) -> set[Group]:
+    if not has_groups(dataset):
+        return {NO_GROUP}
+    missing = set(GROUP_COLUMNS) - set(dataset.column_names)
+    if missing:
+        raise SDRRLError(
+            f"The data have some of the columns {', '.join(GROUP_COLUMNS)}, but not {', '.join(sorted(missing))}: "
+            "kinds and languages could not be told. Add what is missing, or remove the others."
+        )
+    columns = [list(dataset[name]) for name in GROUP_COLUMNS]
+    for name, values in zip(GROUP_COLUMNS, columns, strict=True):
+        n_missing = sum(not isinstance(value, str) for value in values)
+        if n_missing:  # they would count for no kind or language, and the shares would not add up
+            raise SDRRLError(f"{n_missing} of {len(values)} rows have no text in `{name}`. Fill it in, or remove it.")
+    return set(zip(*columns, strict=True))
 
 
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
@@ -73,76 +103,49 @@ def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
             f"With kinds and languages, `packing_strategy` must be 'bfd', got {args.packing_strategy!r}: the others "
             "cut rows in pieces, whose second halves no longer answer their question. Set it, or remove the columns."
         )
+    if args.packing and args.max_length is None:
+        raise SDRRLError("`packing` needs `max_length`, the length of the packed rows. Set it.")
 
 
-def _groups_of(dataset: Dataset) -> set[Group]:
-    columns = [list(dataset[name]) for name in GROUP_COLUMNS]
-    for name, values in zip(GROUP_COLUMNS, columns, strict=True):
-        missing = sum(not isinstance(value, str) for value in values)
-        if missing:  # they would count for no kind or language, and the shares would not add up
-            raise SDRRLError(f"{missing} of {len(values)} rows have no text in `{name}`. Fill it in, or remove it.")
-    return set(zip(*columns, strict=True))
-
-
-def nothing_supervised(dataset_name: str, max_length: int | None) -> SDRRLError:
-    return SDRRLError(
-        f"The {dataset_name} data set has rows without a supervised token within `max_length` ({max_length}): they "
-        "would train nothing. Their question alone may be too long. Raise `max_length`, or remove such rows."
-    )
-
-
-def add_provenance(
-    dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, max_length: int | None, **map_kwargs: Any
-) -> Any:
+def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, **map_kwargs: Any) -> Any:
     """
     Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`].
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `input_ids` and `labels`.
+            Rows with `input_ids` and `labels`, cut to the length that is trained on.
         dataset_name (`str`):
             Name for errors.
         groups (`list[tuple]`):
             Table that the group ids index.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Decodes the supervised text, whose bytes are counted.
-        max_length (`int`, *optional*):
-            What is behind this many tokens will be cut off, hence not counted.
 
     Raises:
-        `SDRRLError`: for rows of an unknown group, or without a supervised token.
+        `SDRRLError`: for rows of an unknown group.
     """
     ids = {group: index for index, group in enumerate(groups)}
-    has_groups = set(GROUP_COLUMNS) <= set(get_dataset_column_names(dataset))
+    is_grouped = has_groups(dataset)
 
     def add(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        texts, ends = [], []
-        for labels in rows["labels"]:
-            supervised = [i for i, label in enumerate(labels[:max_length]) if label != -100 and i > 0]
-            if not supervised and has_groups:  # TRL drops such rows without a word
-                raise nothing_supervised(dataset_name, max_length)
-            texts.append([labels[i] for i in supervised])
-            ends.append(supervised[-1] if supervised else 0)
-        lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        found = [NO_GROUP] * len(texts)
-        if has_groups:
+        found = [NO_GROUP] * len(rows["labels"])
+        if is_grouped:
             found = list(zip(*(rows[column] for column in GROUP_COLUMNS), strict=True))
-        for group in found:
+        texts = [[label for label in labels[1:] if label != -100] for labels in rows["labels"]]
+        lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
+        columns: dict[str, list[list[int]]] = {"group_ids": [], "label_bytes": []}
+        for group, labels, length in zip(found, rows["labels"], lengths, strict=True):
             if group not in ids:
                 raise SDRRLError(
                     f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
                     "which neither the training nor the evaluation data given to the trainer have. Give it as "
-                    "`eval_dataset`, declare it in `groups`, or remove these rows."
+                    "`eval_dataset`, or remove these rows."
                 )
-        sizes = [len(row) for row in rows["input_ids"]]
-        return {
-            "group_ids": [[ids[group]] * n for group, n in zip(found, sizes, strict=True)],
+            columns["group_ids"].append([ids[group]] * len(labels))
             # At one token of the row, so that sums over any part of a batch count each row once
-            "label_bytes": [
-                [length if i == end else 0 for i in range(n)]
-                for length, end, n in zip(lengths, ends, sizes, strict=True)
-            ],
-        }
+            last = max((i for i, label in enumerate(labels) if label != -100), default=0)
+            columns["label_bytes"].append([length if i == last else 0 for i in range(len(labels))])
+        return columns
 
     kept = ("input_ids", "labels", "seq_lengths")
     others = [name for name in get_dataset_column_names(dataset) if name not in kept]

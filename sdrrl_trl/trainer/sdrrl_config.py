@@ -1,8 +1,6 @@
-import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import SFTConfig
 
@@ -23,18 +21,10 @@ class SDRRLConfig(SFTConfig):
         kl_coef (`float`, *optional*, defaults to `0.0`):
             Coefficient of the token-level KL divergence KL(initial || model) in nats, added to the loss. `0.0` turns
             it off.
-        groups (`list[list[str]]` or `str`, *optional*):
-            All `[kind, question_language, answer_language]` of the data. Needed for streaming data, where they cannot
-            be looked up before training; ignored otherwise.
     """
 
     kl_coef: float = field(
-        default=0.0,
-        metadata={"help": "Coefficient of the token-level KL divergence KL(initial || model). 0.0: off."},
-    )
-    groups: list[Any] | str | None = field(
-        default=None,
-        metadata={"help": "All [kind, question_language, answer_language] of streaming data, as JSON or YAML."},
+        default=0.0, metadata={"help": "Coefficient of the token-level KL divergence KL(initial || model). 0.0: off."}
     )
 
     def __post_init__(self):
@@ -55,14 +45,3 @@ class SDRRLConfig(SFTConfig):
                 "`label_smoothing_factor` cannot be combined with `kl_coef`: TRL computes that loss from full logits, "
                 "past it. Set it to 0."
             )
-        if isinstance(self.groups, str):
-            try:
-                self.groups = json.loads(self.groups)
-            except ValueError as error:
-                raise SDRRLError(f"`groups` is not valid JSON ({error}): {self.groups!r}.") from error
-        for group in self.groups or []:
-            if not isinstance(group, list | tuple) or len(group) != 3 or not all(isinstance(x, str) for x in group):
-                raise SDRRLError(
-                    f"`groups` must list [kind, question_language, answer_language], got {group!r}, such as "
-                    '[["target", "pt", "pt"]].'
-                )

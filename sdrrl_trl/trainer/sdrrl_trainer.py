@@ -1,4 +1,3 @@
-import copy
 import math
 import textwrap
 from collections import defaultdict
@@ -13,9 +12,14 @@ from trl import SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import global_then_local_main_first
 
-from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.trainer.data_collator import PROVENANCE_KEYS, DataCollatorForSDRRL
-from sdrrl_trl.trainer.groups import add_provenance, check_can_carry_groups, group_table, nothing_supervised
+from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint, seal
+from sdrrl_trl.trainer.groups import (
+    PROVENANCE_KEYS,
+    DataCollatorForSDRRL,
+    add_provenance,
+    check_can_carry_groups,
+    group_table,
+)
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import DistillationOutput, prepare_teacher, teacher_states
 from sdrrl_trl.utils import SDRRLError
@@ -30,7 +34,8 @@ class SDRRLTrainer(SFTTrainer):
     transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the bits per
     UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
     supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`). All are sums over the tokens
-    since the last log, exact under packing, accumulation and over processes.
+    since the last log, exact under packing, accumulation and over processes. Streaming data are trained on without
+    these figures.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -110,7 +115,7 @@ class SDRRLTrainer(SFTTrainer):
         if ref_model is not None and not args.kl_coef:
             raise SDRRLError("`ref_model` does nothing without `kl_coef`. Set `kl_coef`, or leave it out.")
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
-        self._groups = group_table(args, train_dataset, eval_dataset)
+        self._groups = group_table(train_dataset, eval_dataset)
         if self._groups:
             check_can_carry_groups(args, data_collator)
         self._sums: dict[str, torch.Tensor] = {}
@@ -158,21 +163,18 @@ class SDRRLTrainer(SFTTrainer):
         # `evaluate` on a dict prepares its data sets twice
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
-        unpacked = copy.copy(args)
-        if packing:
-            if args.max_length is None:
-                raise SDRRLError("`packing` needs `max_length`, the length of the packed rows. Set it.")
-            unpacked.max_length = None  # `pack_dataset` cuts, as in the parent
-        n_rows = len(dataset) if isinstance(dataset, Dataset) else None
+        n_rows = len(dataset) if isinstance(dataset, Dataset) else 0
         # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
-        dataset = super()._prepare_dataset(dataset, processing_class, unpacked, False, formatting_func, dataset_name)
-        if n_rows is not None and len(dataset) < n_rows:  # dropped by the parent
-            raise nothing_supervised(dataset_name, args.max_length)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
+        if n_rows and len(dataset) < n_rows:  # dropped by the parent without a word
+            raise SDRRLError(
+                f"{n_rows - len(dataset)} rows of the {dataset_name} data set have no supervised token within "
+                f"`max_length` ({args.max_length}): they would train nothing. Their question alone may be too long. "
+                "Raise `max_length`, or remove such rows."
+            )
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with global_then_local_main_first():  # the other processes then read the cache of the first
-            dataset = add_provenance(
-                dataset, dataset_name, self._groups, processing_class, args.max_length, **map_kwargs
-            )
+            dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, **map_kwargs)
             if packing:
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
         # Once more after packing, as the parent does
@@ -260,6 +262,13 @@ class SDRRLTrainer(SFTTrainer):
             if n_bytes > 0:
                 metrics[f"bpb/{name}"] = (nll / n_bytes).item() / math.log(2)
         return metrics
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes files of its own
+        # Without the optimizer's state, no training can go on from it
+        if self.is_world_process_zero() and not self.args.save_only_model:
+            seal(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         self._sums.clear()

@@ -147,11 +147,8 @@ def add_distillation(model: PreTrainedModel) -> None:
         hidden = hidden[mask]
         with maybe_gather_lm_head_ctx(weight, bias):
             if distillation is not None:
-                ones = torch.ones(len(hidden), device=hidden.device)
-                weights = {"nll_weights": ones, "kl_weights": distillation["kl_coef"] * ones}
-                teacher, teacher_head = distillation["teacher"]
-                student_head = Head(weight, bias, scale, cap)
-                result = chunked_distillation(hidden, student_head, labels[mask], teacher, teacher_head, **weights)
+                head, kl_coef = Head(weight, bias, scale, cap), distillation["kl_coef"]
+                result = chunked_distillation(hidden, head, labels[mask], *distillation["teacher"], kl_coef)
                 return DistillationOutput.of(result, mask)
             tensors = [weight.detach(), None if bias is None else bias.detach()]
             if any(isinstance(module, FSDPModule) for module in self.modules()):

@@ -4,12 +4,13 @@ import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import load_dataset
-from transformers import IntervalStrategy, PrinterCallback
+from datasets import Dataset
+from transformers import IntervalStrategy, PrinterCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.transformers import check_model
@@ -56,8 +57,7 @@ class TrainArguments:
         default=None, metadata={"help": "lm-eval tasks, groups or tags to evaluate on every `eval_steps` steps."}
     )
     forgetting_bound: float | None = field(
-        default=None,
-        metadata={"help": "Warn if the bits per byte of the held-out source-language answers rise by more."},
+        default=None, metadata={"help": "Warn if the bits per byte of held-out source-language answers rise by more."}
     )
 
 
@@ -84,8 +84,17 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
             record_options(folder, options, "train")
             if checkpoint is not None:
                 print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+            if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to
+                trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         with timed(folder / "timings.json", "train") if is_main else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
+            if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+                raise SDRRLError(
+                    "The model's weights are no longer finite numbers: the training has diverged, or the model came "
+                    "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
+                )
             trainer.save_model()
         if is_main:
             write_json(folder / "training.json", {"log": trainer.state.log_history})
@@ -125,13 +134,12 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         if training_args.eval_strategy == "no":
             training_args.eval_strategy = IntervalStrategy.STEPS
     splits = ["train"] if training_args.eval_strategy == "no" else ["train", "test"]
-    files = {name: f"{script_args.transfer_set}/{name}.parquet" for name in splits}
-    if not Path(files[splits[-1]]).exists():
+    files = {name: Path(script_args.transfer_set, f"{name}.parquet") for name in splits}
+    if not files[splits[-1]].exists():
         raise SDRRLError(
             f"{script_args.transfer_set} holds no questions out to evaluate on. Build it with a `test_size` above 0, "
             "or leave out `eval_strategy` and `forgetting_bound`."
         )
-    data = load_dataset("parquet", data_files=files)
     training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -140,6 +148,8 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         **(training_args.model_init_kwargs or {}),
     }
     try:
+        # It takes paths as patterns
+        data = {name: Dataset.from_parquet(escape(str(file))) for name, file in files.items()}
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
             training_args,
@@ -148,8 +158,6 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except SDRRLError:
-        raise
     except (OSError, ValueError, ImportError) as error:  # of transformers, peft, trl: mistakes in their options
         raise SDRRLError(str(error)) from error
     if training_args.disable_tqdm:

