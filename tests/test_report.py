@@ -264,17 +264,13 @@ def test_a_gap_is_closed_by_nothing_a_share_or_all(models, tmp_path, closed, sai
     assert f"Training closed {said} of the base model's gap to English" in " ".join(summary([], content, "tuned"))
 
 
-def test_gap_closed_is_the_share_of_the_distance_to_the_source_language(models, tmp_path):
-    content, _ = run(tmp_path / "1", models)
-    found = {gap["language"]: gap for gap in content["gaps"]}
-    assert set(found) == {"pt", "th"} and found["pt"]["closed"] == pytest.approx(0.35 / 0.5)
-    assert found["pt"]["low"] < found["pt"]["closed"] < found["pt"]["high"]
+def test_a_gap_that_may_be_none_is_not_closed(tmp_path):
     levels = {"base": (right(0.5), right(0.52, seed=5)), "tuned": (right(0.7), right(0.52, seed=5))}
     near = {
         model: small(acc=target) | small("sdrrl_belebele_gen_en", acc=source)
         for model, (target, source) in levels.items()
     }
-    (gap,) = run(tmp_path / "2", near)[0]["gaps"]
+    (gap,) = run(tmp_path, near)[0]["gaps"]
     assert gap["note"] == "no gap" and gap["closed"] is None
 
 
@@ -286,16 +282,12 @@ def test_a_resample_without_a_gap_gives_no_nan(tmp_path):
     assert (gap["closed"], gap["low"], gap["high"], gap["note"]) == (0, 0, 0, None)
 
 
-def test_source_language_has_a_bound_and_answers_have_rates(models, tmp_path):
+def test_a_loss_in_the_source_language_is_named_with_its_bound(models, tmp_path):
     models["tuned"]["sdrrl_belebele_gen_en"] = result({"acc": right(0.5)}, [ANSWERS["en"]] * N)
     content, path = run(tmp_path, models)
     (row,) = [row for row in content["rows"] if row["role"] == "source" and row["metric"] == "acc"]
     assert row["verdict"] == "worse" and row["worst_loss"] == pytest.approx(-row["comparison"]["low"] / 0.9)
     assert f"it lost {row['worst_loss']:.1%} of the base score (belebele_gen_en: accuracy)" in path.read_text()
-    rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
-    assert rates["pt", "base"]["wrong_language"] == pytest.approx(58 / 179)
-    assert rates["pt", "tuned"]["wrong_language"] == pytest.approx(15 / 179)
-    assert rates["pt", "base"]["empty"] == rates["pt", "base"]["repetitive"] == pytest.approx(1 / 180)
 
 
 def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
@@ -431,7 +423,7 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_every_number_and_sorts_by_a_column(models, tmp_path):
+def test_a_browser_sorts_the_page_by_a_column(models, tmp_path):
     content, path = run(tmp_path, models)
     page = tmp_path / "sorted.html"
     page.write_text(
@@ -440,10 +432,6 @@ def test_a_browser_shows_every_number_and_sorts_by_a_column(models, tmp_path):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'chromium'}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    for row in content["rows"]:
-        c = row["comparison"]
-        scores = [f"{c['base']:.3f}", f"{c['tuned']:.3f}", f"{c['delta']:+.3f}", str(c["n"])]
-        assert all(f">{cell}</td>" in dom for cell in [*scores, f"{c['low']:+.3f} to {c['high']:+.3f}"])
     lines = dom.partition("<tbody>")[2].partition("</tbody>")[0].split("<tr>")[1:]
     bases = [float(line.partition('data-value="')[2].partition('"')[0]) for line in lines]
     assert bases == sorted(row["comparison"]["base"] for row in content["rows"])

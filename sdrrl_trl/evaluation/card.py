@@ -99,7 +99,7 @@ def _eval_results(rows: list[Row]) -> list[Any]:
             dataset_type=row.benchmark.removesuffix("_*").replace("*", "xx"),
             dataset_name=row.task,
             dataset_config=row.language or "default",  # the hub tells results apart by it, not by the name
-            metric_type=row.metric.partition(",")[0],
+            metric_type=row.metric_name,
             metric_name=row.title,
             metric_value=round(row.comparison.tuned, 5),
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdrrl_trl.evaluation.outputs import Output, TaskResult
 from sdrrl_trl.evaluation.significance import Comparison, compare_rows, corpus_score, holm, item_statistics
-from sdrrl_trl.evaluation.suite import HARMFUL, language_of
+from sdrrl_trl.evaluation.suite import BY_FLORES, HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError
 
@@ -129,8 +129,7 @@ def benchmark_of(task: str, language: str | None) -> str:
 def answer_language(task: str, language: str | None) -> str | None:
     """Language that the answers to a task should be in: that of the task; for a translation, what it goes into."""
     pair = re.search(r"[a-z]{3}_[A-Z][a-z]{3}-([a-z]{3}_[A-Z][a-z]{3})$", task)
-    by_flores = {entry.flores: tag for tag, entry in LANGUAGES.items()}
-    return by_flores.get(pair[1]) if pair else language
+    return BY_FLORES.get(pair[1]) if pair else language
 
 
 def role_of(task: str, metric: str, language: str | None, source: str) -> str:

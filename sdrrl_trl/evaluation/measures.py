@@ -28,7 +28,7 @@ def gaps(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         source_task = source_tasks.get((row.benchmark, row.metric))
-        if row.role != "target" or source_task is None or row.metric.partition(",")[0] not in _ALIKE:
+        if row.role != "target" or source_task is None or row.metric_name not in _ALIKE:
             continue
         before, after, source = (
             np.array([item.scores[row.metric] for item in outputs[model].tasks[task].items], dtype=float)

@@ -28,6 +28,8 @@ def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int)
     """
     if backend != "hf":
         return _other_backend(backend, path, arguments, batch_size)
+    from accelerate import Accelerator
+    from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer
@@ -37,18 +39,10 @@ def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int)
         model = PeftModel.from_pretrained(model, path)
     if (Path(path) / "tokenizer_config.json").exists():  # of its own: it may have another chat template
         tokenizer = load_tokenizer(path)
-    return _hf_model(model, tokenizer, arguments, batch_size)
-
-
-def _hf_model(model: Any, tokenizer: Any, arguments: dict[str, Any], batch_size: int) -> Any:
-    """lm-eval's wrapper around a loaded model, which shares the items among the processes, if there are several."""
-    from accelerate import Accelerator
-    from lm_eval.models.huggingface import HFLM
-
     with no_tying(model):
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **arguments)
     state = processes()
-    if state.num_processes > 1:  # HFLM does this itself only for models that it loads
+    if state.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
         lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
         lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
     return lm

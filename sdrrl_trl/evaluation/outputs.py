@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.utils import SDRRLError, read_json
 
@@ -226,8 +227,7 @@ def _item(row: dict[str, Any]) -> Item:
 
 def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
     """How a task was run, as in the signatures of sacrebleu."""
-    # The filter of our tasks with a judge notes it in JSON
-    judge = json.loads(first(row["filtered_resps"]))["judge"] if row["filter"] == "judge" else None
+    judged = task.startswith(HARMFUL) and row["filter"] == "judge"  # whose filter notes the judge in JSON
     signature = {
         "version": content["versions"][task],
         "shots": content["n-shot"][task],
@@ -235,6 +235,6 @@ def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[
         "chat_template": (content.get("chat_template_sha") or "none")[:8],
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
-        "judge": judge,
+        "judge": json.loads(first(row["filtered_resps"]))["judge"] if judged else None,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}

@@ -92,7 +92,8 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
 
     write_json(folder / "report.json", without_nan(content))
     # No text of an item is in these: some are harmful. Only the page shows them, behind a warning
-    shown = {"content": content, "rows": rows, "panels": panels(rows)}
+    stages = [{"stage": name, "seconds": round(value)} for name, value in content["seconds"].items()]
+    shown = {"content": content | {"stages": stages}, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
     page = render("report.html.jinja", **shown, samples=samples(outputs), harmful=HARMFUL)
@@ -125,6 +126,6 @@ def _content(
             task: "|".join(f"{name}:{value}" for name, value in (result.signature | {"seed": SEED}).items())
             for task, result in outputs[base].tasks.items()
         },
-        "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
+        "seconds": seconds,
     }
     return content | {"summary": {name: summary(rows, content, name) for name in tuned}}

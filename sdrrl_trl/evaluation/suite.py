@@ -11,6 +11,7 @@ from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
 
+BY_FLORES = {language.flores: tag for tag, language in LANGUAGES.items()}
 HARMFUL = ("sdrrl_multijail", "sdrrl_pku_saferlhf")  # their questions are not for every reader
 
 
@@ -174,5 +175,4 @@ def language_of(task: str) -> str | None:
     if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning
         return None
     code = re.split(r"[-_](?=[a-z]{2,3}(?:_[A-Z][a-z]{3})?$)", task)[-1]
-    by_flores = {language.flores: tag for tag, language in LANGUAGES.items()}
-    return by_flores.get(code, code if code in LANGUAGES else None)
+    return BY_FLORES.get(code, code if code in LANGUAGES else None)
