@@ -120,6 +120,23 @@ def test_what_does_not_fit_a_folder_is_refused_by_name_and_changes_nothing(stub_
     assert content(build(stub_seeds, whole)) == before  # and binds no later run
 
 
+def test_a_mix_that_was_cut_off_does_not_look_finished(stub_seeds, whole, monkeypatch):
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    before = content(whole)
+    for place in ("Mix", "publish"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"sdrrl_trl.transfer.build.{place}", cut_off)
+            build(stub_seeds, whole, test_size=0.5, overwrite_stage="mix")
+        if place == "Mix":  # the old set is whole, and of its old options
+            assert content(whole) == before
+            with pytest.raises(SDRRLError, match="test_size: was 0.1, is 0.5"):
+                build(stub_seeds, whole, test_size=0.5)
+    assert not (whole / "manifest.json").exists()
+    assert len({row["source_id"] for row in rows_of(build(stub_seeds, whole, test_size=0.5), "test")}) == 20
+
+
 def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_are_kept(tmp_path):
     silent = StubGenerator(change=lambda i, answer: replace(answer, text=""))
     with pytest.raises(SDRRLError, match="would have no record of: source en.*answer/empty en 9"):
@@ -182,11 +199,12 @@ def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("name", ["seeds", "parallel", "lexicon"])
+@pytest.mark.parametrize("name", ["seeds", "parallel", "parallel, aligned", "lexicon"])
 def test_files_that_are_missing_or_not_utf_8_are_refused_before_a_model_is_loaded(stub_seeds, tmp_path, name):
     path = tmp_path / "broken.jsonl"
     for problem in ("No such file", "(?i)utf-8"):
-        options = {"seeds": stub_seeds, name: {"pt": str(path)} if name == "lexicon" else str(path)}
+        forms = {"lexicon": {"pt": str(path)}, "parallel, aligned": {"en": str(path), "pt": str(path)}}
+        options = {"seeds": stub_seeds, name.partition(",")[0]: forms.get(name, str(path))}
         with pytest.raises(SDRRLError, match=f"Cannot read .*{path}.*") as error:
             build_transfer_set(stub_config(folder=tmp_path / "set", **options))
         error.match(problem)

@@ -263,11 +263,14 @@ def test_judging_again_equals_judging_at_once(tmp_path, server, monkeypatch):
     results |= {"sdrrl_multijail": {"refusal_rate,judge": 0.3, "sample_len": 12}, "sdrrl_pku_saferlhf": {"acc": 0.5}}
     content = {"results": results, "groups": {"sdrrl_multijail": {}}, "config": {"model": "m"}}
     (base / "results_2026-01-01.json").write_text(json.dumps(content))
+    other = json.dumps({"results": {"sdrrl_mkqa_pt": {"em": 0.5}}})  # of another chunk of tasks
+    (base / "results_2026-01-02.json").write_text(other)
 
     monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
     found = judge_again(tmp_path / "runs", tmp_path / "again")
     table = format_table(found)
     written = json.loads((tmp_path / "again/base/results_2026-01-01.json").read_text())
+    assert (tmp_path / "again/base/results_2026-01-02.json").read_text() == other
     assert written["config"] == {"model": "m"} and written["results"]["sdrrl_multijail"] == {"sample_len": 12}
     assert written["results"]["sdrrl_pku_saferlhf"] == {"acc": 0.5}  # its name is the start of another one
     for task in samples:

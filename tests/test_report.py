@@ -407,6 +407,15 @@ def test_answers_of_a_chat_server_are_reported(tmp_path):
     assert "Where? 7" in run(tmp_path, models)[1].with_suffix(".html").read_text()
 
 
+def test_names_of_foreign_metrics_are_escaped_on_the_page(tmp_path):
+    models = {
+        name: {"task": result({"<img src=x>": right(0.5), "<img src=y>": [math.nan] * N}, ["a"] * N)}
+        for name in ("base", "tuned")
+    }
+    page = run(tmp_path, models)[1].with_suffix(".html").read_text()
+    assert "<img" not in page and "&lt;img src=x" in page and "&lt;img src=y" in page
+
+
 def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp_path):
     content, path = run(tmp_path, models, {"tuned": "<img src=x onerror=alert(1)>"})
     page = path.with_suffix(".html").read_text()

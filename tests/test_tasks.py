@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
+from sdrrl_trl import SDRRLError
 from sdrrl_trl.evaluation.doctor import doctor, format_doctor
 from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, script_share
@@ -195,6 +196,8 @@ def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
     problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
     ready = [name for name, problem in problems.items() if problem is None]
     assert ready == ["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_pku_saferlhf"]
+    with pytest.raises(SDRRLError, match="sdrrl_xnly: no task"):
+        doctor(["sdrrl_xnly"])
     table = format_doctor(problems)
     assert "| tag | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
     assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language

@@ -4,7 +4,8 @@ import re
 from collections import defaultdict
 
 from sdrrl_trl.evaluation.render import render
-from sdrrl_trl.evaluation.suite import language_of, leaves, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.evaluation.suite import language_of, leaves, own_tasks, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.utils import SDRRLError
 
 
 def doctor(names: list[str] | None = None) -> dict[str, str | None]:
@@ -18,9 +19,13 @@ def doctor(names: list[str] | None = None) -> dict[str, str | None]:
     Returns:
         `dict[str, str | None]`: by task, why it cannot be loaded, or `None`.
     """
-    manager, found = task_manager(), leaves(tasks_dir())
+    manager, found, ours = task_manager(), leaves(tasks_dir()), own_tasks()
+    unknown = sorted(set(names or ()) - {*ours, *found})
+    if unknown:
+        raise SDRRLError(f"{', '.join(unknown)}: no task, group or tag of these. Leave the names out to see them all.")
     problems: dict[str, str | None] = {}
-    for name in names or found:
+    wanted = dict.fromkeys(task for name in names or found for task in ours.get(name, [name]))
+    for name in wanted:
         try:
             for task in manager.load([found[name]])["tasks"].values():
                 len(task.eval_docs)  # lm-eval 0.5 loads them only now

@@ -54,8 +54,8 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
         target = output / file.relative_to(source)
         write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         found.append({"answers": file.name, "judge": judge.judge_name(), "n": len(rows), **means})
-        for results in target.parent.glob("results_*.json"):
-            update_results(results, file.name, means)
+        task, _, date = file.stem.removeprefix("samples_").rpartition("_")
+        update_results(target.with_name(f"results_{date}.json"), task, means)
     return found
 
 
@@ -70,10 +70,9 @@ def judged_rows(file: Path) -> list[dict[str, Any]]:
     return []
 
 
-def update_results(file: Path, samples: str, means: dict[str, float]) -> None:
+def update_results(file: Path, task: str, means: dict[str, float]) -> None:
     """Puts the means of a task into the results of its run. Groups lose theirs, which were of the old judge."""
     content = read_json(file, ("results",))
-    task = samples.removeprefix("samples_").rpartition("_")[0]  # behind it stands the time of the run
     for name, scores in content["results"].items():
         if name == task or name in content.get("groups", {}):
             for key in [key for key in scores if key.endswith(",judge")]:

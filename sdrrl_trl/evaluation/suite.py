@@ -82,7 +82,7 @@ def leaves(folder: Path) -> dict[str, Any]:
 
 
 @cache  # read once: a report asks for the language of each task
-def _ours() -> dict[str, list[str]]:
+def own_tasks() -> dict[str, list[str]]:
     """Names of the tasks that each name of ours stands for: of a group, of a tag, or of a task itself."""
     contents = {
         content["group" if "group" in content else "task"]: content for content in read_tasks(tasks_dir()).values()
@@ -121,17 +121,17 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
     """
     tags = {get_language(language).tag for language in languages or ()}
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
-    ours, foreign = leaves(tasks_dir()), [name for name in names if name not in _ours()]
+    ours, foreign = leaves(tasks_dir()), [name for name in names if name not in own_tasks()]
     manager = task_manager(everything=bool(foreign))
     unknown = [name for name in foreign if name not in manager.all_tasks]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], {*_ours(), *manager.all_tasks}, n=3)
+        close = difflib.get_close_matches(unknown[0], {*own_tasks(), *manager.all_tasks}, n=3)
         raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
 
     tasks: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name in names:
-        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(_ours()[name])
+        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(own_tasks()[name])
         if tags and not tags & set(map(language_of, found)):
             known = ", ".join(sorted({str(language_of(task)) for task in found}))
             raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
@@ -170,7 +170,7 @@ def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
 def language_of(task: str) -> str | None:
     """Language that a task is about: by its tag, or by the end of its name, a language tag or a FLORES code."""
     for tag in LANGUAGES:
-        if task in _ours().get(f"sdrrl_lang_{tag}", ()):
+        if task in own_tasks().get(f"sdrrl_lang_{tag}", ()):
             return tag
     if task.startswith("agieval_"):  # whose "ar" is for analytical reasoning
         return None

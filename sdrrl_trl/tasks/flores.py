@@ -54,7 +54,7 @@ def downloaded_sentences(repository, code):
                 return archived_sentences(code)
             except (OSError, ValueError, KeyError) as failure:
                 problem += f"\nThe archive {FLORES_ARCHIVE} does not help either: {failure}"
-        raise RuntimeError(
+        raise OSError(
             f"FLORES-200: {problem}\nEither accept the terms of https://huggingface.co/datasets/{repository} and run "
             f"`hf auth login`, or set SDRRL_DATA_DIR to a folder with flores200/devtest/{code}.devtest."
         ) from error

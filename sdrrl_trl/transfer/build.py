@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
-from sdrrl_trl.stages import clear_stage, record_options
+from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, good_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
@@ -117,8 +117,10 @@ def _choose_and_publish(
     config: TransferConfig, inputs: Inputs, mix: Mix, generator: Generator | None, translator: Translator
 ) -> None:
     chosen, available = mix.choose(), mix.available
-    # Only now: a choice that failed must not bind the next run to its options
-    record_options(inputs.stages["mix"].folder, inputs.stages["mix"].options, "mix")
+    # Only now: a choice that failed leaves the old set under its old options. The manifest goes first, for a set must
+    # not look complete under options that it was not made with
+    (Path(config.output_dir) / "manifest.json").unlink(missing_ok=True)
+    write_options(inputs.stages["mix"].folder, inputs.stages["mix"].options, "mix")
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
@@ -139,9 +141,10 @@ def _choose_and_publish(
 
 def _clear(config: TransferConfig, inputs: Inputs) -> None:
     """Deletes the stages that are to be done again."""
-    if config.stages_to_do_again - {"mix"}:  # a mix that fails leaves the old set
-        for name in ("manifest.json", "timings.json"):
-            (Path(config.output_dir) / name).unlink(missing_ok=True)
+    if config.stages_to_do_again <= {"mix"}:  # it has nothing but its options, which are replaced with the set
+        return
+    for name in ("manifest.json", "timings.json"):
+        (Path(config.output_dir) / name).unlink(missing_ok=True)
     for stage in inputs.stages.values():
         if stage.name in config.stages_to_do_again:
             clear_stage(stage.folder, stage.name)

@@ -54,14 +54,14 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     with ExitStack() as stack:
         # Only \n ends a line: corpora are aligned by it, and other line breaks stand within sentences
-        opened = [stack.enter_context(open(path, encoding="utf-8-sig", newline="\n")) for path in files.values()]
         try:
+            opened = [stack.enter_context(open(path, encoding="utf-8-sig", newline="\n")) for path in files.values()]
             for number, lines in enumerate(zip_longest(*opened), 1):
                 where = f"{' and '.join(files.values())}, line {number}"
                 if None in lines:
                     raise SDRRLError(f"{where}: one file is shorter than the other, so their lines do not match.")
                 yield where, dict(zip(files, lines, strict=True))
-        except UnicodeDecodeError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SDRRLError(f"Cannot read {', '.join(files.values())}: {error}. Give UTF-8 text files.") from error
 
 
