@@ -76,7 +76,7 @@ class TranslationModel:
             return "marian"
         raise SDRRLError(
             f"{self.name} ({model_type}) is no NLLB, M2M100, MADLAD-400 or OPUS-MT model: it is unknown how to tell "
-            "it the languages. Use one of these, or `translator: endpoint` for a prompted model."
+            "it the languages. Use one of these, or as `translator` the address of a server with a prompted model."
         )
 
     def _knows(self, token: str) -> bool:

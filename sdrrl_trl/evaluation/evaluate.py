@@ -128,7 +128,9 @@ def evaluate(config: EvaluationConfig) -> Path:
         for path in config.model_paths.values():
             check_model(base_of(path), config.apply_chat_template)
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
-    options, models = _options(config, transfer_set), {n: fingerprint(path) for n, path in config.model_paths.items()}
+    # What a server calls a model is no path, even if it looks like one
+    known_by = fingerprint if config.backend in ("hf", "vllm") else str
+    options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
     # Models may come later; one that is there already must still be the same
     known = (recorded_options(folder, "evaluate") or {}).get("models", {})
     check_options(folder, options | {"models": {n: models.get(n, known[n]) for n in known} or models}, "evaluate")
@@ -150,10 +152,9 @@ def evaluate(config: EvaluationConfig) -> Path:
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
     """What the results depend on, beside the models."""
     options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
-    # How answers are scored is in the environment, as the tasks are also for plain lm-eval; keys are left out
-    prefixes = ("SDRRL_JUDGE", "SDRRL_SPBLEU", "SDRRL_FLORES_REPO")
-    names = sorted(name for name in os.environ if name.startswith(prefixes) and "KEY" not in name)
-    options["environment"] = {name: os.environ[name] for name in names}
+    # How answers are scored is in the environment. Without addresses, which may hold a key
+    names = ("SDRRL_JUDGE", "SDRRL_JUDGE_MODEL", "SDRRL_FLORES_REPO")
+    options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
     if transfer_set:
         options["held_out"] = transfer_set["sha256"].get("test.parquet")
         if HELD_OUT in config.tasks and options["held_out"] is None:

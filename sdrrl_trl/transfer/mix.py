@@ -1,8 +1,8 @@
 """
 Which records the rows give, which questions are held out, and which records are taken for training.
 
-The rows stay on disk and are read twice: first to see which records could be made, of which 64 bits each are kept,
-then to make those that are taken.
+The rows stay on disk and are read several times: to choose the test questions, to see which records could be made, of
+which 64 bits each are kept, and to make those that are taken.
 """
 
 from array import array

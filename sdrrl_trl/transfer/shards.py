@@ -1,7 +1,7 @@
 """
 Where the rows of a stage are kept while a build runs: shards, JSON Lines files of some hundred rows.
 
-This is the only place that knows of interrupted runs and of processes. A list of rows is cut once into numbered
+Here a build knows of interrupted runs and shares its work among processes. A list of rows is cut once into numbered
 shards; process r of N makes shards r, r + N, ...; a shard is written whole or not at all, and what is there is done.
 So a kill costs each process the shard that it is at, the content depends neither on kills nor on the number of
 processes, and memory holds a shard, not the set.
