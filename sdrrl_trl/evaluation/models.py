@@ -29,7 +29,6 @@ def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int)
     if backend != "hf":
         return _other_backend(backend, path, arguments, batch_size)
     from accelerate import Accelerator
-    from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer
@@ -39,12 +38,19 @@ def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int)
         model = PeftModel.from_pretrained(model, path)
     if (Path(path) / "tokenizer_config.json").exists():  # of its own: it may have another chat template
         tokenizer = load_tokenizer(path)
+    accelerator = Accelerator(cpu=processes().device.type == "cpu")
+    return wrap(model, tokenizer, accelerator, batch_size=batch_size, **arguments)
+
+
+def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
+    """lm-eval's wrapper around a model that is loaded already, which each process asks its share of the items."""
+    from lm_eval.models.huggingface import HFLM
+
     with no_tying(model):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **arguments)
-    state = processes()
-    if state.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
-        lm.accelerator = Accelerator(cpu=state.device.type == "cpu")
-        lm._rank, lm._world_size, lm._device = state.process_index, state.num_processes, state.device
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    if accelerator.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
+        lm.accelerator, lm._device = accelerator, accelerator.device
+        lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
     return lm
 
 

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from sdrrl_trl.evaluation.evaluate import prepare_tasks
-from sdrrl_trl.evaluation.models import no_tying, watch_for_nan
+from sdrrl_trl.evaluation.models import watch_for_nan, wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.utils import SDRRLError
@@ -115,7 +115,12 @@ class LMEvalCallback(TrainerCallback):
             for task in self._tasks.values():
                 task.set_fewshot_seed(seed=1234)
             result = evaluate(
-                self._lm(),
+                wrap(
+                    self.trainer.model,
+                    copy.deepcopy(self.trainer.processing_class),  # lm-eval may give it a padding token
+                    accelerator,
+                    batch_size=self.trainer.args.per_device_eval_batch_size,
+                ),
                 {"tasks": self._tasks},
                 limit=self.limit,
                 bootstrap_iters=0,  # else lm-eval starts processes, in the midst of CUDA
@@ -136,19 +141,6 @@ class LMEvalCallback(TrainerCallback):
             # In evaluation mode, else the trainers of TRL log what they have gathered for the next log along with it
             self.trainer.log(scores | {"lm_eval/seconds": time.monotonic() - start})
             self.trainer.control.should_log = should_log  # transformers takes it that the log of this step is done
-
-    def _lm(self) -> Any:
-        """lm-eval's wrapper around the model in training."""
-        from lm_eval.models.huggingface import HFLM
-
-        model, accelerator = self.trainer.model, self.trainer.accelerator
-        tokenizer = copy.deepcopy(self.trainer.processing_class)  # lm-eval may give it a padding token
-        with no_tying(model):
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.trainer.args.per_device_eval_batch_size)
-        if accelerator.num_processes > 1:  # of a model that is already loaded, each process would do all items
-            lm.accelerator, lm._device = accelerator, accelerator.device
-            lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
-        return lm
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
