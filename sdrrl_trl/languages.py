@@ -105,6 +105,11 @@ def get_language(tag: str) -> Language:
     return LANGUAGES[language]
 
 
+def language_name(tag: str | None) -> str:
+    """English name of a language, a dash for none."""
+    return LANGUAGES[tag].name if tag else "–"
+
+
 @cache
 def identifier():
     """py3langid, limited to the languages of the table; loaded once."""

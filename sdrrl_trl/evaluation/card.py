@@ -8,8 +8,8 @@ import yaml
 
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.evaluation.outputs import Output
-from sdrrl_trl.evaluation.render import render
 from sdrrl_trl.evaluation.suite import HARMFUL
+from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import is_non_commercial, summary
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 

@@ -115,10 +115,6 @@ class Row:
         return 1 if re.match("chrf|bleu|spbleu|ter", self.metric) else 3
 
 
-def language_name(tag: str | None) -> str:
-    return LANGUAGES[tag].name if tag else "–"
-
-
 def benchmark_of(task: str, language: str | None) -> str:
     """Name of a task with `*` for its language: the same for all languages of a benchmark."""
     if language is None:

@@ -3,8 +3,8 @@
 import re
 from collections import defaultdict
 
-from sdrrl_trl.evaluation.render import render
 from sdrrl_trl.evaluation.suite import language_of, leaves, own_tasks, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.render import render
 from sdrrl_trl.utils import SDRRLError
 
 

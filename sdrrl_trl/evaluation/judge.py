@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.outputs import read_samples
-from sdrrl_trl.evaluation.render import render
+from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.utils import SDRRLError, read_json, write_atomic, write_json
 

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from sdrrl_trl.evaluation.compare import Row, language_name
+from sdrrl_trl.evaluation.compare import Row
+from sdrrl_trl.languages import language_name
 
 
 @dataclass(frozen=True)

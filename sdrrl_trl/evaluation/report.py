@@ -10,11 +10,11 @@ from sdrrl_trl.evaluation.compare import SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
-from sdrrl_trl.evaluation.render import render
 from sdrrl_trl.evaluation.samples import samples
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.languages import get_language
+from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, write_atomic, write_json
 

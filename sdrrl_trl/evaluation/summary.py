@@ -3,8 +3,9 @@
 from statistics import median
 from typing import Any
 
-from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, Row, language_name
-from sdrrl_trl.evaluation.render import render
+from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, Row
+from sdrrl_trl.languages import language_name
+from sdrrl_trl.render import render
 
 
 RISE = 0.05  # of the share of empty or repetitive answers, from where on it is said; the number is not from the paper

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.render import render
 from sdrrl_trl.stages import check_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
-from sdrrl_trl.transfer.publish import DATA_FILES, render
+from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
 from sdrrl_trl.transfer.select_engines import check_extra

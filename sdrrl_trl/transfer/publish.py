@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from sdrrl_trl.render import render
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
 
@@ -103,16 +102,6 @@ def is_non_commercial(licence: str) -> bool:
 def summary(manifest: dict[str, Any]) -> str:
     """What is in a transfer set, as a table and a few lines of text."""
     return render("transfer_summary.txt", manifest=manifest)
-
-
-def render(template: str, **values: Any) -> str:
-    """Plain text from a template. A wrong name in it is an error."""
-    folder = Path(__file__).parents[1] / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = "{:,}".format
-    return environment.get_template(template).render(values)
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:

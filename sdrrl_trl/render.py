@@ -1,11 +1,11 @@
-"""Templates → text: the words and the looks of report, plot and model card stand in `sdrrl_trl/templates/`."""
+"""Templates → text: words and looks of summaries, cards, report and plot stand in `sdrrl_trl/templates/`."""
 
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from sdrrl_trl.evaluation.compare import language_name
+from sdrrl_trl.languages import language_name
 
 
 @cache
@@ -18,7 +18,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["language"] = language_name
+    environment.filters |= {"language": language_name, "number": "{:,}".format}
     return environment
 
 
