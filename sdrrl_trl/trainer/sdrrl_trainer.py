@@ -51,8 +51,8 @@ class SDRRLTrainer(SFTTrainer):
         *positional, **kwargs:
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Frozen initial model for `kl_coef`. Not needed with PEFT, where the adapter is turned off instead (or, if
-            the model came with a trained adapter, a copy of that is used), nor if `model` is a path.
+            Frozen initial model for `kl_coef`. Not needed with a `peft_config`, where the adapter is turned off
+            instead, nor if `model` is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.
@@ -107,9 +107,7 @@ class SDRRLTrainer(SFTTrainer):
         if args is None:
             args = SDRRLConfig(output_dir="sdrrl_output")
         if not isinstance(args, SDRRLConfig):
-            raise SDRRLError(
-                f"`args` must be an `SDRRLConfig`, got `{type(args).__name__}`. It takes the same parameters."
-            )
+            raise SDRRLError("`args` must be an `SDRRLConfig`, which takes the parameters of `SFTConfig` and its own.")
         if ref_model is model and not isinstance(model, str | None):
             raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
         if ref_model is not None and not args.kl_coef:
@@ -120,8 +118,7 @@ class SDRRLTrainer(SFTTrainer):
             check_can_carry_groups(args, data_collator)
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
-        came_with_adapter = isinstance(model, PeftModel)
-        model_path = model if isinstance(model, str) else None
+        given_model = model
 
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs)
 
@@ -129,9 +126,7 @@ class SDRRLTrainer(SFTTrainer):
         if self._groups:
             # SFTTrainer refuses a custom collator with packing, so extend the one it has built
             self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
-        self.ref_model, self._teacher_adapter = None, None
-        if self.args.kl_coef:
-            self.ref_model, self._teacher_adapter = prepare_teacher(self, ref_model, model_path, came_with_adapter)
+        self.ref_model = prepare_teacher(self, ref_model, given_model) if self.args.kl_coef else None
 
     def _check_supported(self) -> None:
         """Refuses what the divergence, or figures by kind and language, would be wrong with."""
@@ -212,7 +207,7 @@ class SDRRLTrainer(SFTTrainer):
     def _distill(self, model, inputs: dict[str, Any]) -> DistillationOutput:
         del inputs["fused_lm_head"]
         with self.accelerator.autocast():
-            teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
+            teacher = teacher_states(self.model, self.ref_model, inputs)
         return model(**inputs, distillation={"teacher": teacher, "kl_coef": self.args.kl_coef})
 
     def _add_to_sums(self, outputs, group_ids, label_bytes, row_ids) -> None:
@@ -277,11 +272,3 @@ class SDRRLTrainer(SFTTrainer):
             if resume_from_checkpoint is None:
                 raise SDRRLError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and self._groups:
-            lines = ["## Training data", "", "| kind | question | answer |", "| --- | --- | --- |"]
-            lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups if kind]
-            path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
