@@ -51,8 +51,8 @@ class SDRRLTrainer(SFTTrainer):
         *positional, **kwargs:
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Frozen initial model for `kl_coef`. Not needed with a `peft_config`, where the adapter is turned off
-            instead, nor if `model` is a path.
+            Frozen initial model for `kl_coef`. Not needed with PEFT, where the adapter is turned off instead (or, if
+            the model came with a trained adapter, a copy of that is used), nor if `model` is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.
@@ -118,7 +118,8 @@ class SDRRLTrainer(SFTTrainer):
             check_can_carry_groups(args, data_collator)
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
-        given_model = model
+        came_with_adapter = isinstance(model, PeftModel)
+        model_path = model if isinstance(model, str) else None
 
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs)
 
@@ -126,7 +127,9 @@ class SDRRLTrainer(SFTTrainer):
         if self._groups:
             # SFTTrainer refuses a custom collator with packing, so extend the one it has built
             self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
-        self.ref_model = prepare_teacher(self, ref_model, given_model) if self.args.kl_coef else None
+        self.ref_model, self._teacher_adapter = None, None
+        if self.args.kl_coef:
+            self.ref_model, self._teacher_adapter = prepare_teacher(self, ref_model, model_path, came_with_adapter)
 
     def _check_supported(self) -> None:
         """Refuses what the divergence, or figures by kind and language, would be wrong with."""
@@ -207,7 +210,7 @@ class SDRRLTrainer(SFTTrainer):
     def _distill(self, model, inputs: dict[str, Any]) -> DistillationOutput:
         del inputs["fused_lm_head"]
         with self.accelerator.autocast():
-            teacher = teacher_states(self.model, self.ref_model, inputs)
+            teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
         return model(**inputs, distillation={"teacher": teacher, "kl_coef": self.args.kl_coef})
 
     def _add_to_sums(self, outputs, group_ids, label_bytes, row_ids) -> None:

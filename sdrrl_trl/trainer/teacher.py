@@ -1,5 +1,6 @@
 """The frozen teacher, and the forward pass that compares the student with it."""
 
+import copy
 import functools
 import types
 from collections.abc import Iterator
@@ -8,16 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx, use_adapter
 
 from sdrrl_trl.trainer.divergence import Distillation, Head, chunked_distillation
 from sdrrl_trl.utils import SDRRLError
+
+
+_TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 @dataclass
@@ -48,8 +52,8 @@ class DistillationOutput(FusedCausalLMOutput):
 
 
 def prepare_teacher(
-    trainer: SFTTrainer, ref_model: str | PreTrainedModel | None, given_model: str | PreTrainedModel | PeftModel
-) -> PreTrainedModel | None:
+    trainer: SFTTrainer, ref_model: str | PreTrainedModel | None, model_path: str | None, came_with_adapter: bool
+) -> tuple[PreTrainedModel | None, str | None]:
     """
     Makes the student comparable with its teacher, the frozen initial model, and finds that.
 
@@ -58,11 +62,14 @@ def prepare_teacher(
             Trainer that holds the student.
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             The teacher, or its path.
-        given_model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The student as the trainer got it: its path, or the model before an adapter was added.
+        model_path (`str`, *optional*):
+            Path or name that the student was loaded from, if it was given so.
+        came_with_adapter (`bool`):
+            Whether the student had an adapter before the trainer added its own.
 
     Returns:
-        [`~transformers.PreTrainedModel`] or `None`: the teacher, `None` if that is the student without its adapter.
+        `tuple`: the reference model, or `None` if the student's adapters make the difference; the adapter that makes
+        the student its teacher, or `None` for no adapter.
 
     Raises:
         `SDRRLError`: if there is no teacher, it has another vocabulary, or the adapter changes the base model.
@@ -70,15 +77,16 @@ def prepare_teacher(
     student = base_of(trainer.model)
     add_distillation(student)
     if ref_model is None and isinstance(trainer.model, PeftModel):
-        if isinstance(given_model, PeftModel) or any(map(changes_base, trainer.model.peft_config.values())):
+        if came_with_adapter:  # without its adapter, the model would not be the initial one
+            copy_adapter(trainer.model, _TEACHER_ADAPTER)
+            return None, _TEACHER_ADAPTER
+        if any(map(changes_base, trainer.model.peft_config.values())):
             raise SDRRLError(
                 "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
-                "the adapter came with the model, trains biases of the base model, replicates its layers, or is "
-                "initialised by decomposing its weights. Give `ref_model`, or merge the adapter that came with the "
-                "model, and use `bias='none'` and a plain initialisation."
+                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
+                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
             )
-        return None
-    model_path = given_model if isinstance(given_model, str) else None
+        return None, None
     ref_model = ref_model or model_path
     if ref_model is None:
         raise SDRRLError(
@@ -99,11 +107,11 @@ def prepare_teacher(
     ref_model.requires_grad_(False)
     add_distillation(base_of(ref_model))
     if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(ref_model, trainer.accelerator)
+        return prepare_deepspeed(ref_model, trainer.accelerator), None
     if trainer.is_fsdp_enabled:
-        return prepare_fsdp(ref_model, trainer.accelerator)
+        return prepare_fsdp(ref_model, trainer.accelerator), None
     # Not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
-    return ref_model.to(trainer.accelerator.device).eval()
+    return ref_model.to(trainer.accelerator.device).eval(), None
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -186,19 +194,34 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_adapter(model: PeftModel) -> Iterator[None]:
-    """No adapter is active inside; what is trainable stays so."""
+def adapter_active(model: PeftModel, name: str | None) -> Iterator[None]:
+    """The named adapter alone is active inside, no adapter for `None`; what is trainable stays so."""
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
 
     def restore() -> None:
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(key in trainable)
 
-    with model.disable_adapter():
+    with use_adapter(model, name):
         # FSDP2 takes the data type of gradients from what is trainable in the first forward, which is the teacher's
         restore()
         yield
     restore()
+
+
+def copy_adapter(model: PeftModel, name: str) -> None:
+    """Adds a frozen copy of the active adapter under another name, in place of an earlier copy of that name."""
+    active = model.active_adapter
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    config = copy.deepcopy(model.peft_config[active])
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True  # initialisations such as PiSSA would change the base model once more
+    model.add_adapter(name, config)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name=name)
+    for parameter_name, parameter in model.named_parameters():
+        if name in parameter_name.split("."):
+            parameter.requires_grad_(False)
 
 
 def changes_base(config: PeftConfig) -> bool:
@@ -212,20 +235,22 @@ def changes_base(config: PeftConfig) -> bool:
 
 @torch.no_grad()
 def teacher_states(
-    model: torch.nn.Module, ref_model: torch.nn.Module | None, inputs: dict[str, Any]
+    model: torch.nn.Module, ref_model: torch.nn.Module | None, adapter: str | None, inputs: dict[str, Any]
 ) -> tuple[torch.Tensor, Head]:
     """
     Last hidden states and head of the frozen initial model.
 
     Args:
         model (`torch.nn.Module`):
-            The student, whose adapter is the difference to the teacher, if there is no `ref_model`.
+            The student, whose adapters are the difference to the teacher, if there is no `ref_model`.
         ref_model (`torch.nn.Module`, *optional*):
             The teacher.
+        adapter (`str`, *optional*):
+            Adapter of `model` that makes it the teacher. `None` for no adapter.
         inputs (`dict[str, Any]`):
             Model inputs with labels.
     """
     teacher = model if ref_model is None else ref_model
-    switch = without_adapter(model) if ref_model is None else nullcontext()
+    switch = adapter_active(model, adapter) if ref_model is None else nullcontext()
     with evaluation_mode(teacher), switch:
         return teacher(**inputs, hidden_states_only=True)
