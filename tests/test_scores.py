@@ -12,10 +12,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from scripted import Scripted, plain, right, run
 
 from sdrrl_trl.evaluation.suite import tasks_dir
-from sdrrl_trl.languages import LANGUAGES, UNSPACED
+from sdrrl_trl.languages import LANGUAGES, UNSPACED, wrong_language
 from sdrrl_trl.tasks import text as texts
 from sdrrl_trl.tasks.choice import choose, score, score_likelihoods, score_pair
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")

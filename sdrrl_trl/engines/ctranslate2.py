@@ -5,7 +5,7 @@ from typing import Any
 
 from sdrrl_trl.engines.seq2seq import TranslationModel
 from sdrrl_trl.engines.transformers import loading, own_device
-from sdrrl_trl.utils import SDRRLError, package_version, require
+from sdrrl_trl.utils import SDRRLError, package_version
 
 
 class CTranslate2Translator(TranslationModel):
@@ -25,7 +25,6 @@ class CTranslate2Translator(TranslationModel):
     """
 
     def __init__(self, model: str, batch_tokens: int = 8192):
-        require("ctranslate2", "ct2", "The translator `ctranslate2`")
         import ctranslate2
 
         folder = Path(model)

@@ -38,21 +38,19 @@ class TranslationModel:
             Local path or hub id of the original model, whose weights are not read.
         name (`str`):
             Name of the model, for errors and its licence.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit on the hub.
 
     Raises:
         `SDRRLError`: if there is no such model, it is of none of the four families, or its tokenizer is damaged.
     """
 
-    def __init__(self, files: str, name: str, revision: str = "main"):
+    def __init__(self, files: str, name: str):
         self.name = name
         with loading(f"the translation model {name!r}"):
-            config = AutoConfig.from_pretrained(files, revision=revision)
+            config = AutoConfig.from_pretrained(files)
             # As a `T5Tokenizer`, transformers 5 does not read the tokenizer of MADLAD-400 as it is: it takes token 2
             # for unknown characters, which here is the end of the text, and drops the fallback to bytes
             loader = PreTrainedTokenizerFast if config.model_type in _T5 else AutoTokenizer
-            self.tokenizer = loader.from_pretrained(files, revision=revision)
+            self.tokenizer = loader.from_pretrained(files)
         self.family = self._find_family(config.model_type)
         unknown = self.tokenizer("\U0010fffd", add_special_tokens=False)["input_ids"]
         if self.tokenizer.eos_token_id in unknown:
@@ -174,10 +172,6 @@ class Seq2SeqTranslator(TranslationModel):
     Args:
         model (`str`):
             Local path or hub id.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit on the hub.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
         batch_tokens (`int`, *optional*, defaults to `8192`):
             Most source tokens, with padding, in a batch. Halved when memory runs out.
 
@@ -185,12 +179,12 @@ class Seq2SeqTranslator(TranslationModel):
         `SDRRLError`: if the model cannot be loaded or is of no known family.
     """
 
-    def __init__(self, model: str, revision: str = "main", dtype: str = "auto", batch_tokens: int = 8192):
+    def __init__(self, model: str, batch_tokens: int = 8192):
         disable_progress_bar()
-        super().__init__(model, model, revision)
+        super().__init__(model, model)
         self.batch_tokens = batch_tokens
         with loading(f"the translation model {model!r}"):
-            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, dtype=dtype)
+            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto")
         self.model.to(own_device()).eval()
         own, config = self.model.generation_config, self.model.config
         # Greedy, whatever the model recommends: four beams take four times as long

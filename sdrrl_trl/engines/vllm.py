@@ -4,7 +4,7 @@ from typing import Any
 
 from sdrrl_trl.engines import GREEDY, Generation, Sampling
 from sdrrl_trl.engines.transformers import check_model, load_tokenizer
-from sdrrl_trl.utils import package_version, require
+from sdrrl_trl.utils import package_version
 
 
 class VLLMGenerator:
@@ -23,7 +23,6 @@ class VLLMGenerator:
     """
 
     def __init__(self, model: str, sampling: Sampling = GREEDY, revision: str = "main", dtype: str = "auto"):
-        require("vllm", "vllm", "The generator `vllm`")
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 

@@ -29,8 +29,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from sdrrl_trl.languages import identifier, script_share
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.languages import identifier, script_share, wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 PHRASES = "phrases v3"  # a change of the phrases makes results incomparable

@@ -1,11 +1,11 @@
 """The model answers the questions itself."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from sdrrl_trl.engines import Generation, Generator
+from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.filters import reject_answer
 from sdrrl_trl.transfer.prompts import rewrite_prompt
@@ -43,18 +43,13 @@ def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
 
 
 def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
-    text, system = _without_thoughts(reply.text), seed.system or config.system_prompt
+    # Lone surrogates could not be written
+    text = without_thoughts(reply.text).encode("utf-8", "replace").decode()
     # The system message that came with the data is part of the question, the one of the options is in all of them
     key = key_of("\n".join((seed.system or "", *seed.turns)))
     found = reject_answer(replace(reply, text=text), config.source_language)
+    system = seed.system or config.system_prompt
     return Answer(seed.source_id, key, seed.turns, text, system, found and f"answer/{found}")
-
-
-def _without_thoughts(text: str) -> str:
-    """Without what a reasoning model thinks before it answers. Thoughts that do not end leave no answer."""
-    # Some templates put the opening tag into the prompt
-    text = re.sub(r"^.*?</think>|^\s*<think>.*", "", text, count=1, flags=re.DOTALL)
-    return text.encode("utf-8", "replace").decode().strip()  # lone surrogates could not be written
 
 
 def read_answers(folder: Path) -> Iterator[Answer]:

@@ -150,7 +150,7 @@ def _stages(config: TransferConfig, hashes: dict[str, str], given: list[dict]) -
     mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(parallel)}
     folders = {"answer": ("answer", answer)}
     for target in config.target_languages:  # not all of them are needed for all
-        folders[f"translate_{target}"] = folders[f"lexicon_{target}"] = ("translate", translate)
+        folders[f"translate_{target}"] = ("translate", translate)
         folders[f"code_switch_{target}"] = ("code_switch", switch)
     folders |= {"parallel": ("parallel", parallel), "mix": ("mix", mix)}
     root = Path(config.output_dir) / "stages"
