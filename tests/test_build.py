@@ -1,5 +1,6 @@
 """What a transfer set holds, and what is refused before anything is done."""
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -303,26 +304,23 @@ def test_lost_masks_are_rescued_in_pieces_and_counted(stub_seeds, tmp_path):
     assert rows and all("`code " in row["prompt"][0]["content"] for row in rows)
 
 
-def test_reference_answers_load_no_model_and_rewriting_shows_them_to_it(tmp_path):
+def test_reference_answers_load_no_model(tmp_path):
     rows = [{"instruction": f"{sentence(str(i))}", "output": sentence(f"a{i}")} for i in range(12)]
-    seeds, log = write_json_lines(tmp_path / "seeds.jsonl", rows), tmp_path / "asked"
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
     options = {"answer_source": "reference", "lexicon": None, "model_name_or_path": "there/is/none"}
     folder = build_transfer_set(stub_config(seeds, tmp_path / "set", **options), None, StubTranslator())
     answers = {row["completion"][0]["content"] for row in rows_of(folder)}
     assert answers & {row["output"] for row in rows}
-    options["answer_source"] = "rewrite"
-    build(seeds, tmp_path / "re", StubGenerator(log), **options | {"model_name_or_path": "stub"})
-    assert all(row["output"] in log.read_text() for row in rows)
     write_json_lines(seeds, [*rows, {"id": "bare", "instruction": "Hello?"}])
     with pytest.raises(SDRRLError, match="bare has none"):
         build(seeds, tmp_path / "x", **options)
 
 
-def test_without_a_word_list_the_translator_makes_one_in_a_stage_of_its_own(stub_seeds, tmp_path):
+def test_without_a_word_list_the_translator_makes_one(stub_seeds, tmp_path):
     folder, translator = tmp_path / "set", StubTranslator(tmp_path / "sent")
     build(stub_seeds, folder, None, translator, lexicon="translator", seed=1)
-    entries = (folder / "stages" / "lexicon_pt" / "00000.jsonl").read_text(encoding="utf-8")
-    assert '{"word": "light", "translation": "luz"}' in entries and '"word": "the"' not in entries
+    lexicon = json.loads((folder / "stages" / "translate_pt" / "lexicon.json").read_text(encoding="utf-8"))
+    assert lexicon["light"] == "luz" and "the" not in lexicon
     assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
     build(stub_seeds, folder, None, translator, lexicon="translator", seed=2, overwrite_stage="code_switch")
     assert translator.log.read_text().count("'light'") == 1  # the words are not translated again

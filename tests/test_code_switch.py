@@ -152,8 +152,7 @@ def test_the_translator_makes_a_lexicon_of_the_frequent_words_without_odd_ones()
     ]
     assert vocabulary(texts, "en") == ["dog", "saw", "bird", "fish", "sky"]
     assert vocabulary(texts, "en", max_words=1) == ["dog"]
-    made = translate_words(texts, Dictionary(), "en", "th")
-    assert [(entry.word, entry.translation) for entry in made] == [("dog", "หมา"), ("sky", "ฟ้า")]
+    assert translate_words(texts, Dictionary(), "en", "th") == {"dog": "หมา", "sky": "ฟ้า"}
 
 
 @pytest.mark.skipif(data_dir() is None, reason="no benchmark data")

@@ -12,14 +12,14 @@ BOM = "O céu parece azul porque o ar espalha mais a luz azul do que a luz verme
 @pytest.mark.parametrize(
     "answer, reason",
     [
-        (Generation(GOOD, "stop", 20), None),
-        (Generation("", "stop", 0), "empty"),
-        (Generation(GOOD, "length", 128), "truncated"),
-        (Generation(GOOD, "content_filter", 128), "content_filter"),
-        (Generation("", "prompt_too_long", 0), "question_too_long"),
-        (Generation("I'm sorry, but I cannot help with that.", "stop", 9), "refusal"),
-        (Generation("I am very happy. " * 20, "stop", 80), "repetition"),
-        (Generation(BOM, "stop", 20), "wrong_language"),
+        (Generation(GOOD, "stop"), None),
+        (Generation("", "stop"), "empty"),
+        (Generation(GOOD, "length"), "truncated"),
+        (Generation(GOOD, "content_filter"), "content_filter"),
+        (Generation("", "prompt_too_long"), "question_too_long"),
+        (Generation("I'm sorry, but I cannot help with that.", "stop"), "refusal"),
+        (Generation("I am very happy. " * 20, "stop"), "repetition"),
+        (Generation(BOM, "stop"), "wrong_language"),
     ],
 )
 def test_a_bad_answer_is_rejected_with_its_reason(answer, reason):

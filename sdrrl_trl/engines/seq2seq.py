@@ -18,6 +18,8 @@ _LICENCES = {
     "m2m": "MIT",
     "opus-mt": "see the model's card (CC-BY-4.0 or Apache-2.0)",
 }
+# Of the source, with padding. Halved when memory runs out
+BATCH_TOKENS = 8192
 _T5 = ("t5", "umt5")
 # OPUS-MT's codes that are not the first half of FLORES's
 _OPUS = {"ar": "ara", "zh": "cmn_Hans"}
@@ -172,17 +174,14 @@ class Seq2SeqTranslator(TranslationModel):
     Args:
         model (`str`):
             Local path or hub id.
-        batch_tokens (`int`, *optional*, defaults to `8192`):
-            Most source tokens, with padding, in a batch. Halved when memory runs out.
 
     Raises:
         `SDRRLError`: if the model cannot be loaded or is of no known family.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 8192):
+    def __init__(self, model: str):
         disable_progress_bar()
         super().__init__(model, model)
-        self.batch_tokens = batch_tokens
         with loading(f"the translation model {model!r}"):
             self.model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto")
         self.model.to(own_device()).eval()
@@ -199,9 +198,7 @@ class Seq2SeqTranslator(TranslationModel):
         return {"engine": "seq2seq", **super().describe(), **weights_of(self.model)}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
-        return in_batches(
-            lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, self.batch_tokens
-        )
+        return in_batches(lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, BATCH_TOKENS)
 
     @torch.inference_mode()
     def _generate_batch(self, rows: list[list[int]], target: str) -> list[list[int]]:

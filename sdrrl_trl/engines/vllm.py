@@ -47,9 +47,8 @@ class VLLMGenerator:
             [SamplingParams(seed=sampling.seed_of(conversations[i]), **options) for i in fitting],
             use_tqdm=False,
         )
-        answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
+        answers = [Generation("", "prompt_too_long")] * len(prompts)
         for i, result in zip(fitting, results, strict=True):
             output = result.outputs[0]
-            n_tokens = len(output.token_ids) - (output.finish_reason == "stop")  # without the end of sequence
-            answers[i] = Generation(output.text.strip(), output.finish_reason, n_tokens)
+            answers[i] = Generation(output.text.strip(), output.finish_reason)
         return answers

@@ -137,8 +137,7 @@ def ask(question, answer):
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     try:
         with requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(max_retries=RETRIES))
+            session.mount(url, HTTPAdapter(max_retries=RETRIES))
             response = session.post(
                 url.rstrip("/") + "/chat/completions",
                 json={"model": model, "messages": messages, "temperature": 0},

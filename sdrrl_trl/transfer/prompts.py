@@ -38,15 +38,3 @@ def completion_prompt(language: str, number: int) -> str:
     """Request to continue a text, in its language; `number` picks one of several wordings."""
     templates = _WORDINGS["continue"].get(language, _WORDINGS["continue"]["en"])
     return templates[number % len(templates)]
-
-
-def rewrite_prompt(question: str, reference: str) -> str:
-    """
-    Request to answer a question in one's own words along a reference answer, the idea of self-distillation fine-tuning
-    (SDFT, https://huggingface.co/papers/2402.13669). English only; the wording is not from there.
-    """
-    return (
-        f"{question}\n\nHere is a reference answer:\n\n{reference}\n\n"
-        "Write your own answer to the question above, in your own words, with the reference answer as a guide. Reply "
-        "with the answer only."
-    )
