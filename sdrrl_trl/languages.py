@@ -94,7 +94,7 @@ def get_language(tag: str) -> Language:
         language = parsed.language
     except (langcodes.LanguageTagError, AttributeError) as error:
         raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags such as `pt`, `th` or `sw`.") from error
-    language = {"no": "nb", "in": "id", "jw": "jv"}.get(language, language)
+    language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":
         raise SDRRLError(
             f"{tag!r} is Chinese in traditional characters, the table has only simplified ones: use `zh`."

@@ -21,7 +21,7 @@ class Stub:
 
 
 def translate(texts, translator):
-    return [result.text for result in translate_texts(texts, translator, "en", "pt")]
+    return translate_texts(texts, translator, "en", "pt")
 
 
 def test_the_real_translator_keeps_code_markdown_links_and_placeholders():

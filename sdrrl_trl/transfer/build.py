@@ -133,7 +133,7 @@ def _choose_and_publish(
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, **mix.counts},
+        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, "rejected": mix.rejected},
     }
     publish(config, mix.rows(), facts)
 

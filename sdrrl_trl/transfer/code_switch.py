@@ -107,6 +107,6 @@ def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
     for pair in pairs:
         if pair.reason is None:
             text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
-            pair = replace(pair, switched=text, n_switched=n_switched) if n_switched else pair
+            pair = replace(pair, switched=text) if n_switched else pair
         result.append(pair)
     return result

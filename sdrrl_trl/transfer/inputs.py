@@ -23,9 +23,6 @@ from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
 
-TOKENS_PER_SECOND = 1_000  # of `--dry_run`: a small model on one GPU, for the order of magnitude
-
-
 @dataclass(frozen=True)
 class Inputs:
     """
@@ -162,10 +159,4 @@ def _hash(value: Any) -> str:
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
     """What would be made, if nothing were rejected, and how long the answers may take."""
-    return render(
-        "transfer_preview.txt",
-        inputs=inputs,
-        targets=config.target_languages,
-        tokens=0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens,
-        tokens_per_second=TOKENS_PER_SECOND,
-    )
+    return render("transfer_preview.txt", inputs=inputs, config=config)

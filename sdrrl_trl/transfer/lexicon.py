@@ -89,7 +89,7 @@ def translate_words(texts: Iterable[str], translator: Translator, source: str, t
     words = vocabulary(texts, source)
     lexicon: Lexicon = {}
     for word, result in zip(words, translate_texts(words, translator, source, target), strict=True):
-        translation = to_key((result.text or "").strip(_MARGIN))
+        translation = to_key((result or "").strip(_MARGIN))
         # More is an explanation, or several senses
         is_short = len(translation.split()) <= 3 and not re.search("[.!?。！？]", translation)
         if is_short and translation != word and any(map(str.isalpha, translation)):

@@ -41,9 +41,8 @@ class Mix:
     Attributes, after [`choose`]:
         available (`Counter[tuple[str, str]]`):
             Number of training records that can be made, by kind and language.
-        counts (`dict[str, Any]`):
-            For the manifest: `rejected` rows by reason and language; of the `translated` texts, by language, how many
-            have masks and how many lost some, and how many words of the code-switched questions were switched.
+        rejected (`dict[str, int]`):
+            Number of rejected rows by reason and language.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -122,14 +121,8 @@ class Mix:
             `SDRRLError`: if there would be none of a kind or language that was asked for.
         """
         rejected: Counter[str] = Counter()
-        translated = {target: Counter() for target in self._config.target_languages}
         ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
         for row, is_test in self:
-            if isinstance(row, Pair) and not row.is_sentence:
-                found = translated[row.language]
-                found.update(texts=len(row.target), with_masks=row.n_masked, lost_masks=row.n_lost)
-                n_words = len(row.source[-2].split()) if row.switched else 0
-                found.update(words=n_words, switched_words=row.n_switched)
             if row.reason:
                 language = rejected_row(row, self._config.source_language)["language"]
                 rejected[f"{row.reason} {language}"] += 1
@@ -137,8 +130,8 @@ class Mix:
                 for record in self.records(row):
                     ranks[record.kind, record.language].append(record.rank(self._config.seed))
         self.available = Counter({cell: len(found) for cell, found in ranks.items()})
-        self.counts = {"rejected": dict(sorted(rejected.items())), "translated": translated}
-        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
+        self.rejected = dict(sorted(rejected.items()))
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.rejected.items())
         chosen = quotas(self.available, self._config, f" Rejected: {reasons or 'nothing'}.")
         self._last_ranks = {cell: _smallest(ranks[cell], n) for cell, n in chosen.items()}
         return chosen

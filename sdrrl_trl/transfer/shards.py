@@ -63,11 +63,6 @@ def map_shards(
     """
     state = PartialState()
     if state.is_main_process:
-        if any(stage.folder.glob("*.jsonl")) and not (stage.folder / "options.json").exists():
-            raise SDRRLError(
-                f"{stage.folder / 'options.json'} is missing, so that nobody knows what the rows beside it are. "
-                f"Delete {stage.folder}: the stage is then done again."
-            )
         record_options(stage.folder, stage.options, stage.name)
         for leftover in stage.folder.glob(".*.tmp"):  # of a killed process; none is at work before all have waited
             leftover.unlink()
