@@ -254,6 +254,10 @@ def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tm
     generator, translator = make_generator(servers), make_translator(servers, None)
     assert (generator.describe()["host"], generator.describe()["model"]) == ("localhost", "stub")
     assert translator.describe()["model"] == "m"
+    sampling = stub_config("seeds", tmp_path / "set", generator="http://a/v1", translator="self", temperature=0.7)
+    generator = make_generator(sampling)
+    translator = make_translator(sampling, generator)  # the same model, but the best translation, not any
+    assert (generator.describe()["temperature"], translator.describe()["temperature"]) == (0.7, 0.0)
     with pytest.raises(SDRRLError, match="without user name, password") as error:
         make_generator(stub_config("seeds", tmp_path / "set", generator="http://me:secret@localhost/v1"))
     assert "secret" not in str(error.value)

@@ -51,11 +51,6 @@ def test_each_distinct_segment_is_sent_once():
     assert stub.sent == ["No.", "Yes."]
 
 
-def test_lost_masks_are_rescued_by_translating_around_them():
-    stub = Stub(lambda texts: [text.replace("ZX1Q", "").upper() for text in texts])
-    assert translate(["Please ask {name} for it."], stub) == ["PLEASE ASK {name} FOR IT."]
-
-
 def test_line_breaks_invented_by_the_translator_are_dropped():
     assert translate(["- One.\n- Two."], Stub(lambda texts: [f"x\n\n{t} " for t in texts])) == ["- x One.\n- x Two."]
 

@@ -130,7 +130,7 @@ def label_of(text):
     return found[1].upper() if found else NO_LABEL
 
 
-def ask(question, answer):
+def ask_endpoint(question, answer):
     """Label of an answer, or the reason if the endpoint fails."""
     url, model, key = setting("URL"), setting("MODEL"), os.environ.get("SDRRL_JUDGE_API_KEY")
     content = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
@@ -159,7 +159,7 @@ def ask(question, answer):
 def by_endpoint(pairs):
     """Labels of questions and answers; where it fails, the reason."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda pair: ask(*pair), pairs))
+        return list(pool.map(lambda pair: ask_endpoint(*pair), pairs))
 
 
 # ---- What the tasks call
