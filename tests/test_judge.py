@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, data_dir, write_json_lines
+from conftest import ROOT, cases, data_dir, write_json_lines
 from scripted import Scripted, load, run
 from server import Server, completion
 
@@ -135,18 +135,7 @@ def test_an_endpoint_gives_three_labels_and_is_asked_again_after_an_error(server
 
 
 @needs_data
-@pytest.mark.parametrize(
-    "bad",
-    [
-        (500, "SAFE"),
-        (200, "It is not SAFE at all"),
-        (200, None),
-        (200, "SAFE" + " " * 1_600_000),  # more than is read of a reply
-        (401, "SAFE"),
-        (307, "SAFE"),
-        ("hang", ""),
-    ],
-)
+@pytest.mark.parametrize("bad", [*cases("bad_judgements"), (200, "SAFE" + " " * 1_600_000)])  # more than is read
 def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logged(
     server, bad, caplog, capfd, monkeypatch
 ):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, cases
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -143,19 +143,7 @@ def make_marian(folder, codes, **stated):
     return save(folder / "opus-mt-tiny", MarianMTModel(config), tokenizer)
 
 
-@pytest.mark.parametrize(
-    "family, target, read, first",
-    [
-        ("nllb", "nb", ["por_Latn"], "nob_Latn"),
-        ("nllb", "zh", ["por_Latn"], "zho_Hans"),
-        ("m2m100", "nb", ["__pt__"], "__no__"),
-        ("madlad", "nb", ["▁", "<2no>"], None),
-        ("marian", "pt", [">>por<<"], None),
-        ("marian", "zh", [">>cmn_Hans<<"], None),
-        ("marian", "ar", [">>ara<<"], None),
-        ("marian", "nb", [">>nb<<"], None),
-    ],
-)
+@pytest.mark.parametrize("family, target, read, first", cases("families"))
 def test_each_family_is_told_the_languages_in_its_own_way(family, target, read, first, request):
     """NLLB and M2M100 hear the source in the encoder and the target in the decoder, the others the target alone."""
     translator = Seq2SeqTranslator(request.getfixturevalue(family))
