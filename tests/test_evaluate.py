@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
+from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.outputs import load, save
 from sdrrl_trl.evaluation.report import ReportConfig, report
@@ -99,6 +101,27 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
             assert len(result.items) == len(rows) == 6
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
+
+
+def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(
+    tiny_model, adapter, options, tmp_path, monkeypatch
+):
+    # Its head would stay in the base
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    model.get_output_embeddings().weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path / "head")
+    load_model = Mock(wraps=transformers.load_model)
+    monkeypatch.setattr(transformers, "load_model", load_model)
+    models = [f"first={adapter}", f"base={tiny_model}", f"head={tmp_path / 'head'}", f"last={adapter}"]
+    together = evaluate(options(tmp_path / "together", models=models))
+    assert load_model.call_count == 2
+    for model in models:
+        name = model.partition("=")[0]
+        alone = evaluate(options(tmp_path / name, models=[model]))
+        assert answers_of(tasks_of(together, name)) == answers_of(tasks_of(alone, name))
+    scores = [tasks_of(together, name)["sdrrl_heldout_bpb_pt"].metrics for name in ("first", "base", "head")]
+    assert scores[0] != scores[1] != scores[2]
 
 
 def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
