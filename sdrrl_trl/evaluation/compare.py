@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdrrl_trl.evaluation.outputs import Output, TaskResult
-from sdrrl_trl.evaluation.significance import Comparison, compare_rows, corpus_score, holm, item_statistics
+from sdrrl_trl.evaluation.significance import Comparison, compare_pairs, corpus_score, holm, item_statistics
 from sdrrl_trl.evaluation.suite import BY_FLORES, HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError
@@ -112,7 +112,7 @@ class Row:
     @property
     def digits(self) -> int:
         """Decimal places that suit the scale: chrF and BLEU go to 100, the others to 1 or so."""
-        return 1 if re.match("chrf|bleu|spbleu|ter", self.metric) else 3
+        return 1 if re.match("chrf|bleu|ter", self.metric) else 3
 
 
 def benchmark_of(task: str, language: str | None) -> str:
@@ -174,7 +174,7 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
                 role = role_of(task, metric, language_of(task), source)
                 measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
                 statistics.append((metric.partition(",")[0], *found))
-    comparisons = compare_rows(statistics, SEED)
+    comparisons = compare_pairs(statistics, SEED)
     # One correction for all rows: a table of 200 has 10 with p < 0.05 by chance
     p_values = holm([comparison.p for comparison in comparisons])
     rows = [Row(*measure, c, p) for measure, c, p in zip(measures, comparisons, p_values, strict=True)]
