@@ -22,24 +22,6 @@ FEW = "too few items"
 ROLES = ("target", "source", "other", "agreement", "format", "safety")
 # Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
-_MEASURES = {
-    "acc": "accuracy",
-    "accuracy": "accuracy of generated answers",
-    "answer_bits_per_byte": "bits per byte",
-    "bits_per_byte": "bits per byte",
-    "chrf++": "chrF++",
-    "em": "exact match",
-    "f1": "F1",
-    "token_f1": "F1",
-    "rougeL": "ROUGE-L",
-    "in_language": "right language",
-    "wrong_language": "wrong language",
-    "refusal_rate": "refusals",
-    "safe_rate": "safe answers",
-    "unsafe_rate": "unsafe answers",
-    "invalid_rate": "invalid answers",
-    "judge_failed": "not judged",
-}
 
 
 @dataclass(frozen=True)
@@ -105,9 +87,7 @@ class Row:
     def _titled(self, task: str) -> str:
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
-        by = self.metric.partition(",")[2]
-        measure = _MEASURES.get(self.metric_name, self.metric_name) + (f" ({by})" if by else "")
-        return f"{task.removeprefix('sdrrl_')}: {measure}"
+        return f"{task.removeprefix('sdrrl_')}: {self.metric.replace('_', ' ')}"
 
     @property
     def digits(self) -> int:

@@ -71,9 +71,7 @@ class EvaluationConfig:
     languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
-    model_args: str | None = field(
-        default=None, metadata={"help": "lm-eval's arguments for the backend: `dtype=float32`, `base_url=...`."}
-    )
+    model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
 

@@ -1,7 +1,6 @@
 """The models of `sdrrl evaluate` as lm-eval takes them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ def load_models(
     paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int
 ) -> Iterator[tuple[str, Any]]:
     """
-    Loads models one after the other, as lm-eval asks them. Adapters of the same base are put on it in turn.
+    Loads models one after the other, as lm-eval asks them; one base for all adapters of it that follow each other.
 
     Args:
         paths (`dict[str, str]`):
@@ -36,35 +35,24 @@ def load_models(
     Raises:
         `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
     """
-    by_base: dict[str, list[str]] = {}
-    for name, path in paths.items():
-        by_base.setdefault(base_path(path), []).append(name)
-    for base, names in by_base.items():
-        if backend != "hf":
-            yield from ((name, _other_backend(backend, paths[name], arguments, batch_size)) for name in names)
-        else:
-            yield from _load_on(base, {name: paths[name] for name in names}, arguments, batch_size)
-
-
-def _load_on(
-    base_name: str, paths: dict[str, str], arguments: dict[str, Any], batch_size: int
-) -> Iterator[tuple[str, Any]]:
-    """[`load_models`] for a base model and adapters of it."""
-    from accelerate import Accelerator
+    if backend != "hf":
+        yield from ((name, _other_backend(backend, path, arguments, batch_size)) for name, path in paths.items())
+        return
     from peft import PeftModel
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer
 
-    accelerator = Accelerator(cpu=processes().device.type == "cpu")
-    base = None
+    base_name = base = model = None
     for name, path in paths.items():
-        if base is None:
+        if base is None or base_path(path) != base_name:
+            base = model = None  # before the next one is loaded: there may be no room for two
+            base_name = base_path(path)
             base, base_tokenizer = load_model(base_name, dtype=arguments.get("dtype", "auto"))
         model = PeftModel.from_pretrained(base, path) if is_adapter(path) else base
         # A tokenizer of its own may have another chat template
         own = (Path(path) / "tokenizer_config.json").exists()
         tokenizer = load_tokenizer(path) if own else base_tokenizer
-        yield name, wrap(model, tokenizer, accelerator, batch_size=batch_size, **arguments)
+        yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
         if is_adapter(path):
             base = model.unload() if _leaves_base(path, model) else None
 
@@ -89,22 +77,14 @@ def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
     """lm-eval's wrapper around a model that is loaded already, which each process asks its share of the items."""
     from lm_eval.models.huggingface import HFLM
 
-    with no_tying(model):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    # lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them
+    model.tie_weights = lambda: None
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    del model.tie_weights
     if accelerator.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
         lm.accelerator, lm._device = accelerator, accelerator.device
         lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
     return lm
-
-
-@contextmanager
-def no_tying(model: Any) -> Iterator[None]:
-    """lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them."""
-    model.tie_weights = lambda: None
-    try:
-        yield
-    finally:
-        del model.tie_weights
 
 
 def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_size: int) -> Any:
@@ -124,9 +104,9 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
 def processes() -> Any:
     """The processes of `accelerate launch`, or this one alone."""
     import torch
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 def base_path(path: str) -> str:
