@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import cases
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 from scipy import stats
@@ -116,17 +117,7 @@ def test_a_row_of_a_table_is_what_it_is_alone():
     assert compare_pairs(rows, seed=3)[:2] == alone
 
 
-@pytest.mark.parametrize(
-    "metric, items, why",
-    [
-        ("brier_score", [[1, [0.2, 0.8]], [0, [0.5, 0.5]]], "not numbers"),
-        ("acc", [[1.0], [0.0]], "not numbers"),
-        ("acc", ["yes", "no"], "not numbers"),
-        ("bits_per_byte", [[-1.0], [-2.0]], "not pairs of a log-likelihood"),
-        ("bleu", [[["a", "b"], "a"], [["c"], "c"]], "not pairs of one reference"),
-        ("chrf++", ["ab", "cd"], "not pairs of one reference"),
-    ],
-)
+@pytest.mark.parametrize("metric, items, why", cases("items"))
 def test_items_of_another_form_than_the_metric_has_are_refused(metric, items, why):
     with pytest.raises(ValueError, match=why):
         item_statistics(metric, items)

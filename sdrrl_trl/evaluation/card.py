@@ -68,7 +68,7 @@ def write(
     data.model_name = data.model_name or Path(content["models"][model]).name
     # Results of others in the card stay
     results = [*(data.eval_results or []), *_eval_results(rows)]
-    data.eval_results = list({(r.dataset_name, r.metric_type, r.metric_name): r for r in results}.values())
+    data.eval_results = list({(r.dataset_name, r.metric_type, r.metric_name): r for r in results}.values()) or None
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = [data.base_model] if isinstance(data.base_model, str) else data.base_model or []
     data.base_model = data.base_model if all(map(_on_hub, bases)) else None
