@@ -76,10 +76,13 @@ def bits_per_byte(model, tokenizer, rows):
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         answer = row["completion"][0]["content"]
         # lm-eval counts the white space at the end of the prompt with the answer
-        context, whole = (tokenizer(text)["input_ids"] for text in (prompt.rstrip(), prompt + answer))
+        context, whole = (
+            tokenizer(text, return_tensors="pt").input_ids for text in (prompt.rstrip(), prompt + answer)
+        )
+        labels = whole.clone()
+        labels[:, : context.shape[1]] = -100
         with torch.no_grad():
-            log_probs = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
-        nats -= log_probs.gather(-1, torch.tensor(whole[1:])[:, None])[len(context) - 1 :].sum().item()
+            nats += model(whole, labels=labels).loss.item() * (whole.shape[1] - context.shape[1])
         n_bytes += len(answer.encode())
     return nats / n_bytes / math.log(2)
 
@@ -289,24 +292,19 @@ def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evalua
     found = {(row["language"], row["metric"]) for row in content["rows"]}
     assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "answer_bits_per_byte")}
     assert {row["comparison"]["n"] for row in content["rows"]} == {6}
-    assert (
-        "| evaluate | 12 |" in path.read_text()
-        and "## Transfer set" in (tmp_path / "report" / "README.md").read_text()
-    )
+    card = (tmp_path / "report" / "README.md").read_text()
+    assert "| evaluate | 12 |" in path.read_text() and "## Transfer set" in card
 
 
 def test_two_processes_score_as_one_does(options, evaluation, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "sdrrl_trl", *arguments(options(tmp_path / "two"))]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
-    for one, two in zip(
-        tasks_of(evaluation, "base", "tuned"), tasks_of(tmp_path / "two", "base", "tuned"), strict=True
-    ):
+    for name in ("base", "tuned"):
+        one, two = tasks_of(evaluation, name), tasks_of(tmp_path / "two", name)
         for task in one:
-            assert [(i.doc_id, i.response) for i in two[task].items] == [
-                (i.doc_id, i.response) for i in one[task].items
-            ]
+            said = [[(item.doc_id, item.response) for item in tasks[task].items] for tasks in (one, two)]
+            assert said[0] == said[1]
             assert two[task].metrics == pytest.approx(one[task].metrics, abs=1e-6)
