@@ -32,13 +32,19 @@ def transfer_set(tmp_path_factory):
     return build_transfer_set(config(seeds, folder / "set", **more), CannedGenerator())
 
 
+def make_adapter(base, folder, seed, factor=1.0, **more):
+    """A random adapter; `factor` scales the head, for one that trains it."""
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **more)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+    model.get_output_embeddings().weight.data.mul_(factor)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def adapter(tiny_model, tmp_path_factory):
-    torch.manual_seed(1)
-    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    folder = str(tmp_path_factory.mktemp("adapter"))
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(folder)
-    return folder
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +113,13 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
 
 
 def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(tiny_model, options, tmp_path, monkeypatch):
-    base, models = tmp_path / "base", {"base": tmp_path / "base"}
+    base = tmp_path / "base"
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(base)
     AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True).save_pretrained(base)
-    for name, more in (("first", {}), ("head", {"modules_to_save": ["lm_head"]}), ("last", {})):  # a head would stay
-        torch.manual_seed(len(models))
-        lora = LoraConfig(init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
-        if more:  # a copy of its own of what the base has tied to its embeddings
-            model.get_output_embeddings().weight.data.mul_(1.5)
-        models[name] = tmp_path / name
-        model.save_pretrained(models[name])
+    models = {"base": base, "first": make_adapter(base, tmp_path / "first", 1)}
+    # A copy of its own of the head that the base has tied to its embeddings; it would stay in the base
+    models["head"] = make_adapter(base, tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
+    models["last"] = make_adapter(base, tmp_path / "last", 3)
     load_model = Mock(wraps=transformers.load_model)
     monkeypatch.setattr(transformers, "load_model", load_model)
     together = evaluate(options(tmp_path / "together", models=[f"{name}={path}" for name, path in models.items()]))

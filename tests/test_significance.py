@@ -106,17 +106,6 @@ def test_a_bound_on_memory_changes_neither_the_number_of_resamples_nor_the_resul
     assert adjusted[0] < 0.05 and adjusted[1] == 1.0 and (bound[1].low, bound[1].high) == (0, 0)
 
 
-def test_a_row_of_a_table_is_what_it_is_alone():
-    base, tuned = [RNG.random() for _ in range(50)], [RNG.random() for _ in range(50)]
-    texts = [(text, noisy(text)) for text in (sentence() for _ in range(30))]
-    rows = [
-        (metric, item_statistics(metric, a), item_statistics(metric, b))
-        for metric, a, b in (("f1", base, tuned), ("chrf++", texts, texts[::-1]), ("acc", [1.0, 0.0], [1, True]))
-    ]
-    alone = [compare("f1", base, tuned, seed=3), compare("chrf++", texts, texts[::-1], seed=3)]
-    assert compare_pairs(rows, seed=3)[:2] == alone
-
-
 @pytest.mark.parametrize("metric, items, why", cases("items"))
 def test_items_of_another_form_than_the_metric_has_are_refused(metric, items, why):
     with pytest.raises(ValueError, match=why):

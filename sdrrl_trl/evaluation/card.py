@@ -78,11 +78,21 @@ def write(
         data.language = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
         if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
             data.license, data.license_name = "other", "non-commercial-parts"
-    before, _, rest = card.text.partition(BEGIN)
-    section = f"{BEGIN}\n{_section(content, rows, model, data_set)}{END}"
-    write_atomic(
-        path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
+    licences = data_set["licences"] if data_set else {}
+    section = render(
+        "card.md.jinja",
+        sentences=content["summary"][model],
+        base=Path(content["models"][content["base"]]).name,
+        tuned=Path(content["models"][model]).name,
+        rows=rows,
+        data_set=data_set,
+        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
+        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
+        signatures=sorted(set(content["signatures"].values())),
     )
+    before, _, rest = card.text.partition(BEGIN)
+    after = rest.partition(END)[2].rstrip()
+    write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{BEGIN}\n{section}{END}{after}\n")
 
 
 def _on_hub(model: str) -> bool:
@@ -106,21 +116,6 @@ def _eval_results(rows: list[Row]) -> list[Any]:
         for row in rows
         if row.role != "agreement"
     ]
-
-
-def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None) -> str:
-    licences = data_set["licences"] if data_set else {}
-    return render(
-        "card.md.jinja",
-        sentences=content["summary"][model],
-        base=Path(content["models"][content["base"]]).name,
-        tuned=Path(content["models"][model]).name,
-        rows=rows,
-        data_set=data_set,
-        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
-        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
-        signatures=sorted(set(content["signatures"].values())),
-    )
 
 
 def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:

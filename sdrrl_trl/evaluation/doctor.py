@@ -35,15 +35,15 @@ def format_doctor(problems: dict[str, str | None]) -> str:
         members = content["task"] if "group" in content else [content]
         benchmark_of |= {member["task"]: path.parent.name for member in members if isinstance(member, dict)}
     cells: dict[str, dict[str, str]] = defaultdict(dict)
-    reasons: list[str] = []
+    reasons: dict[str, int] = {}
     for task, problem in problems.items():
         language, benchmark = language_of(task) or "", benchmark_of[task]
-        # The same reason but for the name of the file is one
-        reason = problem and re.sub(rf"(?<![a-z])({language}|[a-z]{{3}}_[A-Z][a-z]{{3}})(?![a-z])", "*", problem)
-        if reason and reason not in reasons:
-            reasons.append(reason)
-        worse = cells[language].get(benchmark, "yes") if reason is None else f"no ({reasons.index(reason) + 1})"
-        cells[language][benchmark] = worse
+        if problem is None:
+            cells[language].setdefault(benchmark, "yes")
+        else:
+            # The same reason but for the name of the file is one
+            reason = re.sub(rf"(?<![a-z])({language}|[a-z]{{3}}_[A-Z][a-z]{{3}})(?![a-z])", "*", problem)
+            cells[language][benchmark] = f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
     benchmarks = sorted({benchmark for row in cells.values() for benchmark in row})
     rows = [{"tag": tag} | {name: cells[tag].get(name, "") for name in benchmarks} for tag in sorted(cells)]
     return render("doctor.md.jinja", rows=rows, reasons=reasons)
