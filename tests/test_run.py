@@ -16,7 +16,7 @@ from conftest import DEMO, CannedGenerator, write_json_lines
 
 from sdrrl_trl.run import run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.utils import fingerprint
+from sdrrl_trl.utils import SDRRLError, fingerprint, locked
 
 
 @pytest.fixture
@@ -70,11 +70,14 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     run(run_config, tmp_path, tmp_path / "out")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
-    # what is done again, and is cut off, goes on without being asked for again
+    # neither an engine that is not there nor a run that is at work costs the model
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("sdrrl_trl.transfer.build.publish", lambda *_: 1 / 0)
         run(run_config, tmp_path, tmp_path / "out", overwrite_stage="translate")
-    run(run_config, tmp_path, tmp_path / "out")
+    with locked(tmp_path / "out" / "model"), pytest.raises(SDRRLError, match="in use"):
+        run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
+    run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
 
 
