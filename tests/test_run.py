@@ -64,8 +64,7 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     (bpb,) = [row for row in content["rows"] if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
-    card = (tmp_path / "out" / "model" / "README.md").read_text()
-    assert "2402.12204" in card
+    assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
     # once more: nothing is done again
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     run(run_config, tmp_path, tmp_path / "out")

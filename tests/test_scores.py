@@ -118,8 +118,7 @@ def test_thoughts_are_no_part_of_a_summary_or_an_answer():
     for about in ("Its thoughts stand between <think> and </think>. Then it answers.", "So <think>hm"):
         assert without_thoughts(about) == about
     assert without_thoughts("<think>a</think> B </think>") == "B </think>"
-    held_out = process_generation({"answer": "Oslo", "language": "nb"}, ["<think>The user wants it.</think>Oslo"])
-    assert held_out["chrf++"] == ("Oslo", "Oslo")
+    assert process_generation({"answer": "Oslo", "language": "nb"}, ["<think>a</think>Oslo"])["chrf++"][1] == "Oslo"
     assert texts.score_short_answer(doc, ["<think>Oslo"]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
 
 
