@@ -317,11 +317,12 @@ def test_reference_answers_load_no_model(tmp_path):
 
 def test_without_a_word_list_the_translator_makes_one(stub_seeds, tmp_path):
     folder, translator = tmp_path / "set", StubTranslator(tmp_path / "sent")
-    build(stub_seeds, folder, None, translator, lexicon="translator", seed=1)
+    options = {"lexicon": "translator", "temperature": 0}  # greedy answers do not depend on the seed
+    build(stub_seeds, folder, None, translator, seed=1, **options)
     lexicon = json.loads((folder / "stages" / "translate_pt" / "lexicon.json").read_text(encoding="utf-8"))
     assert lexicon["light"] == "luz" and "the" not in lexicon
     assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
-    build(stub_seeds, folder, None, translator, lexicon="translator", seed=2, overwrite_stage="code_switch")
+    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="code_switch", **options)
     assert translator.log.read_text().count("'light'") == 1  # the words are not translated again
     both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
     assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
