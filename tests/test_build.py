@@ -303,13 +303,16 @@ def test_lost_masks_are_rescued_in_pieces(stub_seeds, tmp_path):
     assert rows and all("`code " in row["prompt"][0]["content"] for row in rows)
 
 
-def test_reference_answers_load_no_model(tmp_path):
+def test_reference_answers_load_no_model_and_rewriting_shows_them_to_it(tmp_path):
     rows = [{"instruction": f"{sentence(str(i))}", "output": sentence(f"a{i}")} for i in range(12)]
-    seeds = write_json_lines(tmp_path / "seeds.jsonl", rows)
+    seeds, log = write_json_lines(tmp_path / "seeds.jsonl", rows), tmp_path / "asked"
     options = {"answer_source": "reference", "lexicon": None, "model_name_or_path": "there/is/none"}
     folder = build_transfer_set(stub_config(seeds, tmp_path / "set", **options), None, StubTranslator())
     answers = {row["completion"][0]["content"] for row in rows_of(folder)}
     assert answers & {row["output"] for row in rows}
+    options["answer_source"] = "rewrite"
+    build(seeds, tmp_path / "re", StubGenerator(log), **options | {"model_name_or_path": "stub"})
+    assert all(row["output"] in log.read_text() for row in rows)
     write_json_lines(seeds, [*rows, {"id": "bare", "instruction": "Hello?"}])
     with pytest.raises(SDRRLError, match="bare has none"):
         build(seeds, tmp_path / "x", **options)

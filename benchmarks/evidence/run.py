@@ -85,12 +85,14 @@ def train_arm(folder: Path, model: str, train: dict, options: dict, seed: int, f
     from trl import pack_dataset
 
     from sdrrl_trl import SDRRLConfig, SDRRLTrainer
-    from sdrrl_trl.stages import record_options
+    from sdrrl_trl.stages import check_options, write_options
     from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
     from sdrrl_trl.utils import read_json
 
     of_training = {name: value for name, value in options.items() if name != "texts"}
-    record_options(folder, of_training | {"pool": facts["pool"]}, "train")  # refuses checkpoints of other options
+    recorded = of_training | {"pool": facts["pool"]}
+    check_options(folder, recorded, "train")  # refuses checkpoints of other options
+    write_options(folder, recorded, "train")
 
     steps, n_points = options["steps"], options.get("points", 1)
     points = [str(folder / f"checkpoint-{steps * (i + 1) // n_points}") for i in range(n_points)]

@@ -8,6 +8,7 @@ from sdrrl_trl.engines import Generation, Generator
 from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.filters import reject_answer
+from sdrrl_trl.transfer.prompts import rewrite_prompt
 from sdrrl_trl.transfer.rows import Answer, Seed, chat, key_of
 from sdrrl_trl.transfer.select_engines import ask
 from sdrrl_trl.transfer.shards import read_shards
@@ -28,11 +29,18 @@ def answer_seeds(seeds: list[Seed], generator: Generator | None, config: Transfe
     if generator is None:
         replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
-        conversations = [chat(seed.turns, seed.system or config.system_prompt) for seed in asked]
+        conversations = [_conversation(seed, config) for seed in asked]
         replies = ask(generator.generate, conversations, Generation)
     by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
     too_long = Generation("", "prompt_too_long")
     return [_answer(seed, by_id.get(seed.source_id, too_long), config) for seed in seeds]
+
+
+def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
+    turns = seed.turns
+    if config.answer_source == "rewrite":
+        turns = (*turns[:-1], rewrite_prompt(turns[-1], seed.reference))
+    return chat(turns, seed.system or config.system_prompt)
 
 
 def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:

@@ -53,7 +53,8 @@ class TransferConfig:
             Model to be trained, which answers the questions itself: local path or hub id.
         answer_source (`str`, *optional*, defaults to `"own"`):
             `"own"`: the model answers (SDRRL). `"reference"`: the answers that came with the seeds (translated
-            fine-tuning, the baseline).
+            fine-tuning, the baseline). `"rewrite"`: the model rewrites those (SDFT,
+            https://huggingface.co/papers/2402.13669).
         generator (`str`, *optional*, defaults to `"transformers"`):
             Engine that runs the model: `"transformers"`, `"vllm"`, or the address of an OpenAI-compatible server, such
             as `http://localhost:8000/v1`. Its key is read from `OPENAI_API_KEY`.
@@ -120,7 +121,7 @@ class TransferConfig:
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
     source_language: str = field(default="en", metadata={"help": "Language of the seeds."})
     parallel: dict | str | None = field(default=None, metadata={"help": "Parallel sentences: file, or JSON mapping."})
-    answer_source: Literal["own", "reference"] = field(default="own", metadata={"help": "Own, or those of the seeds."})
+    answer_source: Literal["own", "reference", "rewrite"] = field(default="own", metadata={"help": "Whose answers."})
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})

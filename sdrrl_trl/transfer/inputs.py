@@ -66,10 +66,10 @@ def check_inputs(
     if translator is None:
         check_extra(config.translator)
     seeds = Seeds(config.seeds)
-    if config.answer_source == "reference" and seeds.without_reference is not None:
+    if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
-            f"`answer_source=reference` needs a reference answer to every question; {seeds.without_reference} has "
-            "none. Name their column in `columns` of `seeds`, or use the model's own answers."
+            f"`answer_source={config.answer_source}` needs a reference answer to every question; "
+            f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use own answers."
         )
     files = {target: path for target, path in config.lexicon.items() if path != TRANSLATOR}
     lexicons = {target: read_lexicon(path, config.source_language, target) for target, path in files.items()}

@@ -38,3 +38,8 @@ def completion_prompt(language: str, number: int) -> str:
     """Request to continue a text, in its language; `number` picks one of several wordings."""
     templates = _WORDINGS["continue"].get(language, _WORDINGS["continue"]["en"])
     return templates[number % len(templates)]
+
+
+def rewrite_prompt(question: str, reference: str) -> str:
+    """Request to answer in one's own words along a reference (SDFT, https://huggingface.co/papers/2402.13669)."""
+    return _WORDINGS["rewrite"].format(question=question, reference=reference)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 
-from sdrrl_trl.stages import record_options
+from sdrrl_trl.stages import check_options, write_options
 from sdrrl_trl.utils import SDRRLError, progress, timed, write_atomic
 
 
@@ -63,7 +63,13 @@ def map_shards(
     """
     state = PartialState()
     if state.is_main_process:
-        record_options(stage.folder, stage.options, stage.name)
+        if any(stage.folder.glob("*.jsonl")) and not (stage.folder / "options.json").exists():
+            raise SDRRLError(
+                f"{stage.folder / 'options.json'} is missing, so that nobody knows what the rows beside it are. "
+                f"Delete {stage.folder}: the stage is then done again."
+            )
+        check_options(stage.folder, stage.options, stage.name)
+        write_options(stage.folder, stage.options, stage.name)
         for leftover in stage.folder.glob(".*.tmp"):  # of a killed process; none is at work before all have waited
             leftover.unlink()
     state.wait_for_everyone()
