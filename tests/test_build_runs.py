@@ -29,7 +29,8 @@ def test_the_records_are_those_that_the_first_edition_made_of_the_same_answers(s
     options = {"proportions": dict.fromkeys(KINDS, 1), "size": 10**6, "test_size": 0.3, "parallel": parallel}
     folder = build(stub_seeds, tmp_path / "set", **options)
     for split in GOLDEN:
-        lines = sorted(json.dumps(row, sort_keys=True) for row in rows_of(folder, split))
+        rows = [{name: row[name] for name in row if name != "truncated"} for row in rows_of(folder, split)]
+        lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
         assert f"{len(lines)} {hashlib.sha256(''.join(lines).encode()).hexdigest()}" == GOLDEN[split]
 
 

@@ -67,7 +67,12 @@ def _writer(path: Path) -> Iterator[Any]:
 
     text, temporary = Value("string"), path.with_name(f".{path.name}.tmp")
     message = List({"role": text, "content": text})
-    features = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}
+    features = {
+        "prompt": message,
+        "completion": message,
+        **dict.fromkeys(PROVENANCE, text),
+        "truncated": Value("bool"),
+    }
     if path.name == "rejected.parquet":
         features = dict.fromkeys(REJECTED, text)
     with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:
