@@ -1,4 +1,4 @@
-"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU by us."""
+"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU."""
 
 from typing import Any
 

@@ -161,8 +161,11 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
 def _end_of_turn(tokenizer: Any) -> list[int]:
     """The tokens that the chat template puts behind an answer."""
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]
-    behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("¤")[2]
-    return tokenizer(behind, add_special_tokens=False)["input_ids"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    answered = text[: text.rindex("¤") + 1]
+    # Not what is behind alone: some tokenizers begin a text otherwise than they go on
+    whole, start = tokenizer([text, answered], add_special_tokens=False)["input_ids"]
+    return whole[len(start) :]
 
 
 def _without(end: list[int], labels: list[int]) -> list[int]:

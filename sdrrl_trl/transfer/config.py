@@ -65,7 +65,7 @@ class TransferConfig:
         system_prompt (`str`, *optional*):
             System message put before every question that has none.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer in tokens. Longer ones are cut off, hence rejected.
+            Longest answer in tokens. Longer ones are cut off, and are in records of the kind `source` alone.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of sampling. Only at 1, with `top_p` 1, are answers samples of what the model would say, on
             which training changes it least (`docs/method.md`). 0 for greedy decoding.
@@ -100,7 +100,7 @@ class TransferConfig:
         test_size (`float`, *optional*, defaults to `0.1`):
             Share of the questions held out, in all languages.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of all random choices.
+            Seed of all random choices, the sampled answers among them.
 
         > Parameters that control the run
 
