@@ -242,7 +242,8 @@ class _Sampler(LogitsProcessor):
     """
     Sampling with random numbers of each row's own, by the Gumbel-max trick: the token with the highest sum of logit
     and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples. Logits that differ in
-    their last bits, as they do with the padding of a batch, nearly always give the same token.
+    their last bits, as they do with the padding of a batch, give the same token: nearly always in float32, mostly in
+    bfloat16.
     """
 
     def __init__(self, sampling: Sampling, generators: list[torch.Generator]):
