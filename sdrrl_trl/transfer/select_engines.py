@@ -42,7 +42,7 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     Raises:
         `SDRRLError`: if it does not know one of the languages.
     """
-    greedy = Sampling(config.max_new_tokens, temperature=0.0)  # of a translation, the best is wanted, not any
+    greedy = Sampling(temperature=0.0)  # of a translation, the best is wanted, not any
     if is_address(config.translator):
         return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model, greedy))
     if config.translator == "self":
