@@ -129,16 +129,12 @@ def _choose_and_publish(
     if is_non_commercial(licence):
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
     left_out = {" ".join(cell): available[cell] - n for cell, n in sorted(chosen.items()) if available[cell] > n}
+    counts = {"seeds": len(inputs.seeds), "left_out": left_out, "truncated": mix.n_truncated, "rejected": mix.rejected}
     facts = {
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {
-            "seeds": len(inputs.seeds),
-            "left_out": left_out,
-            "truncated": mix.n_truncated,
-            "rejected": mix.rejected,
-        },
+        "counts": counts,
     }
     publish(config, mix.rows(), facts)
 
