@@ -111,6 +111,18 @@ def _inspect(arguments: list[str]) -> None:
     print(inspect_transfer_set(options.folder, options.n, options.width))
 
 
+def _export(arguments: list[str]) -> None:
+    parser = _parser("export")
+    parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
+    parser.add_argument("output", type=Path, help="new folder for the Parquet files")
+    parser.add_argument("--for", dest="method", required=True, choices=("dpo", "sdft"), help="the trainer of TRL")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.transfer.export import export
+
+    n_rows = export(options.folder, options.output, options.method)
+    print(f"{n_rows} training rows: {options.output}")
+
+
 def _train(arguments: list[str]) -> None:
     from trl import ModelConfig
 
@@ -197,6 +209,7 @@ def _doctor(arguments: list[str]) -> None:
 COMMANDS = {
     "build": (_build, "make a transfer set: the model answers, the answers are translated, records are mixed"),
     "inspect": (_inspect, "show what is in a transfer set: counts, samples of each kind, rejected rows"),
+    "export": (_export, "write a transfer set as TRL's DPO or SDFT trainer takes it"),
     "train": (_train, "fine-tune the model on a transfer set"),
     "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
     "report": (_report, "compare base and tuned: table, JSON, plot"),

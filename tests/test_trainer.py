@@ -65,6 +65,18 @@ def assert_equal_weights(one, other):
         assert torch.equal(p, q)
 
 
+def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model, tmp_path):
+    dataset = rows(4).add_column("truncated", [False, True, False, True])
+    trainer = make(tiny_model, tmp_path, dataset)
+    for row, made in zip(dataset, trainer.train_dataset, strict=True):
+        text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
+        assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
+        assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
+    # What `max_length` has cut has no end of turn to lose
+    short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - 3)
+    assert short.train_dataset[3]["labels"] == made["labels"][:-3]
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):
     return train(tiny_model, tmp_path_factory.mktemp("trained"))
