@@ -120,7 +120,7 @@ def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
     arguments = ["--config", str(tmp_path / "train.yaml"), "--kl_coef", "3", "--lora_target_modules", "q_proj"]
     training, model = parse_command((SDRRLConfig, ModelConfig), arguments, "sdrrl train")
     assert (training.kl_coef, training.anchor_languages, training.learning_rate) == (3, ["source"], 1e-3)
-    assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, ["q_proj"])
+    assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, "q_proj")
     training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments, "--recipe", "paper"], "sdrrl train")
     assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-5, False)
 
