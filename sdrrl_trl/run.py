@@ -59,8 +59,11 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     check_inputs(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
-    if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
-        raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
+    needs_held_out = HELD_OUT in evaluation_config.tasks or train_configs[0].forgetting_bound is not None
+    if needs_held_out and build_config.test_size == 0:
+        raise SDRRLError(
+            f"`{HELD_OUT}` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
+        )
 
     # All at once, and only what these stages have written themselves: a run that is cut off from here on goes on with
     # the same command without `overwrite_stage`

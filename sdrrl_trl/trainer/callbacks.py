@@ -33,7 +33,7 @@ class ProgressLines(TrainerCallback):
         self._start, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs, **kwargs):
-        shown = ("loss", "nll/", "eval_loss", "eval_bpb/", "eval_drift/", "lm_eval/")
+        shown = ("loss", "nll/", "eval_loss", "eval_bpb/", "eval_drift/source", "lm_eval/")
         figures = [f"{name} {float(value):.3f}" for name, value in logs.items() if name.startswith(shown)]
         if not figures or not state.is_world_process_zero:
             return
@@ -229,7 +229,7 @@ class ForgettingCallback(TrainerCallback):
                 f"The model forgets: at step {state.global_step} its drift on held-out answers in the source language "
                 f"is {drifts[0]:.3f} bits per byte, beyond `bound={self.bound}`"
                 + (", so the training stops." if self.stop else ".")
-                + " Set `anchor_languages` and `kl_coef`, train on more records of kind `source`, or lower "
-                "`learning_rate`."
+                + " Anchor the source language (`anchor_languages`, a larger `kl_coef`), train on more records of "
+                "kind `source`, or lower `learning_rate`."
             )
         self._warned = True

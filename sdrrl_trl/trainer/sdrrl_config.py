@@ -35,6 +35,8 @@ class SDRRLConfig(SFTConfig):
     anchor_languages: list[str] | None = field(default=None, metadata={"help": "Answered in these: KL, no NLL."})
 
     def __post_init__(self):
+        if isinstance(self.anchor_languages, str):
+            self.anchor_languages = [self.anchor_languages]
         # A kill before a checkpoint is sealed must not leave that one alone
         if self.save_total_limit == 1:
             self.save_total_limit = 2

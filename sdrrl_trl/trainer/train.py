@@ -127,6 +127,9 @@ def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         value = getattr(training_args, name)
         if value is not None and not value > 0:
             raise SDRRLError(f"`{name}` must be above 0, got {value}.")
+    bound = script_args.forgetting_bound
+    if bound is not None and not bound >= 0:
+        raise SDRRLError(f"`forgetting_bound` must be at least 0, got {bound}: the initial model would be beyond it.")
     if script_args.eval_tasks:
         select(script_args.eval_tasks)
     check_can_carry_groups(training_args, data_collator=None)  # those of the transfer set
