@@ -154,18 +154,24 @@ def timed(path: Path, stage: str) -> Iterator[None]:
 
 def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 10.0):
     """
-    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and prints a line with rate and time
-    left every `every` seconds and at the end. `done` units were finished by an earlier run.
+    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is: a bar on a
+    terminal, elsewhere a line every `every` seconds and at the end, both with rate and time left. `done` units were
+    finished by an earlier run.
     """
+    from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
+
+    is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
+    show_bar = is_main and sys.stderr.isatty()
     start = last = time.monotonic()
     finished = done
-    for n, item in items:
-        yield item
-        finished += n
-        now = time.monotonic()
-        # Of several processes, the first shows its share
-        if (now - last >= every or finished == total) and int(os.environ.get("RANK", 0)) == 0:
-            last = now
-            rate = (finished - done) / max(now - start, 1e-9)
-            left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
-            print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)
+    with tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not show_bar) as bar:
+        for n, item in items:
+            yield item
+            bar.update(n)
+            finished += n
+            now = time.monotonic()
+            if is_main and not show_bar and (now - last >= every or finished == total):
+                last = now
+                rate = (finished - done) / max(now - start, 1e-9)
+                left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
+                print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)

@@ -90,7 +90,7 @@ def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool
 
 
 def loss_and_gradients(model, ref_model, inputs):
-    teacher = teacher_states(model, ref_model, inputs)
+    teacher = teacher_states(model, ref_model, None, inputs)
     anchored = inputs["input_ids"][:, 1:] % 2 == 0
     outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7, "anchored": anchored})
     outputs.loss.backward()

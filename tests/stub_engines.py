@@ -51,7 +51,7 @@ class StubGenerator:
         questions = [conversation[-1]["content"] for conversation in conversations]
         note(self.log, map(repr, questions))
         time.sleep(self.pause)
-        answers = [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop", 30) for q in questions]
+        answers = [Generation(f"{sentence(q)} {sentence(q[::-1])}", "stop") for q in questions]
         return [self.change(number, answer) for number, answer in enumerate(answers)]
 
 

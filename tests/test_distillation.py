@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, OFTConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from test_trainer import CPU, LORA, make, plain_rows, rows, tokenized
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cohere2Config, Gemma2Config, GraniteConfig
 
@@ -241,13 +241,38 @@ def test_the_divergence_is_zero_at_the_start_and_the_teacher_stays_as_it_was(tin
     assert all(torch.equal(found[name], initial[name]) for name in compared)
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+        LoHaConfig(r=2, target_modules=["q_proj"], init_weights=False),
+        LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"),
+    ],
+    ids=["lora", "ia3", "loha", "embedding lora", "pissa"],
+)
+def test_training_on_from_any_adapter_keeps_a_copy_of_it_as_teacher(tiny_model, tmp_path, adapter):
+    torch.manual_seed(3)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model.eval()(input_ids=ids).logits.detach()
+    trainer = of_objects(model, tiny_model, tmp_path, max_steps=1, learning_rate=1e-2)
+    assert abs(trainer.evaluate(rows())["eval_kl/pt"]) < 1e-5  # of the adapter, not of the bare model
+    disturb(trainer)
+    trainer.train()
+    assert trainer.evaluate(rows())["eval_kl/pt"] > 1e-4
+    trainer.model.set_adapter("sdrrl_teacher")
+    torch.testing.assert_close(trainer.model.eval()(input_ids=ids).logits.detach(), before, rtol=1e-4, atol=1e-4)
+
+
 def test_dropout_is_off_in_the_teacher(tiny_model, tmp_path):
     model, ref_model = (AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.5) for _ in range(2))
     trainer = of_objects(model, tiny_model, tmp_path, ref_model=ref_model)
     (batch,) = list(trainer.get_train_dataloader())
     batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     trainer.ref_model.train()
-    first, second = (teacher_states(trainer.model, trainer.ref_model, batch)[0] for _ in range(2))
+    first, second = (teacher_states(trainer.model, trainer.ref_model, None, batch)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert trainer.ref_model.training
 
@@ -270,9 +295,6 @@ def test_a_teacher_must_be_there_another_model_and_of_the_same_vocabulary(tiny_m
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with pytest.raises(SDRRLError, match="needs the frozen initial model"):
         of_objects(model, tiny_model, tmp_path)
-    came_with_adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LORA)
-    with pytest.raises(SDRRLError, match="came with an adapter"):
-        of_objects(came_with_adapter, tiny_model, tmp_path)
     for peft_config in (None, LORA):
         with pytest.raises(SDRRLError, match="the model itself"):
             of_objects(model, tiny_model, tmp_path, ref_model=model, peft_config=peft_config)

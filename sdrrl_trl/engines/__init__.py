@@ -40,12 +40,10 @@ class Generation:
         text (`str`): The answer, surrounding white space removed.
         finish_reason (`str`): `"stop"`, `"length"` if the answer was cut off at the limit, `"prompt_too_long"` if
             there is none, or a reason of the server's.
-        n_tokens (`int`): Length in tokens, end of sequence not counted.
     """
 
     text: str
     finish_reason: str
-    n_tokens: int
 
 
 class Generator(Protocol):

@@ -53,8 +53,9 @@ class SDRRLTrainer(SFTTrainer):
         *positional, **kwargs:
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with a `peft_config`, where the
-            adapter is turned off instead, nor if `model` is a path.
+            Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with PEFT, where the adapter is
+            turned off instead (or, if the model came with a trained adapter, a copy of that is used), nor if `model`
+            is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.
@@ -115,7 +116,7 @@ class SDRRLTrainer(SFTTrainer):
         )
         self._origin = (model, ref_model, bound.arguments.get("peft_config"))
         if args.kl_coef:
-            initial = initial_model(*self._origin)
+            initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
         self._groups = group_table(train_dataset, eval_dataset)
         if self._groups:
@@ -133,7 +134,7 @@ class SDRRLTrainer(SFTTrainer):
         if self._groups:
             # SFTTrainer refuses a custom collator with packing, so extend the one it has built
             self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
-        self.ref_model = prepare_teacher(self, initial) if self.args.kl_coef else None
+        self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin) if args.kl_coef else (None, None)
 
     def _check_supported(self) -> None:
         """Refuses what the divergence, or figures by kind and language, would be wrong with."""
@@ -162,7 +163,7 @@ class SDRRLTrainer(SFTTrainer):
             `SDRRLError`: if nothing says what the initial model was, or it cannot be compared with.
         """
         if not self.args.kl_coef and not self._watches_drift:
-            self.ref_model = prepare_teacher(self, initial_model(*self._origin))
+            self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin)
         self._watches_drift = True
 
     def _asks_teacher(self) -> bool:
@@ -225,7 +226,7 @@ class SDRRLTrainer(SFTTrainer):
     def _distill(self, model, inputs: dict[str, Any], group_ids: torch.Tensor | None) -> DistillationOutput:
         del inputs["fused_lm_head"]
         with self.accelerator.autocast():
-            teacher = teacher_states(self.model, self.ref_model, inputs)
+            teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
         anchored = None
         if self.args.anchor_languages:
             is_anchor = [answer in self.args.anchor_languages for *_, answer in self._groups]

@@ -1,5 +1,6 @@
 """The frozen teacher, and the forward pass that compares the student with it."""
 
+import copy
 import functools
 import types
 from collections.abc import Iterator
@@ -8,16 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx, use_adapter
 
 from sdrrl_trl.trainer.divergence import Distillation, Head, chunked_distillation
 from sdrrl_trl.utils import SDRRLError
+
+
+_TEACHER_ADAPTER = "sdrrl_teacher"
 
 
 @dataclass
@@ -62,8 +66,8 @@ def initial_model(
             Adapter that the student gets.
 
     Returns:
-        `str` or [`~transformers.PreTrainedModel`] or `None`: a model or its path, `None` for the student with its
-        adapter turned off.
+        `str` or [`~transformers.PreTrainedModel`] or `None`: a model or its path, `None` for the student with its new
+        adapter turned off, or with a copy of the adapter that it came with.
 
     Raises:
         `SDRRLError`: if there is no such model.
@@ -73,10 +77,7 @@ def initial_model(
             raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
         return ref_model
     if isinstance(model, PeftModel):
-        raise SDRRLError(
-            "The model came with an adapter, so without it the model is not the initial model, which the divergence "
-            "is measured from. Give that as `ref_model`, or merge the adapter."
-        )
+        return None
     if peft_config is not None:
         if changes_base(peft_config):
             raise SDRRLError(
@@ -93,22 +94,30 @@ def initial_model(
     )
 
 
-def prepare_teacher(trainer: SFTTrainer, initial: str | PreTrainedModel | None) -> PreTrainedModel | None:
+def prepare_teacher(
+    trainer: SFTTrainer,
+    model: str | PreTrainedModel | PeftModel,
+    ref_model: str | PreTrainedModel | None,
+    peft_config: PeftConfig | None,
+) -> tuple[PreTrainedModel | None, str | None]:
     """
     Makes the student comparable with its teacher, and loads that if need be.
 
     Args:
         trainer ([`~trl.SFTTrainer`]):
             Trainer that holds the student.
-        initial (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Result of [`initial_model`].
+        model, ref_model, peft_config:
+            What the trainer was made with, see [`initial_model`].
 
     Returns:
-        [`~transformers.PreTrainedModel`] or `None`: the teacher, `None` if that is the student without its adapter.
+        `tuple`: the reference model, or `None` if the student's adapters make the difference; the adapter that makes
+        the student its teacher, or `None` for no adapter.
 
     Raises:
-        `SDRRLError`: if the teacher has another vocabulary, or the student is a mixture of experts with a router loss.
+        `SDRRLError`: if there is no teacher, it has another vocabulary, or the student is a mixture of experts with a
+            router loss.
     """
+    initial = initial_model(model, ref_model, peft_config)
     if trainer.aux_loss_enabled:
         raise SDRRLError(
             "The divergence (`kl_coef`, ForgettingCallback) does not support mixture-of-experts models with a router "
@@ -116,12 +125,13 @@ def prepare_teacher(trainer: SFTTrainer, initial: str | PreTrainedModel | None) 
         )
     student = base_of(trainer.model)
     add_distillation(student)
+    if initial is None and isinstance(model, PeftModel):  # without its adapter, it would not be the initial one
+        copy_adapter(trainer.model, _TEACHER_ADAPTER)
+        return None, _TEACHER_ADAPTER
     if initial is None:
-        return None
+        return None, None
     if isinstance(initial, str):
-        # Options such as a revision are those of the model's own path
-        is_own_path = initial == student.config._name_or_path
-        kwargs = dict(trainer.args.model_init_kwargs or {}) if is_own_path else {}
+        kwargs = dict(trainer.args.model_init_kwargs or {}) if initial == model else {}
         kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
         kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
         initial = AutoModelForCausalLM.from_pretrained(initial, **kwargs)
@@ -134,11 +144,11 @@ def prepare_teacher(trainer: SFTTrainer, initial: str | PreTrainedModel | None) 
     initial.requires_grad_(False)
     add_distillation(base_of(initial))
     if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(initial, trainer.accelerator)
+        return prepare_deepspeed(initial, trainer.accelerator), None
     if trainer.is_fsdp_enabled:
-        return prepare_fsdp(initial, trainer.accelerator)
+        return prepare_fsdp(initial, trainer.accelerator), None
     # Not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
-    return initial.to(trainer.accelerator.device).eval()
+    return initial.to(trainer.accelerator.device).eval(), None
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -223,19 +233,34 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_adapter(model: PeftModel) -> Iterator[None]:
-    """No adapter is active inside; what is trainable stays so."""
+def adapter_active(model: PeftModel, name: str | None) -> Iterator[None]:
+    """The named adapter alone is active inside, no adapter for `None`; what is trainable stays so."""
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
 
     def restore() -> None:
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(key in trainable)
 
-    with model.disable_adapter():
+    with use_adapter(model, name):
         # FSDP2 takes the data type of gradients from what is trainable in the first forward, which is the teacher's
         restore()
         yield
     restore()
+
+
+def copy_adapter(model: PeftModel, name: str) -> None:
+    """Adds a frozen copy of the active adapter under another name, in place of an earlier copy of that name."""
+    active = model.active_adapter
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    config = copy.deepcopy(model.peft_config[active])
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True  # initialisations such as PiSSA would change the base model once more
+    model.add_adapter(name, config)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name=name)
+    for parameter_name, parameter in model.named_parameters():
+        if name in parameter_name.split("."):
+            parameter.requires_grad_(False)
 
 
 def changes_base(config: PeftConfig) -> bool:
@@ -249,20 +274,22 @@ def changes_base(config: PeftConfig) -> bool:
 
 @torch.no_grad()
 def teacher_states(
-    model: torch.nn.Module, ref_model: torch.nn.Module | None, inputs: dict[str, Any]
+    model: torch.nn.Module, ref_model: torch.nn.Module | None, adapter: str | None, inputs: dict[str, Any]
 ) -> tuple[torch.Tensor, Head]:
     """
     Last hidden states and head of the frozen initial model.
 
     Args:
         model (`torch.nn.Module`):
-            The student, whose adapter is the difference to the teacher, if there is no `ref_model`.
+            The student, whose adapters are the difference to the teacher, if there is no `ref_model`.
         ref_model (`torch.nn.Module`, *optional*):
             The teacher.
+        adapter (`str`, *optional*):
+            Adapter of `model` that makes it the teacher. `None` for no adapter.
         inputs (`dict[str, Any]`):
             Model inputs with labels.
     """
     teacher = model if ref_model is None else ref_model
-    switch = without_adapter(model) if ref_model is None else nullcontext()
+    switch = adapter_active(model, adapter) if ref_model is None else nullcontext()
     with evaluation_mode(teacher), switch:
         return teacher(**inputs, hidden_states_only=True)

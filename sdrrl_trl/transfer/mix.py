@@ -38,12 +38,11 @@ class Mix:
         sentences (`Path`):
             Folder of the parallel sentences; there may be none.
 
-    Attributes:
+    Attributes, after [`choose`]:
         available (`Counter[tuple[str, str]]`):
             Number of training records that can be made, by kind and language.
-        counts (`dict[str, Any]`):
-            For the manifest: `rejected` rows by reason and language; of the `translated` texts, by language, how many
-            have masks and how many lost some, and how many words of the code-switched questions were switched.
+        rejected (`dict[str, int]`):
+            Number of rejected rows by reason and language.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -55,10 +54,6 @@ class Mix:
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
         self._test_questions = set(self._find_test_questions())
-        self._ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
-        self._last_ranks: dict[tuple[str, str], int] = {}
-        self._count()
-        self.available = Counter({cell: len(ranks) for cell, ranks in self._ranks.items()})
 
     def _rank(self, answer: Answer) -> int:
         """
@@ -117,34 +112,6 @@ class Mix:
     def _asks_test_question(self, texts: tuple[str, ...]) -> bool:
         return any(_question_key(text) in self._test_questions for text in texts)
 
-    def _count(self) -> None:
-        """Ranks of all training records, and counts of all rows."""
-        rejected: Counter[str] = Counter()
-        translated = {target: Counter() for target in self._config.target_languages}
-        for row, is_test in self:
-            if isinstance(row, Pair) and not row.is_sentence:
-                n_words = len(row.source[-2].split()) if row.switched else 0
-                translated[row.language].update(
-                    texts=len(row.target),
-                    with_masks=row.n_masked,
-                    lost_masks=row.n_lost,
-                    words=n_words,
-                    switched_words=row.n_switched,
-                )
-            if row.reason:
-                language = rejected_row(row, self._config.source_language)["language"]
-                rejected[f"{row.reason} {language}"] += 1
-            elif not is_test:
-                for record in self.records(row):
-                    self._ranks[record.kind, record.language].append(record.rank(self._config.seed))
-        self.counts: dict[str, Any] = {"rejected": dict(sorted(rejected.items()))}
-        self.counts["translated"] = {target: dict(found) for target, found in translated.items()}
-
-    def records(self, row: Answer | Pair) -> Iterator[Record]:
-        """The records of a row that can be of use."""
-        found = records_of(row, self._config.source_language)
-        return (record for record in found if record.kind in self._kinds)
-
     def choose(self) -> dict[tuple[str, str], int]:
         """
         Decides which training records are taken: at random, but the same each time. Returns how many of each kind and
@@ -153,10 +120,26 @@ class Mix:
         Raises:
             `SDRRLError`: if there would be none of a kind or language that was asked for.
         """
-        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
+        rejected: Counter[str] = Counter()
+        ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
+        for row, is_test in self:
+            if row.reason:
+                language = rejected_row(row, self._config.source_language)["language"]
+                rejected[f"{row.reason} {language}"] += 1
+            elif not is_test:
+                for record in self.records(row):
+                    ranks[record.kind, record.language].append(record.rank(self._config.seed))
+        self.available = Counter({cell: len(found) for cell, found in ranks.items()})
+        self.rejected = dict(sorted(rejected.items()))
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.rejected.items())
         chosen = quotas(self.available, self._config, f" Rejected: {reasons or 'nothing'}.")
-        self._last_ranks = {cell: _smallest(self._ranks[cell], n) for cell, n in chosen.items()}
+        self._last_ranks = {cell: _smallest(ranks[cell], n) for cell, n in chosen.items()}
         return chosen
+
+    def records(self, row: Answer | Pair) -> Iterator[Record]:
+        """The records of a row that can be of use."""
+        found = records_of(row, self._config.source_language)
+        return (record for record in found if record.kind in self._kinds)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of the data set, each with the split that it belongs to, or `"rejected"`; after [`choose`]."""
@@ -260,10 +243,9 @@ def quotas(
         for (kind, language), n in sorted(available.items())
         if kind in config.proportions and n
     }
-    most = min((available[cell] / share for cell, share in shares.items()), default=0)
+    size = config.size or min((available[cell] / share for cell, share in shares.items()), default=0)
     # 1e-9 against products such as 9.999999, where 10 records are asked for
-    rounded = {cell: int((config.size or most) * share + 1e-9) for cell, share in shares.items()}
-    chosen = {cell: min(available[cell], n) for cell, n in rounded.items()}
+    chosen = {cell: min(available[cell], int(size * share + 1e-9)) for cell, share in shares.items()}
     missing = []
     for kind in config.proportions:
         for language in [config.source_language] if kind == "source" else config.target_languages:

@@ -33,8 +33,6 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
     folder, counts = Path(config.output_dir), {"train": Counter(), "test": Counter()}
-    # From here to the end the set is not complete, and has no manifest that says it were
-    (folder / "manifest.json").unlink(missing_ok=True)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
         for split, row in rows:

