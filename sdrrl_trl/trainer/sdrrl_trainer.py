@@ -121,7 +121,8 @@ class SDRRLTrainer(SFTTrainer):
         self._groups = group_table(train_dataset, eval_dataset)
         if self._groups:
             check_can_carry_groups(args, data_collator)
-        check_anchors(args.anchor_languages or [], train_dataset)
+        if args.anchor_languages:
+            check_anchors(args.anchor_languages, train_dataset)
         # Of the data to evaluate on, for callbacks
         self.eval_kinds = {kind for kind, *_ in group_table(None, eval_dataset)}
         self._watches_drift = False
