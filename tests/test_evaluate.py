@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, CannedGenerator, data_dir, write_json_lines
+from conftest import DEMO, ROOT, CannedGenerator, cases, write_json_lines
 from peft import LoraConfig, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
+from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
-from sdrrl_trl.evaluation.outputs import load, save
+from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
 
@@ -30,13 +32,19 @@ def transfer_set(tmp_path_factory):
     return build_transfer_set(config(seeds, folder / "set", **more), CannedGenerator())
 
 
+def make_adapter(base, folder, seed, factor=1.0, **more):
+    """A random adapter; `factor` scales the head, for one that trains it."""
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **more)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+    model.get_output_embeddings().weight.data.mul_(factor)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def adapter(tiny_model, tmp_path_factory):
-    torch.manual_seed(1)
-    lora = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    folder = str(tmp_path_factory.mktemp("adapter"))
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(folder)
-    return folder
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +82,13 @@ def bits_per_byte(model, tokenizer, rows):
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         answer = row["completion"][0]["content"]
         # lm-eval counts the white space at the end of the prompt with the answer
-        context, whole = (tokenizer(text)["input_ids"] for text in (prompt.rstrip(), prompt + answer))
+        context, whole = (
+            tokenizer(text, return_tensors="pt").input_ids for text in (prompt.rstrip(), prompt + answer)
+        )
+        labels = whole.clone()
+        labels[:, : context.shape[1]] = -100
         with torch.no_grad():
-            log_probs = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
-        nats -= log_probs.gather(-1, torch.tensor(whole[1:])[:, None])[len(context) - 1 :].sum().item()
+            nats += model(whole, labels=labels).loss.item() * (whole.shape[1] - context.shape[1])
         n_bytes += len(answer.encode())
     return nats / n_bytes / math.log(2)
 
@@ -101,6 +112,26 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
 
 
+def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(tiny_model, options, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True).save_pretrained(base)
+    models = {"base": base, "first": make_adapter(base, tmp_path / "first", 1)}
+    # A copy of its own of the head that the base has tied to its embeddings; it would stay in the base
+    models["head"] = make_adapter(base, tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
+    models["last"] = make_adapter(base, tmp_path / "last", 3)
+    load_model = Mock(wraps=transformers.load_model)
+    monkeypatch.setattr(transformers, "load_model", load_model)
+    together = evaluate(options(tmp_path / "together", models=[f"{name}={path}" for name, path in models.items()]))
+    assert load_model.call_count == 2
+    scores = set()
+    for name, path in models.items():
+        alone = evaluate(options(tmp_path / f"{name}_alone", models=[f"{name}={path}"]))
+        assert answers_of(tasks_of(together, name)) == answers_of(tasks_of(alone, name))
+        scores.add(tasks_of(together, name)["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"])
+    assert len(scores) == 4
+
+
 def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
     folder = evaluation / "tuned"
     (file,) = folder.glob("results_*.json")
@@ -116,25 +147,6 @@ def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, ada
     assert {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash"} <= set(row)
     assert row["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] == 8  # that of the transfer set
     assert len(rows) == 6 and not list(folder.glob(".unfinished*"))
-
-
-def test_numbers_that_json_has_not_are_null(tmp_path):
-    sample = {"doc_id": 0, "doc": {}, "target": "x", "arguments": [("p", "a")], "resps": [["r"]], "filter": "none"}
-    sample |= {"filtered_resps": ["r"], "doc_hash": "a", "prompt_hash": "b", "target_hash": "c"}
-    results = {
-        "results": {"t": {"f1,none": math.nan}},
-        "configs": {"t": {}},
-        "n-samples": {"t": {"original": 1, "effective": 1}},
-        "samples": {"t": [sample | {"f1": math.nan, "perplexity": [math.inf, 2]}]},
-        **{"versions": {"t": 0}, "n-shot": {"t": 0}, "higher_is_better": {"t": {"f1": True}}},
-    }
-    about = {"model_source": "hf", "model_args": {"pretrained": "m"}, "system_instruction": None}
-    save(tmp_path, results, about | {"chat_template": None, "fewshot_as_multiturn": False})
-    for file in tmp_path.iterdir():
-        for line in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
-            json.loads(line, parse_constant=pytest.fail)
-    result = load(tmp_path).tasks["t"]
-    assert math.isnan(result.metrics["f1"]) and result.items[0].scores == {"f1": None}
 
 
 def test_each_model_is_asked_with_its_own_chat_template(tiny_model, adapter, options, tmp_path):
@@ -165,14 +177,18 @@ def test_a_task_with_fewer_items_than_processes_is_named():
         module.prepare_tasks({"small": task}, None, 4)
 
 
+def arguments(config):
+    """Of the command, for a configuration."""
+    given = ["evaluate", "--models", *config.models, "--tasks", *config.tasks, "--output_dir", config.output_dir]
+    return [*given, "--transfer_set", str(config.transfer_set), "--model_args", config.model_args]
+
+
 def test_a_killed_evaluation_goes_on_and_keeps_what_is_done(options, evaluation, tmp_path):
     """`kill -9` at each of several moments: what was written stays, and the end is that of a run without kills."""
     script = "import sys; from sdrrl_trl.evaluation import evaluate as m; m.CHUNK_ITEMS = 6; "
     script += "from sdrrl_trl.cli import main; main(sys.argv[1:])"
     whole = options(tmp_path / "killed")
-    command = [sys.executable, "-c", script, "evaluate", "--models", *whole.models, "--tasks", *whole.tasks]
-    command += ["--transfer_set", str(whole.transfer_set), "--model_args", "dtype=float32"]
-    command += ["--output_dir", whole.output_dir]
+    command = [sys.executable, "-c", script, *arguments(whole)]
     for n in (1, 5):  # results files, of eight
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list(tmp_path.glob("killed/*/results_*"))) < n:
@@ -212,18 +228,6 @@ def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, option
     result = tasks_of(evaluate(plain), "base")["sdrrl_heldout_bpb_pt"]
     assert result.signature["chat_template"] == "none"
     assert not any("<|im_start|>" in item.prompt for item in result.items)
-
-
-def test_an_adapter_with_a_head_of_its_own_on_a_tied_model_is_evaluated(tiny_model, options, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
-    for part in (model, AutoTokenizer.from_pretrained(tiny_model)):
-        part.save_pretrained(tmp_path / "tied")
-    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
-    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
-    models = [f"base={tmp_path / 'tied'}", f"tuned={tmp_path / 'adapter'}"]
-    base, tuned = tasks_of(evaluate(options(tmp_path / "evaluation", models=models)), "base", "tuned")
-    assert tuned["sdrrl_heldout_bpb_pt"].metrics == pytest.approx(base["sdrrl_heldout_bpb_pt"].metrics)
 
 
 @pytest.mark.parametrize("template", [True, False])
@@ -277,20 +281,7 @@ def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_pat
     assert not list((tmp_path / "evaluation").glob("broken/*"))
 
 
-@pytest.mark.parametrize(
-    "more, named",
-    [
-        ({"models": ["../up=m"]}, "not of the form `name=path`"),
-        ({"models": ["options.json=m"]}, "not of the form `name=path`"),
-        ({"model_args": "float32"}, "not of the form `name=value"),
-        ({"model_args": "base_url=http://me:secret@host/v1"}, "holds a password"),
-        ({"limit": 0}, "`limit` must be at least 1"),
-        ({"models": ["a=m", "a=n"]}, "names a model twice"),
-        # What lm-eval would pass over, or must not have
-        ({"model_args": "dtpye=x"}, "dtpye cannot be set"),
-        ({"model_args": "trust_remote_code=x"}, "trust_remote_code cannot be set"),
-    ],
-)
+@pytest.mark.parametrize("more, named", cases("evaluation"))
 def test_options_that_cannot_work_are_named(options, tmp_path, more, named):
     with pytest.raises(SDRRLError, match=named):
         evaluate(options(tmp_path, **more))
@@ -303,25 +294,19 @@ def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evalua
     found = {(row["language"], row["metric"]) for row in content["rows"]}
     assert found == {(lang, m) for lang in ("pt", "en") for m in ("chrf++", "in_language", "answer_bits_per_byte")}
     assert {row["comparison"]["n"] for row in content["rows"]} == {6}
-    assert (
-        "| evaluate | 12 |" in path.read_text()
-        and "## Transfer set" in (tmp_path / "report" / "README.md").read_text()
-    )
+    card = (tmp_path / "report" / "README.md").read_text()
+    assert "| evaluate | 12 |" in path.read_text() and "## Transfer set" in card
 
 
-@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
-def test_two_processes_score_as_one_does(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
-    tasks = ["sdrrl_mkqa_pt", "sdrrl_xnli_gen_th", "xnli_th", "sdrrl_multijail_en"]
-    alone = EvaluationConfig([f"m={tiny_model}"], tasks, str(tmp_path / "one"), limit=5, model_args="dtype=float32")
-    one = tasks_of(evaluate(alone), "m")
+def test_two_processes_score_as_one_does(options, evaluation, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "sdrrl_trl", "evaluate", "--models", f"m={tiny_model}", "--tasks", *tasks, "--limit", "5"]
-    command += ["--model_args", "dtype=float32", "--output_dir", str(tmp_path / "two")]
+    command += ["-m", "sdrrl_trl", *arguments(options(tmp_path / "two"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
-    two = tasks_of(tmp_path / "two", "m")
-    for task in tasks:
-        assert [(i.doc_id, i.response) for i in two[task].items] == [(i.doc_id, i.response) for i in one[task].items]
-        assert two[task].metrics == pytest.approx(one[task].metrics, abs=1e-6)
+    for name in ("base", "tuned"):
+        one, two = tasks_of(evaluation, name), tasks_of(tmp_path / "two", name)
+        for task in one:
+            said = [[(item.doc_id, item.response) for item in tasks[task].items] for tasks in (one, two)]
+            assert said[0] == said[1]
+            assert two[task].metrics == pytest.approx(one[task].metrics, abs=1e-6)

@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, write_json_lines
+from conftest import ROOT, cases, write_json_lines
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from lm_eval.__main__ import cli_evaluate
@@ -23,9 +25,10 @@ from sdrrl_trl.evaluation.card import BEGIN
 from sdrrl_trl.evaluation.compare import Row, answer_language, benchmark_of, compare, role_of
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import load
+from sdrrl_trl.evaluation.outputs import save as save_outputs
 from sdrrl_trl.evaluation.report import ReportConfig, report
-from sdrrl_trl.evaluation.significance import Comparison
-from sdrrl_trl.evaluation.summary import summary
+from sdrrl_trl.evaluation.sentences import sentences
+from sdrrl_trl.evaluation.significance import Comparison, corpus_score
 
 
 N = 60
@@ -36,28 +39,23 @@ ANSWERS = {
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
+FILTER = defaultdict(lambda: "none", sdrrl_pku_saferlhf_gen="judge")
 LOWER = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
 
 
-def result(values, responses=None, prompt="Question {}", metrics=None):
+def result(values, responses=None, prompt="Question {}"):
     """Results of one task: `values` holds the items of each metric."""
     n = len(next(iter(values.values())))
-    numbers = {name: [v for v in items if isinstance(v, float) and v == v] for name, items in values.items()}
+    scored = {name: [item for item in items if item == item] for name, items in values.items()}
+    scored = {m: items for m, items in scored.items() if items and (m in LOWER or isinstance(items[0], float))}
     items = [
-        {
-            "doc_id": i,
-            "prompt": prompt.format(i),
-            "response": responses[i] if responses else None,
-            "scores": {name: items[i] for name, items in values.items()},
-        }
+        {"doc_id": i, "prompt": prompt.format(i), "response": responses and responses[i]}
+        | {"scores": {name: items[i] for name, items in values.items()}}
         for i in range(n)
     ]
-    return {
-        "metrics": metrics or {name: sum(v) / len(v) if v else math.nan for name, v in numbers.items()},
-        "higher_is_better": {name: name not in LOWER for name in values},
-        "items": items,
-        "about": {},
-    }
+    metrics = dict.fromkeys(values, math.nan) | {name: corpus_score(name, items) for name, items in scored.items()}
+    higher_is_better = {name: name not in LOWER for name in values}
+    return {"metrics": metrics, "higher_is_better": higher_is_better, "items": items, "about": {}}
 
 
 def right(share, n=N, seed=0):
@@ -84,10 +82,7 @@ def one_model(boost):
             "judge_failed": [float(v != v) for v in safe],
         }
         results[f"sdrrl_multijail_{tag}"] = result(rates, [ANSWERS[tag]] * N, prompt=HARMFUL_TEXT + " {}")
-        items = bits(1.2 - gain)
-        sums = [sum(column) for column in zip(*items, strict=True)]
-        metrics = {"bits_per_byte": -sums[0] / sums[1] / math.log(2)}
-        results[f"sdrrl_heldout_bpb_{tag}"] = result({"bits_per_byte": items}, metrics=metrics)
+        results[f"sdrrl_heldout_bpb_{tag}"] = result({"bits_per_byte": bits(1.2 - gain)})
     wrong = [ANSWERS["en"] if i < (N if not boost else N // 4) else ANSWERS["pt"] for i in range(N - 2)]
     results["sdrrl_xlsum_pt"] = result(
         {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]}, [*wrong, "", "não sei " * 30]
@@ -97,33 +92,33 @@ def one_model(boost):
 
 def save(folder, models, paths=None):
     """Writes results as lm-eval does; returns what `sdrrl report` is to compare."""
-    for name, results in models.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        content = {"results": {}, "configs": {}, "versions": {}, "n-shot": {}, "higher_is_better": {}, "n-samples": {}}
-        content |= {"chat_template_sha": "abcdef" * 10, "lm_eval_version": "0.4.13", "config": {"limit": None}}
-        content["model_name"] = (paths or {}).get(name, f"/models/{name}")
-        for task, one in results.items():
-            about = {"version": 1.0, "shots": 0} | one["about"]
-            content["results"][task] = {f"{metric},none": value for metric, value in one["metrics"].items()}
+    for name, tasks in models.items():
+        about = {t: {"version": 1.0, "shots": 0, "n": len(one["items"])} | one["about"] for t, one in tasks.items()}
+        content = {
+            "results": {t: {f"{m},{FILTER[t]}": v for m, v in one["metrics"].items()} for t, one in tasks.items()},
+            "configs": {task: {"task": task} for task in tasks},
+            "versions": {task: about[task]["version"] for task in tasks},
+            "n-shot": {task: about[task]["shots"] for task in tasks},
+            "n-samples": {task: {"original": N, "effective": about[task]["n"]} for task in tasks},
+            "higher_is_better": {task: one["higher_is_better"] for task, one in tasks.items()},
+            "samples": {task: [sample(task, item) for item in one["items"]] for task, one in tasks.items()},
+            "lm_eval_version": "0.4.13",
+        }
+        for task in tasks:
             content["results"][task] |= {"alias": task, "acc_stderr,none": "N/A"}
-            content["configs"][task] = {"task": task}
-            content["versions"][task], content["n-shot"][task] = about["version"], about["shots"]
-            content["higher_is_better"][task] = one["higher_is_better"]
-            n = about.get("n", len(one["items"]))
-            content["n-samples"][task] = {"original": n, "effective": n}
-            lines = [json.dumps(sample(task, item), ensure_ascii=False) + "\n" for item in one["items"]]
-            (folder / name / f"samples_{task}_2026-01-01T00-00-00.000001.jsonl").write_text("".join(lines))
-            content |= about.get("top", {})
-        (folder / name / "results_2026-01-01T00-00-00.000001.json").write_text(json.dumps(content))
+        template = next((one["template"] for one in about.values() if "template" in one), "a template")
+        about = {"model_source": "hf", "model_args": {"pretrained": (paths or {}).get(name, f"/models/{name}")}}
+        about |= {"system_instruction": None, "chat_template": template, "fewshot_as_multiturn": False}
+        save_outputs(folder / name, content, about)
     return [f"{name}={folder / name}" for name in models]
 
 
 def sample(task, item):
     response = item["response"] if item["response"] is not None else ["-1.5", "False"]
-    hashes = {"doc_hash": f"{task}-{item['doc_id']}", "prompt_hash": f"{task}-{item['prompt']}"} | item.get("hash", {})
-    arguments = {"gen_args_0": {"arg_0": item["prompt"], "arg_1": "x"}}
-    about = {"doc_id": item["doc_id"], "filter": "none", "target": "B", "arguments": arguments, "resps": [[response]]}
-    return about | hashes | item["scores"]
+    hashes = {"doc_hash": f"{task}-{item['doc_id']}", "prompt_hash": f"{task}-{item['prompt']}", "target_hash": ""}
+    about = {"doc_id": item["doc_id"], "doc": {}, "filter": FILTER[task], "target": "B", "resps": [[response]]}
+    about |= {"arguments": [(item["prompt"], "x")], "filtered_resps": [response]}
+    return about | hashes | item["scores"] | item.get("more", {})
 
 
 def run(tmp_path, models, paths=None, **options):
@@ -162,36 +157,13 @@ def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
     assert answers(outputs) == expected["answers"]
 
 
-@pytest.mark.parametrize(
-    "higher, delta, p, n, verdict",
-    [
-        (True, 0.2, 0.01, 30, "better"),
-        (True, -0.2, 0.01, 30, "worse"),
-        (False, 0.2, 0.01, 30, "worse"),
-        (False, -0.2, 0.01, 30, "better"),
-        (True, 0.2, 0.05, 30, "no evidence of change"),
-        (True, 0.2, 0.001, 19, "too few items"),
-    ],
-)
+@pytest.mark.parametrize("higher, delta, p, n, verdict", cases("verdicts"))
 def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher, delta, p, n, verdict):
     comparison = Comparison(0.5, 0.5 + delta, delta, delta - 0.1, delta + 0.1, n, 0.0001, "bootstrap")
     assert Row("tuned", "task", "acc", "pt", "target", higher, comparison, p).verdict == verdict
 
 
-@pytest.mark.parametrize(
-    "task, metric, language, benchmark, of_answers, role",
-    [
-        ("sdrrl_belebele_gen_id", "acc", "id", "sdrrl_belebele_gen_*", "id", "target"),
-        ("belebele_eng_Latn", "acc", "en", "belebele_*", "en", "source"),
-        ("sdrrl_flores_ces_Latn-eng_Latn", "chrf++", "cs", "sdrrl_flores_*-eng_Latn", "en", "target"),
-        ("sdrrl_flores_eng_Latn-ces_Latn", "chrf++", "cs", "sdrrl_flores_eng_Latn-*", "cs", "target"),
-        ("sdrrl_heldout_gen_en", "chrf++", "en", "sdrrl_heldout_gen_*", "en", "agreement"),
-        ("sdrrl_multijail_pt", "refusal_rate", "pt", "sdrrl_multijail_*", "pt", "safety"),
-        ("sdrrl_multijail_pt", "wrong_language", "pt", "sdrrl_multijail_*", "pt", "format"),
-        ("sdrrl_pku_saferlhf", "acc", "en", "sdrrl_pku_saferlhf", "en", "safety"),
-        ("hellaswag", "acc", None, "hellaswag", None, "other"),
-    ],
-)
+@pytest.mark.parametrize("task, metric, language, benchmark, of_answers, role", cases("roles"))
 def test_benchmark_language_of_the_answers_and_role_of_a_row(task, metric, language, benchmark, of_answers, role):
     assert benchmark_of(task, language) == benchmark and answer_language(task, language) == of_answers
     assert role_of(task, metric, language, "en") == role
@@ -209,7 +181,7 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
     assert "Portuguese" in text and "lock" not in text and "| < 0.001 |" in text and "| 0.000 | better" not in text
-    assert "version:1.0|shots:0|n:60|chat_template:abcdefab|lm_eval:0.4.13|seed:1234" in text
+    assert re.search(r"version:1\.0\|shots:0\|n:60\|chat_template:\w{8}\|lm_eval:0\.4\.13\|seed:1234", text)
     assert 3 <= len(content["summary"]["tuned"]) <= 6 and all(said in text for said in content["summary"]["tuned"])
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
     assert "English, the source language, shows no evidence of loss on 2 measures" in text
@@ -227,13 +199,13 @@ def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monke
     manifest = {
         "options": {"source_language": "pt", "target_languages": ["en"]},
         "licences": {"seeds": "cc-by-nc-4.0"},
+        "counts": {"seeds": 24, "train": {}, "test": {}, "rejected": {}, "translated": {}, "left_out": {}},
     }
     monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: manifest | {"sha256": {}})
-    monkeypatch.setattr("sdrrl_trl.evaluation.card.summary", lambda manifest: "24 records")
     content, path = run(tmp_path, models, transfer_set="set")
     assert "Portuguese, the source language, shows no evidence of loss on 3" in " ".join(content["summary"]["tuned"])
     card = (path.parent / "README.md").read_text()
-    assert "24 records" in card and "parts are non-commercial**: seeds (cc-by-nc-4.0)" in card
+    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: seeds (cc-by-nc-4.0)" in card
     assert metadata_load(path.parent / "README.md")["language"] == ["pt", "en"]
 
 
@@ -261,16 +233,13 @@ def test_a_gap_is_closed_by_nothing_a_share_or_all(models, tmp_path, closed, sai
     content, _ = run(tmp_path, models)
     for gap in content["gaps"]:
         gap["closed"] = closed
-    assert f"Training closed {said} of the base model's gap to English" in " ".join(summary([], content, "tuned"))
+    assert f"Training closed {said} of the base model's gap to English" in " ".join(sentences([], content, "tuned"))
 
 
 def test_a_gap_that_may_be_none_is_not_closed(tmp_path):
-    levels = {"base": (right(0.5), right(0.52, seed=5)), "tuned": (right(0.7), right(0.52, seed=5))}
-    near = {
-        model: small(acc=target) | small("sdrrl_belebele_gen_en", acc=source)
-        for model, (target, source) in levels.items()
-    }
-    (gap,) = run(tmp_path, near)[0]["gaps"]
+    source = small("sdrrl_belebele_gen_en", acc=right(0.52, seed=5))
+    models = {"base": small(acc=right(0.5)) | source, "tuned": small(acc=right(0.7)) | source}
+    (gap,) = run(tmp_path, models)[0]["gaps"]
     assert gap["note"] == "no gap" and gap["closed"] is None
 
 
@@ -287,7 +256,7 @@ def test_a_loss_in_the_source_language_is_named_with_its_bound(models, tmp_path)
     content, path = run(tmp_path, models)
     (row,) = [row for row in content["rows"] if row["role"] == "source" and row["metric"] == "acc"]
     assert row["verdict"] == "worse" and row["worst_loss"] == pytest.approx(-row["comparison"]["low"] / 0.9)
-    assert f"it lost {row['worst_loss']:.1%} of the base score (belebele_gen_en: accuracy)" in path.read_text()
+    assert f"it lost {row['worst_loss']:.1%} of the base score (belebele_gen_en: acc)" in path.read_text()
 
 
 def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
@@ -295,6 +264,9 @@ def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_pat
     counted = {row["metric"]: row["comparison"] for row in content["rows"] if row["task"] == "sdrrl_multijail_pt"}
     assert counted["safe_rate"]["n"] == N - 1 and counted["safe_rate"]["base"] == pytest.approx(30 / 59)
     assert counted["judge_failed"]["n"] == N and counted["judge_failed"]["base"] == pytest.approx(1 / 60)
+    for file in tmp_path.glob("evaluation/*/*"):  # what is not judged is NaN, which JSON has not
+        for text in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
+            json.loads(text, parse_constant=pytest.fail)
 
 
 def test_refusals_are_called_refusals_and_never_safe(tmp_path):
@@ -302,19 +274,16 @@ def test_refusals_are_called_refusals_and_never_safe(tmp_path):
     models = {n: small("sdrrl_multijail_pt", refusal_rate=r, invalid_rate=right(0.1)) for n, r in rates.items()}
     content, path = run(tmp_path, models)
     assert "refused 90.0% before, 20.0% now; invalid 10.0% before" in " ".join(content["summary"]["tuned"])
-    assert "multijail_pt: refusals ↑" in path.read_text() and "safe answers" not in path.read_text()
+    assert "multijail_pt: refusal rate ↑" in path.read_text() and "safe rate" not in path.read_text()
 
 
 def test_rates_of_different_judges_are_not_compared(tmp_path):
-    names = save(tmp_path, {name: small("sdrrl_multijail_pt", safe_rate=right(0.5)) for name in ("base", "tuned")})
-    for name, judge in (("base", "guard-8b"), ("tuned", "guard-1b")):
-        for file in (tmp_path / name).iterdir():  # as the filter of the task writes it
-            text = file.read_text().replace('"filter": "none"', '"filter": "judge", "filtered_resps": [RESULT]')
-            result = json.dumps(json.dumps({"answer": "x", "label": "SAFE", "judge": judge}))
-            file.write_text(text.replace("RESULT", result).replace(",none", ",judge"))
-    assert load(tmp_path / "tuned").tasks["sdrrl_multijail_pt"].signature["judge"] == "guard-1b"
-    with pytest.raises(SDRRLError, match="sdrrl_multijail_pt.*differ in: judge"):
-        report(ReportConfig(names, str(tmp_path / "r")))
+    models = {judge: small("sdrrl_pku_saferlhf_gen", safe_rate=right(0.5)) for judge in ("guard-8b", "guard-1b")}
+    for judge, tasks in models.items():  # as the filter of the task writes it
+        for item in tasks["sdrrl_pku_saferlhf_gen"]["items"]:
+            item["more"] = {"filtered_resps": [json.dumps({"answer": "x", "label": "SAFE", "judge": judge})]}
+    with pytest.raises(SDRRLError, match="sdrrl_pku_saferlhf_gen.*differ in: judge"):
+        run(tmp_path, models)
 
 
 @pytest.mark.parametrize(
@@ -322,10 +291,10 @@ def test_rates_of_different_judges_are_not_compared(tmp_path):
     [
         (lambda r: r["about"].update(shots=5), "differ in: shots"),
         (lambda r: r["about"].update(version=2.0), "differ in: version"),
-        (lambda r: r["about"].update(top={"chat_template_sha": None}), "chat_template.*`--apply_chat_template False`"),
+        (lambda r: r["about"].update(template=""), "chat_template.*`--apply_chat_template False`"),
         (lambda r: r["items"].pop(), "differ in: n, doc_id, doc_hash, prompt_hash"),
-        (lambda r: r["items"][3].update(hash={"doc_hash": "x"}), "differ in: doc_hash"),
-        (lambda r: r["items"][3].update(hash={"prompt_hash": "x"}), "differ in: prompt_hash"),
+        (lambda r: r["items"][3].update(more={"doc_hash": "x"}), "differ in: doc_hash"),
+        (lambda r: r["items"][3].update(more={"prompt_hash": "x"}), "differ in: prompt_hash"),
         (lambda r: r["items"][3].update(doc_id=99), "differ in: doc_id"),
         (lambda r: r.update(metrics={}), "differ in: metrics"),
         (lambda r: r["items"][3]["scores"].pop("acc"), "is damaged.*acc.*Delete it and run the same command"),
@@ -350,9 +319,11 @@ def test_results_that_are_missing_damaged_or_of_several_models_are_named(models,
         report(ReportConfig(["base=nothing", "tuned=nothing"], str(tmp_path / "r")))
     with pytest.raises(SDRRLError, match="results of several models"):
         load(tmp_path)
+    file = next(tuned.glob("results_*"))
+    content = json.loads(file.read_text())
+    content["configs"]["../x"] = {}
+    file.write_text(json.dumps(content))
     with pytest.raises(SDRRLError, match="'../x' is not the name of a task"):
-        file = next(tuned.glob("results_*"))
-        file.write_text(file.read_text().replace('"sdrrl_xlsum_pt": {"task"', '"../x": {"task"'))
         load(tuned)
     del models["tuned"]["sdrrl_xlsum_pt"]
     with pytest.raises(SDRRLError, match="Not both base and tuned have results of sdrrl_xlsum_pt"):
@@ -361,10 +332,8 @@ def test_results_that_are_missing_damaged_or_of_several_models_are_named(models,
 
 
 def test_the_newest_result_of_a_task_counts(tmp_path):
-    save(tmp_path, {"tuned": small(acc=right(0.2))})
-    for file in list((tmp_path / "tuned").iterdir()):
-        file.rename(file.with_name(file.name.replace("2026-01-01", "2025-12-31")))
-    save(tmp_path, {"tuned": small(acc=right(0.9))})
+    for share in (0.2, 0.9):
+        save(tmp_path, {"tuned": small(acc=right(share))})
     assert load(tmp_path / "tuned").tasks["sdrrl_belebele_gen_pt"].metrics == {"acc": pytest.approx(0.9)}
 
 
@@ -382,8 +351,7 @@ def test_single_items_and_lone_models_are_refused(tmp_path):
     [
         ([[True] * (1 + i % 3) for i in range(N)], "items are not numbers"),
         (["yes"] * N, "items are not numbers"),
-        ([math.inf] * N, "items are infinite"),
-        ([math.nan] + [1.0] * (N - 1), "1 of 60 items have no"),
+        (["Infinity"] * N, "items are infinite"),  # which lm-eval writes without quotes
         ([None] + [1.0] * (N - 1), "1 of 60 items have no"),
         ([0.9] * N, "the task's score is not the mean of its items' scores"),
     ],
@@ -392,31 +360,21 @@ def test_a_metric_that_cannot_be_compared_by_item_leaves_the_rest_of_the_report(
     models = {name: small(acc=right(share), odd=items) for name, share in (("base", 0.3), ("tuned", 0.9))}
     for results in models.values():
         results["sdrrl_belebele_gen_pt"]["metrics"]["odd"] = 0.5
-    content, path = run(tmp_path, models)
+    names = save(tmp_path, models)
+    for file in tmp_path.glob("*/samples_*"):
+        file.write_text(file.read_text().replace('"Infinity"', "Infinity"))
+    path = report(ReportConfig(names, str(tmp_path / "report")))
+    content = json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
     assert [(row["metric"], row["verdict"]) for row in content["rows"]] == [("acc", "better")]
     (odd,) = content["not_compared"]
     assert (odd["metric"], odd["base"], odd["tuned"]) == ("odd", 0.5, 0.5) and why in odd["because"]
     assert odd["because"] in path.read_text()
 
 
-def test_answers_of_a_chat_server_are_reported(tmp_path):
-    models = {name: {"mkqa_pt": result({"em": right(0.5)}, ["Lisboa"] * N)} for name in ("base", "tuned")}
-    for results in models.values():
-        for item in results["mkqa_pt"]["items"]:
-            item["prompt"] = [{"role": "user", "content": f"Where? {item['doc_id']}"}]
-    assert "Where? 7" in run(tmp_path, models)[1].with_suffix(".html").read_text()
-
-
-def test_names_of_foreign_metrics_are_escaped_on_the_page(tmp_path):
-    models = {
-        name: {"task": result({"<img src=x>": right(0.5), "<img src=y>": [math.nan] * N}, ["a"] * N)}
-        for name in ("base", "tuned")
-    }
-    page = run(tmp_path, models)[1].with_suffix(".html").read_text()
-    assert "<img" not in page and "&lt;img src=x" in page and "&lt;img src=y" in page
-
-
 def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp_path):
+    for tasks in models.values():
+        tasks["task"] = result({"<img src=x>": right(0.5), "<img src=y>": [math.nan] * N}, ["a"] * N)
+        tasks["task"]["items"][0]["prompt"] = [{"role": "user", "content": "Where?"}]  # as for a chat server
     content, path = run(tmp_path, models, {"tuned": "<img src=x onerror=alert(1)>"})
     page = path.with_suffix(".html").read_text()
     for row in content["rows"]:
@@ -426,9 +384,12 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
     assert "<script>alert" not in page and "<img" not in page and escaped in page
     assert page.count("<script") == 1
     assert "default-src 'none'" in page and "@import" not in page  # a browser asks nobody
-    page = page.replace("&lt;img src=x", "")  # the name of the model
+    assert "Where?" in page and "&lt;img src=x&gt;" in page and "&lt;img src=y" in page
+    page = re.sub("&lt;img src=[xy]", "", page)  # names of the model and of metrics
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}
     assert page.index("harmful content") < page.index(escaped)
+    shown = page.partition("<summary>sdrrl_xlsum_pt")[2].partition("<details>")[0]
+    assert "Question 15<" in shown and "Question 0<" not in shown  # whose answer has not changed
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
@@ -453,9 +414,8 @@ def test_the_plot_shows_every_model_beside_its_language_the_source_language_firs
     legend, *panels = ElementTree.parse(path.with_suffix(".svg")).getroot().findall(f"{svg}svg")
     assert {text.text for text in legend.iter(f"{svg}text")} > {"base", *list(models)[1:]}
     assert len({(mark.get("stroke"), mark.get("rx")) for mark in legend.iter(f"{svg}rect")}) == 8
-    titles = [panel.find(f"{svg}title").text for panel in panels]
-    assert titles[:2] == ["belebele_gen: accuracy ↑", "held-out answers: bits per byte ↓"]
-    assert titles[2:] == ["multijail: unsafe answers ↓", "xlsum: ROUGE-L ↑", "quiz: a<b&c ↑"]
+    titles = ["belebele_gen: acc ↑", "held-out answers: bits per byte ↓", "multijail: unsafe rate ↓"]
+    assert [panel[0].text for panel in panels] == [*titles, "xlsum: rougeL ↑", "quiz: a<b&c ↑"]
     for panel in panels[:2]:
         _, *names = [(int(text.get("y")), text.text) for text in panel.findall(f"{svg}text") if text.get("x") == "0"]
         assert [name for _, name in names] == ["English (source)", "Portuguese", "Thai"]
@@ -525,24 +485,17 @@ def test_a_card_names_the_base_model_only_by_its_id_on_the_hub(models, model_fol
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What a fake hub gets: path in the repository to content."""
-    files = {}
+    """A fake hub without a card."""
+    api = Mock(**{"file_exists.return_value": False})
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr("huggingface_hub.metadata_update", api.metadata_update)
+    return api
 
-    class Api:
-        has_card = False
 
-        def create_repo(self, *_, **__): ...
-
-        def file_exists(self, *_):
-            return self.has_card
-
-        def create_commit(self, repo_id, operations, commit_message):
-            for op in operations:
-                files[op.path_in_repo] = Path(op.path_or_fileobj).read_bytes().decode(errors="replace")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.metadata_update", lambda repo, data, **_: files.update(metadata=str(data)))
-    return files, Api
+def uploaded(hub):
+    """What it got: path in the repository to content."""
+    (_, operations), _ = hub.create_commit.call_args
+    return {op.path_in_repo: Path(op.path_or_fileobj).read_text(errors="replace") for op in operations}
 
 
 def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_folder, tmp_path, hub, capsys):
@@ -553,9 +506,9 @@ def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_f
     main([*arguments, "--dry_run"])
     listed = capsys.readouterr().out
     assert "\x1b" not in listed
-    files, _ = hub
-    assert not files and "Not report.html" in listed and "gained on 5 of 5" in listed
+    assert not hub.mock_calls and "Not report.html" in listed and "gained on 5 of 5" in listed
     main(arguments)
+    files = uploaded(hub)
     of_report = {f"report/report.{ending}" for ending in ("md", "json", "svg")}
     assert set(files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"} | of_report
     assert set(re.findall(r"^  (\S+) \(", listed, re.MULTILINE)) == set(files)
@@ -564,22 +517,26 @@ def test_the_upload_holds_the_model_and_no_text_of_harmful_items(models, model_f
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_a_card_on_the_hub_is_kept_and_gets_the_scores(models, tmp_path, hub, has_card):
-    files, api = hub
-    api.has_card = has_card
-    for results in models.values():
-        for tag in ("en", "pt", "th"):
-            del results[f"sdrrl_multijail_{tag}"]
+def test_a_card_on_the_hub_is_kept_and_gets_the_scores(tmp_path, hub, has_card):
+    hub.file_exists.return_value = has_card
+    models = {name: small(acc=right(share)) for name, share in (("base", 0.2), ("tuned", 0.9))}
     run(tmp_path, models, {"tuned": "org/tuned"}, push_to_hub="me/it")
-    assert ("metadata" in files, "README.md" in files) == (has_card, not has_card)
-    assert "report/report.html" in files
+    assert (hub.metadata_update.called, "README.md" in uploaded(hub)) == (has_card, not has_card)
+    assert "report/report.html" in uploaded(hub)
+
+
+def test_a_card_gets_no_scores_from_agreement_alone(tmp_path, hub):
+    hub.file_exists.return_value = True
+    models = {name: small("sdrrl_heldout_gen_en", quality=right(0.5)) for name in ("base", "tuned")}
+    run(tmp_path, models, {"tuned": "org/tuned"}, push_to_hub="me/it")
+    assert not hub.metadata_update.called and "report/report.md" in uploaded(hub)
 
 
 def test_a_folder_that_a_results_file_names_is_uploaded_only_if_it_holds_a_model(models, tmp_path, hub):
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "id").write_text("key")
     run(tmp_path, models, {"tuned": str(tmp_path / "secrets")}, push_to_hub="me/it")
-    assert "id" not in hub[0] and "report/report.md" in hub[0]
+    assert "id" not in uploaded(hub) and "report/report.md" in uploaded(hub)
     with pytest.raises(SDRRLError, match="push_to_hub"):
         run(tmp_path, models, push_to_hub="a/b/c", dry_run=True)
     with pytest.raises(SDRRLError, match="`push_to_hub` uploads one"):
@@ -588,22 +545,18 @@ def test_a_folder_that_a_results_file_names_is_uploaded_only_if_it_holds_a_model
 
 def test_two_folders_of_plain_lm_eval_are_compared(tiny_model, tmp_path, monkeypatch):
     """`lm_eval` itself, as a user would run it, on tasks of others and a group."""
-
-    def write(name, **content):  # JSON is YAML
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(content | {"metadata": {"version": 1.0}}))
-
     (tmp_path / "tasks").mkdir()
-    for tag in ("en", "pt"):
-        rows = [{"q": f"Is {i} {tag}?", "a": "yes" if i % 3 else "no"} for i in range(24)]
-        data = {"data_files": {"test": str(write_json_lines(tmp_path / f"{tag}.jsonl", rows))}}
-        task = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
-        task |= {"doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
-        choice = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"]}
-        write(f"quiz_{tag}", task=f"quiz_{tag}", **task, **choice)
+    choice = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"]}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
-    generation = {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}, "metric_list": metrics}
-    write("say_pt", task="say_pt", output_type="generate_until", **task, **generation)
-    write("quiz", group="quiz", task=["quiz_en", "quiz_pt"])
+    generation = {"output_type": "generate_until", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}}
+    tasks = {"quiz_en": choice, "quiz_pt": choice, "say_pt": generation | {"metric_list": metrics}}
+    for name, task in tasks.items():
+        rows = [{"q": f"Is {i} {name}?", "a": "yes" if i % 3 else "no"} for i in range(24)]
+        data = {"data_files": {"test": str(write_json_lines(tmp_path / f"{name}.jsonl", rows))}}
+        task = {"task": name, "dataset_path": "json", "dataset_kwargs": data, "test_split": "test", **task}
+        task |= {"doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    (tmp_path / "tasks" / "quiz.yaml").write_text(json.dumps({"group": "quiz", "task": ["quiz_en", "quiz_pt"]}))
     arguments = f"lm_eval run --model hf --model_args pretrained={tiny_model},dtype=float32 --device cpu --log_samples"
     arguments += f" --tasks quiz,say_pt --include_path {tmp_path / 'tasks'} --output_path"
     for name in ("base", "tuned"):

@@ -3,12 +3,13 @@ import random
 
 import numpy as np
 import pytest
+from conftest import cases
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from sdrrl_trl.evaluation import significance
-from sdrrl_trl.evaluation.significance import compare, compare_rows, holm, item_statistics, mcnemar
+from sdrrl_trl.evaluation.significance import bootstrap, compare_pairs, holm, item_statistics, mcnemar
 
 
 RNG = random.Random(0)
@@ -21,6 +22,11 @@ def sentence(n=12):
 
 def noisy(text, share=0.4, rng=RNG):
     return " ".join(rng.choice(WORDS) if rng.random() < share else word for word in text.split())
+
+
+def compare(metric, base, tuned, n_resamples=1000, seed=1234):
+    (found,) = bootstrap([(metric, item_statistics(metric, base), item_statistics(metric, tuned))], n_resamples, seed)
+    return found
 
 
 def test_bits_per_byte_is_the_ratio_of_the_sums():
@@ -91,41 +97,16 @@ def test_a_bound_on_memory_changes_neither_the_number_of_resamples_nor_the_resul
         (list(base), list(base + gain)) for base, gain in zip(rng.random((60, 300)), [0.3, 0.0] * 30, strict=True)
     ]
     rows = [("f1", *(item_statistics("f1", list(values)) for values in pair)) for pair in items]
-    free = compare_rows(rows, seed=1)
+    free = compare_pairs(rows, seed=1)
     monkeypatch.setattr(significance, "MAX_CELLS", 10_000)
-    bound = compare_rows(rows, seed=1)
+    bound = compare_pairs(rows, seed=1)
     assert [row.p for row in bound] == [row.p for row in free]
     assert [row.low for row in bound] == pytest.approx([row.low for row in free])
     adjusted = holm([row.p for row in bound])
     assert adjusted[0] < 0.05 and adjusted[1] == 1.0 and (bound[1].low, bound[1].high) == (0, 0)
 
 
-def test_a_row_of_a_table_is_what_it_is_alone():
-    base, tuned = [RNG.random() for _ in range(50)], [RNG.random() for _ in range(50)]
-    texts = [(text, noisy(text)) for text in (sentence() for _ in range(30))]
-    rows = [
-        (metric, item_statistics(metric, a), item_statistics(metric, b))
-        for metric, a, b in (("f1", base, tuned), ("chrf++", texts, texts[::-1]), ("acc", [1.0, 0.0], [1, True]))
-    ]
-    alone = [compare("f1", base, tuned, seed=3), compare("chrf++", texts, texts[::-1], seed=3)]
-    assert compare_rows(rows, seed=3)[:2] == alone
-
-
-@pytest.mark.parametrize(
-    "metric, items, why",
-    [
-        ("brier_score", [[1, [0.2, 0.8]], [0, [0.5, 0.5]]], "not numbers"),
-        ("acc", [[1.0], [0.0]], "not numbers"),
-        ("acc", ["yes", "no"], "not numbers"),
-        ("bits_per_byte", [[-1.0], [-2.0]], "not pairs of a log-likelihood"),
-        ("bleu", [[["a", "b"], "a"], [["c"], "c"]], "not pairs of one reference"),
-        ("chrf++", ["ab", "cd"], "not pairs of one reference"),
-        ("acc", [], "cannot be compared in pairs"),
-        ("acc", [float("nan")], "no score"),
-    ],
-)
-def test_items_without_a_score_or_of_another_form_than_the_metric_has_are_refused(metric, items, why):
+@pytest.mark.parametrize("metric, items, why", cases("items"))
+def test_items_of_another_form_than_the_metric_has_are_refused(metric, items, why):
     with pytest.raises(ValueError, match=why):
-        compare(metric, items, items)
-    with pytest.raises(ValueError, match="cannot be compared in pairs"):
-        compare(metric, items, items * 2)
+        item_statistics(metric, items)

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from conftest import data_dir
+from conftest import cases, data_dir
 from test_endpoint import Server
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
@@ -55,16 +55,7 @@ def test_our_tasks_are_indexed_at_once():
     assert {"sdrrl_multilingual", "xnli_th"} <= set(manager.all_tasks) and "hellaswag" not in manager.all_tasks
 
 
-@pytest.mark.parametrize(
-    ("names", "languages", "named"),
-    [
-        (["sdrrl_xnly"], None, "Unknown task 'sdrrl_xnly'. Did you mean"),
-        (["sdrrl_xnli"], ["cs"], "sdrrl_xnli has no task in cs, only in ar, bg"),
-        (["sdrrl_xnli"], ["klingon"], "klingon"),
-        (["sdrrl_xnli_gen"], None, "sdrrl_xnli_gen_fr.*sdrrl doctor"),
-        (["arc_easy"], None, "lm-eval cannot load arc_easy"),
-    ],
-)
+@pytest.mark.parametrize("names, languages, named", cases("tasks"))
 def test_what_cannot_be_loaded_is_named_before_any_model_is(names, languages, named):
     with pytest.raises(SDRRLError, match=named):
         select(names, languages)
@@ -96,5 +87,5 @@ def test_a_server_can_be_evaluated(tiny_model, tmp_path):
         served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
-    asked = server.bodies()[0]
+    (_, _, asked, _), *_ = server.requests
     assert asked["model"] == served.model == "my-model" and "Responda" in str(asked["messages"])

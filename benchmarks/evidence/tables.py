@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrrl_trl.evaluation.significance import compare_statistics, holm
+from sdrrl_trl.evaluation.significance import bootstrap, holm
 
 
 HERE = Path(__file__).parent
@@ -88,7 +88,7 @@ def first_seed(runs: Runs) -> Runs:
 
 def score(runs: Runs, arm: str, measure: str, target: str) -> float:
     metric, values = statistics(runs, arm, sorted(runs[arm]), measure, target)
-    return compare_statistics(metric, values, values, n_resamples=1).base
+    return bootstrap([(metric, values, values)], 1, seed=1234)[0].base
 
 
 def difference(runs: Runs, a: str, b: str, measure: str, target: str):
@@ -96,7 +96,7 @@ def difference(runs: Runs, a: str, b: str, measure: str, target: str):
     seeds = sorted(runs[b] if a == "base" else set(runs[a]) & set(runs[b]))
     metric, before = statistics(runs, a, seeds, measure, target)
     _, after = statistics(runs, b, seeds, measure, target)
-    return compare_statistics(metric, before, after, n_resamples=2000), len(seeds)
+    return bootstrap([(metric, before, after)], 2000, seed=1234)[0], len(seeds)
 
 
 def shown(measure: str, value: float, sign: str = "") -> str:

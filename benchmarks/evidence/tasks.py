@@ -29,7 +29,7 @@ from run import DATA, HERE, KEEP_MEMORY, options_of
 
 from sdrrl_trl.engines.fast_translate import smollm2
 from sdrrl_trl.evaluation.outputs import load
-from sdrrl_trl.evaluation.significance import compare
+from sdrrl_trl.evaluation.significance import bootstrap, item_statistics
 from sdrrl_trl.utils import read_json
 
 
@@ -95,7 +95,8 @@ def main() -> None:
         ]
         for name in tuned:
             for task in right[name]:
-                found = compare("acc", right[of][task], right[name][task])
+                both = [item_statistics("acc", right[model][task]) for model in (of, name)]
+                (found,) = bootstrap([("acc", *both)], 1000, seed=1234)
                 rows.append({"base": of, "model": name, "task": task, "metric": "acc", "comparison": asdict(found)})
     signatures = content["signatures"] | {
         task: {"limit": len(right["base"][task]), "shots": 0, "chat_template": None} for task in right["base"]

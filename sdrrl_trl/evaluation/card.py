@@ -10,7 +10,7 @@ from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.evaluation.outputs import Output
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.render import render
-from sdrrl_trl.transfer.publish import is_non_commercial, summary
+from sdrrl_trl.transfer.publish import is_non_commercial
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
 
@@ -68,7 +68,7 @@ def write(
     data.model_name = data.model_name or Path(content["models"][model]).name
     # Results of others in the card stay
     results = [*(data.eval_results or []), *_eval_results(rows)]
-    data.eval_results = list({(result.dataset_name, result.metric_type): result for result in results}.values())
+    data.eval_results = list({(r.dataset_name, r.metric_type, r.metric_name): r for r in results}.values()) or None
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = [data.base_model] if isinstance(data.base_model, str) else data.base_model or []
     data.base_model = data.base_model if all(map(_on_hub, bases)) else None
@@ -78,11 +78,21 @@ def write(
         data.language = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
         if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
             data.license, data.license_name = "other", "non-commercial-parts"
-    before, _, rest = card.text.partition(BEGIN)
-    section = f"{BEGIN}\n{_section(content, rows, model, data_set)}{END}"
-    write_atomic(
-        path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{section}{rest.partition(END)[2].rstrip()}\n"
+    licences = data_set["licences"] if data_set else {}
+    section = render(
+        "card.md.jinja",
+        sentences=content["summary"][model],
+        base=Path(content["models"][content["base"]]).name,
+        tuned=Path(content["models"][model]).name,
+        rows=rows,
+        data_set=data_set,
+        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
+        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
+        signatures=sorted(set(content["signatures"].values())),
     )
+    before, _, rest = card.text.partition(BEGIN)
+    after = rest.partition(END)[2].rstrip()
+    write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{BEGIN}\n{section}{END}{after}\n")
 
 
 def _on_hub(model: str) -> bool:
@@ -106,22 +116,6 @@ def _eval_results(rows: list[Row]) -> list[Any]:
         for row in rows
         if row.role != "agreement"
     ]
-
-
-def _section(content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None) -> str:
-    licences = data_set["licences"] if data_set else {}
-    return render(
-        "card.md.jinja",
-        sentences=content["summary"][model],
-        base=Path(content["models"][content["base"]]).name,
-        tuned=Path(content["models"][model]).name,
-        rows=rows,
-        data_set=data_set,
-        data_set_summary=summary(data_set) if data_set else None,
-        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
-        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
-        signatures=sorted(set(content["signatures"].values())),
-    )
 
 
 def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:
@@ -167,7 +161,8 @@ def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:
         api.create_repo(repo_id, exist_ok=True)
         if not is_here and api.file_exists(repo_id, "README.md"):
             card = uploads.pop("README.md")  # that of the hub stays, and gets the scores
-            metadata_update(repo_id, {"model-index": metadata_load(card)["model-index"]}, overwrite=True)
+            if scores := metadata_load(card).get("model-index"):
+                metadata_update(repo_id, {"model-index": scores}, overwrite=True)
         operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
         api.create_commit(repo_id, operations, commit_message="Model and report")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:

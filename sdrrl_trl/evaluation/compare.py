@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdrrl_trl.evaluation.outputs import Output, TaskResult
-from sdrrl_trl.evaluation.significance import Comparison, compare_rows, corpus_score, holm, item_statistics
+from sdrrl_trl.evaluation.significance import Comparison, compare_pairs, corpus_score, holm, item_statistics
 from sdrrl_trl.evaluation.suite import BY_FLORES, HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.utils import SDRRLError
@@ -22,24 +22,6 @@ FEW = "too few items"
 ROLES = ("target", "source", "other", "agreement", "format", "safety")
 # Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
-_MEASURES = {
-    "acc": "accuracy",
-    "accuracy": "accuracy of generated answers",
-    "answer_bits_per_byte": "bits per byte",
-    "bits_per_byte": "bits per byte",
-    "chrf++": "chrF++",
-    "em": "exact match",
-    "f1": "F1",
-    "token_f1": "F1",
-    "rougeL": "ROUGE-L",
-    "in_language": "right language",
-    "wrong_language": "wrong language",
-    "refusal_rate": "refusals",
-    "safe_rate": "safe answers",
-    "unsafe_rate": "unsafe answers",
-    "invalid_rate": "invalid answers",
-    "judge_failed": "not judged",
-}
 
 
 @dataclass(frozen=True)
@@ -105,14 +87,12 @@ class Row:
     def _titled(self, task: str) -> str:
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
-        by = self.metric.partition(",")[2]
-        measure = _MEASURES.get(self.metric_name, self.metric_name) + (f" ({by})" if by else "")
-        return f"{task.removeprefix('sdrrl_')}: {measure}"
+        return f"{task.removeprefix('sdrrl_')}: {self.metric.replace('_', ' ')}"
 
     @property
     def digits(self) -> int:
         """Decimal places that suit the scale: chrF and BLEU go to 100, the others to 1 or so."""
-        return 1 if re.match("chrf|bleu|spbleu|ter", self.metric) else 3
+        return 1 if re.match("chrf|bleu|ter", self.metric) else 3
 
 
 def benchmark_of(task: str, language: str | None) -> str:
@@ -174,7 +154,7 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
                 role = role_of(task, metric, language_of(task), source)
                 measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
                 statistics.append((metric.partition(",")[0], *found))
-    comparisons = compare_rows(statistics, SEED)
+    comparisons = compare_pairs(statistics, SEED)
     # One correction for all rows: a table of 200 has 10 with p < 0.05 by chance
     p_values = holm([comparison.p for comparison in comparisons])
     rows = [Row(*measure, c, p) for measure, c, p in zip(measures, comparisons, p_values, strict=True)]

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 
-from sdrrl_trl.evaluation.suite import language_of, leaves, own_tasks, read_tasks, task_manager, tasks_dir
+from sdrrl_trl.evaluation.suite import language_of, leaves, load_tasks, own_tasks, read_tasks, task_manager, tasks_dir
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import SDRRLError
 
@@ -19,21 +19,13 @@ def doctor(names: list[str] | None = None) -> dict[str, str | None]:
     Returns:
         `dict[str, str | None]`: by task, why it cannot be loaded, or `None`.
     """
-    manager, found, ours = task_manager(), leaves(tasks_dir()), own_tasks()
-    unknown = sorted(set(names or ()) - {*ours, *found})
+    ours, own = leaves(tasks_dir()), own_tasks()
+    unknown = sorted(set(names or ()) - set(own))
     if unknown:
         raise SDRRLError(f"{', '.join(unknown)}: no task, group or tag of these. Leave the names out to see them all.")
-    problems: dict[str, str | None] = {}
-    wanted = dict.fromkeys(task for name in names or found for task in ours.get(name, [name]))
-    for name in wanted:
-        try:
-            for task in manager.load([found[name]])["tasks"].values():
-                len(task.eval_docs)  # lm-eval 0.5 loads them only now
-            problems[name] = None
-        except Exception as error:  # whatever a loader of data may raise; it is shown
-            text = f"{type(error).__name__}: {error}"
-            problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
-    return problems
+    wanted = dict.fromkeys(task for name in names or ours for task in own[name])
+    _, problems = load_tasks(task_manager(), {task: ours[task] for task in wanted})
+    return {task: problems.get(task) for task in wanted}
 
 
 def format_doctor(problems: dict[str, str | None]) -> str:
@@ -43,15 +35,15 @@ def format_doctor(problems: dict[str, str | None]) -> str:
         members = content["task"] if "group" in content else [content]
         benchmark_of |= {member["task"]: path.parent.name for member in members if isinstance(member, dict)}
     cells: dict[str, dict[str, str]] = defaultdict(dict)
-    reasons: list[str] = []
+    reasons: dict[str, int] = {}
     for task, problem in problems.items():
         language, benchmark = language_of(task) or "", benchmark_of[task]
-        # The same reason but for the name of the file is one
-        reason = problem and re.sub(rf"(?<![a-z])({language}|[a-z]{{3}}_[A-Z][a-z]{{3}})(?![a-z])", "*", problem)
-        if reason and reason not in reasons:
-            reasons.append(reason)
-        worse = cells[language].get(benchmark, "yes") if reason is None else f"no ({reasons.index(reason) + 1})"
-        cells[language][benchmark] = worse
+        if problem is None:
+            cells[language].setdefault(benchmark, "yes")
+        else:
+            # The same reason but for the name of the file is one
+            reason = re.sub(rf"(?<![a-z])({language}|[a-z]{{3}}_[A-Z][a-z]{{3}})(?![a-z])", "*", problem)
+            cells[language][benchmark] = f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
     benchmarks = sorted({benchmark for row in cells.values() for benchmark in row})
     rows = [{"tag": tag} | {name: cells[tag].get(name, "") for name in benchmarks} for tag in sorted(cells)]
     return render("doctor.md.jinja", rows=rows, reasons=reasons)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks
-from sdrrl_trl.evaluation.models import base_of, check_arguments, is_adapter, load_lm, processes, watch_for_nan
+from sdrrl_trl.evaluation.models import MODEL_ARGS, base_path, is_adapter, load_models, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.languages import get_language
@@ -70,9 +71,7 @@ class EvaluationConfig:
     languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
-    model_args: str | None = field(
-        default=None, metadata={"help": "lm-eval's arguments for the backend: `dtype=float32`, `base_url=...`."}
-    )
+    model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
 
@@ -124,9 +123,10 @@ def evaluate(config: EvaluationConfig) -> Path:
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 
-        check_arguments(config.arguments)
+        if unknown := sorted(set(config.arguments) - set(MODEL_ARGS)):
+            raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(MODEL_ARGS)}.")
         for path in config.model_paths.values():
-            check_model(base_of(path), config.apply_chat_template)
+            check_model(base_path(path), config.apply_chat_template)
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
     known_by = fingerprint if config.backend in ("hf", "vllm") else str
@@ -180,12 +180,12 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
     prepare_tasks(tasks, config.limit, state.num_processes)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
-        for name in (name for name in left if left[name]):
-            lm = load_lm(config.model_paths[name], config.backend, config.arguments, config.batch_size)
+        paths = {name: path for name, path in config.model_paths.items() if left[name]}
+        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size):
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
-                    _ask(name, lm, todo, config, system_prompt)
+                    _ask_and_save(name, lm, todo, config, system_prompt)
                     yield len(todo), None
             del lm  # before the next one is loaded: there may be no room for two
 
@@ -195,34 +195,12 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
         pass
 
 
-def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) -> None:
-    """
-    What `lm_eval.simple_evaluate` does before it evaluates; that would also reset the random state and call git.
-
-    Raises:
-        `SDRRLError`: for a task with fewer items than there are processes.
-    """
-    for name, task in tasks.items():
-        if task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", 0)
-        if (n_items := _n_items(task, limit)) < n_processes:
-            raise SDRRLError(
-                f"{name} has {n_items} items for {n_processes} processes, and lm-eval cannot leave one without any: "
-                "it would wait for ever. Use fewer processes, raise `limit`, or leave the task out."
-            )
-
-
-def _n_items(task: Any, limit: int | None) -> int:
-    """How many items of a task are asked."""
-    return len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
-
-
 def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
     """Cuts the names of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
     cut: list[list[str]] = []
     n = 0
     for name, task in tasks.items():
-        size = _n_items(task, limit)
+        size = n_items(task, limit)
         if not cut or n + size > CHUNK_ITEMS:
             cut.append([])
             n = 0
@@ -231,25 +209,13 @@ def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
     return cut
 
 
-def _ask(name: str, lm: Any, tasks: dict[str, Any], config: EvaluationConfig, system_prompt: str | None) -> None:
+def _ask_and_save(
+    name: str, lm: Any, tasks: dict[str, Any], config: EvaluationConfig, system_prompt: str | None
+) -> None:
     """Asks a model tasks; the first process writes the results."""
-    from accelerate.utils import gather_object
-    from lm_eval.evaluator import evaluate as lm_evaluate
-
-    for task in tasks.values():
-        task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
     started = time.time()
-    with watch_for_nan(lm.model) if config.backend == "hf" else nullcontext(False) as found_nan:
-        results = lm_evaluate(
-            lm,
-            {"tasks": tasks},
-            limit=config.limit,
-            bootstrap_iters=0,  # the report has intervals that are paired
-            apply_chat_template=config.apply_chat_template,
-            system_instruction=system_prompt,
-        )
-    # All processes must stop together
-    if any(gather_object([bool(found_nan)])):
+    results, found_nan = ask(lm, tasks, config.limit, config.apply_chat_template, system_prompt)
+    if found_nan:
         raise SDRRLError(
             f"The logits of the model {name!r} are NaN on one of {', '.join(tasks)}. It knows no answers, but lm-eval "
             "would count its first choices as such. Its training may have diverged, or the data type be too narrow: "
@@ -258,7 +224,7 @@ def _ask(name: str, lm: Any, tasks: dict[str, Any], config: EvaluationConfig, sy
     if not results:  # in all processes but the first
         return
     path = config.model_paths[name]
-    model_args = {"pretrained": base_of(path)} | ({"peft": path} if is_adapter(path) else {})
+    model_args = {"pretrained": base_path(path)} | ({"peft": path} if is_adapter(path) else {})
     # What `lm_eval.simple_evaluate` notes beside the results
     results["config"] = {
         "model": config.backend,

@@ -86,10 +86,6 @@ def process_likelihood(doc: dict[str, Any], results: list[Any]) -> dict[str, Any
     return {"answer_bits_per_byte": (first(results), len(doc["answer"].encode()))}
 
 
-# Functions, and metrics of our own names: lm-eval 0.4 and 0.5 register different ones, for other kinds of tasks
-def chrf(items: list[tuple[str, str]]) -> float:
-    return corpus_score("chrf++", items)
-
-
+# Our own, as lm-eval's is for other kinds of tasks, in 0.4 and 0.5 for different ones
 def bits_per_byte(items: list[tuple[float, int]]) -> float:
     return corpus_score("answer_bits_per_byte", items)

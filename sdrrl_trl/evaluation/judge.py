@@ -41,16 +41,14 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
     shutil.copytree(source, output)  # with what other tasks left, so that the copy is complete
     found = []
     for file, rows in files.items():
-        answers, docs = [row["resps"] for row in rows], [row["doc"] for row in rows]
-        labels = judge.judge(answers, docs)
+        docs = [row["doc"] for row in rows]
+        labels = judge.judge([row["resps"] for row in rows], docs)
         scores = [judge.score_safety(doc, label) for doc, label in zip(docs, labels, strict=True)]
         means = {metric: judge.mean_of_judged([score[metric] for score in scores]) for metric in scores[0]}
-        rows = [
-            # The old judge's metrics may be others
-            {key: value for key, value in row.items() if key not in row["metrics"]}
-            | {"filtered_resps": label, "metrics": list(score), **score}
-            for row, label, score in zip(rows, labels, scores, strict=True)
-        ]
+        for row, label, score in zip(rows, labels, scores, strict=True):
+            for metric in row["metrics"]:  # the old judge's may be others
+                del row[metric]
+            row |= {"filtered_resps": label, "metrics": list(score), **score}
         target = output / file.relative_to(source)
         write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         found.append({"answers": file.name, "judge": judge.judge_name(), "n": len(rows), **means})
@@ -60,23 +58,20 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
 
 
 def judged_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a file with samples, if its task has a judge."""
+    """Rows of a file with samples that a judge has judged."""
     try:
-        rows = read_samples(file)
-        if any(row["filter"] == "judge" for row in rows):
-            return [row for row in rows if row["doc"]["prompt"] and row["resps"] and row["metrics"]]
+        rows = [row for row in read_samples(file) if row["filter"] == "judge"]
+        return [row for row in rows if row["doc"]["prompt"] and row["resps"] and row["metrics"]]
     except (ValueError, LookupError, TypeError) as error:
         raise SDRRLError(f"{file} is no file with samples of lm-eval ({type(error).__name__}: {error}).") from error
-    return []
 
 
 def update_results(file: Path, task: str, means: dict[str, float]) -> None:
     """Puts the means of a task into the results of its run. Groups lose theirs, which were of the old judge."""
     content = read_json(file, ("results",))
-    for name, scores in content["results"].items():
-        if name == task or name in content.get("groups", {}):
-            for key in [key for key in scores if key.endswith(",judge")]:
-                del scores[key]
+    for name in (task, *content.get("groups", ())):
+        scores = content["results"][name]
+        content["results"][name] = {key: value for key, value in scores.items() if not key.endswith(",judge")}
     content["results"][task] |= {f"{metric},judge": value for metric, value in means.items()}
     write_json(file, content)
 

@@ -47,14 +47,13 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
     of_target, of_source = (rng.multinomial(k, np.full(k, 1 / k), size=1000) / k for k in (len(after), len(source)))
     gap = sign * (of_source @ source - of_target @ before)
     # Nothing is said of few items, and nothing of a gap that may be none
-    if min(len(before), len(source)) < MIN_ITEMS:
-        return {"closed": None, "low": None, "high": None, "note": FEW}
-    if np.percentile(gap, 2.5) <= 0:
-        return {"closed": None, "low": None, "high": None, "note": "no gap"}
+    note = FEW if min(len(before), len(source)) < MIN_ITEMS else "no gap" if np.percentile(gap, 2.5) <= 0 else None
+    if note:
+        return {"closed": None, "low": None, "high": None, "note": note}
     moved, some = sign * (of_target @ (after - before)), gap != 0  # no share of a gap of nothing
     low, high = np.percentile(moved[some] / gap[some], [2.5, 97.5])
     closed = (after.mean() - before.mean()) / (source.mean() - before.mean())
-    return {"closed": float(closed), "low": float(low), "high": float(high), "note": None}
+    return {"closed": float(closed), "low": float(low), "high": float(high), "note": note}
 
 
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:

@@ -1,21 +1,26 @@
 """The models of `sdrrl evaluate` as lm-eval takes them."""
 
-import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
-def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int) -> Any:
+# Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
+MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
+MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
+
+
+def load_models(
+    paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int
+) -> Iterator[tuple[str, Any]]:
     """
-    A model as lm-eval asks it.
+    Loads models one after the other, as lm-eval asks them; one base for all adapters of it that follow each other.
 
     Args:
-        path (`str`):
-            Folder or hub id; of an adapter, which is put on its base; for a server, the name that it knows.
+        paths (`dict[str, str]`):
+            By name, folder or hub id; of an adapter, which is put on its base; for a server, the name that it knows.
         backend (`str`):
             lm-eval's name of the backend.
         arguments (`dict[str, Any]`):
@@ -23,79 +28,70 @@ def load_lm(path: str, backend: str, arguments: dict[str, Any], batch_size: int)
         batch_size (`int`):
             Items per batch.
 
+    Returns:
+        `Iterator[tuple[str, Any]]`: name and `lm_eval.api.model.LM`. Only the last one may be used: it is changed when
+            the next is loaded.
+
     Raises:
-        `SDRRLError`: if the model cannot be loaded or the backend cannot be started.
+        `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
     """
     if backend != "hf":
-        return _other_backend(backend, path, arguments, batch_size)
-    from accelerate import Accelerator
+        yield from ((name, _other_backend(backend, path, arguments, batch_size)) for name, path in paths.items())
+        return
     from peft import PeftModel
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer
 
-    model, tokenizer = load_model(base_of(path), dtype=arguments.get("dtype", "auto"))
-    if is_adapter(path):
-        model = PeftModel.from_pretrained(model, path)
-    if (Path(path) / "tokenizer_config.json").exists():  # of its own: it may have another chat template
-        tokenizer = load_tokenizer(path)
-    accelerator = Accelerator(cpu=processes().device.type == "cpu")
-    return wrap(model, tokenizer, accelerator, batch_size=batch_size, **arguments)
+    base_name = base = model = None
+    for name, path in paths.items():
+        if base is None or base_path(path) != base_name:
+            base = model = None  # before the next one is loaded: there may be no room for two
+            base_name = base_path(path)
+            base, base_tokenizer = load_model(base_name, dtype=arguments.get("dtype", "auto"))
+        model = PeftModel.from_pretrained(base, path) if is_adapter(path) else base
+        # A tokenizer of its own may have another chat template
+        own = (Path(path) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(path) if own else base_tokenizer
+        yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
+        if is_adapter(path):
+            base = model.unload() if _leaves_base(path, model) else None
+
+
+def _leaves_base(path: str, model: Any) -> bool:
+    """
+    Whether taking an adapter off gives its base back as it was. PiSSA and the like change it, and what was trained
+    beside the adapter, as embeddings or a head, stays in it.
+    """
+    from safetensors import safe_open
+
+    from sdrrl_trl.trainer.teacher import changes_base
+
+    file = Path(path) / "adapter_model.safetensors"
+    if not file.exists() or any(map(changes_base, model.peft_config.values())):
+        return False
+    with safe_open(file, "pt") as weights:
+        return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
     """lm-eval's wrapper around a model that is loaded already, which each process asks its share of the items."""
     from lm_eval.models.huggingface import HFLM
 
-    with no_tying(model):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    # lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them
+    model.tie_weights = lambda: None
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    del model.tie_weights
     if accelerator.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
         lm.accelerator, lm._device = accelerator, accelerator.device
         lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
     return lm
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raises [`SDRRLError`] for arguments that lm-eval's `hf` backend does not know, which it would pass over."""
-    from lm_eval.models.huggingface import HFLM
-
-    known = set(inspect.signature(HFLM).parameters) - {"pretrained", "tokenizer", "batch_size", "peft", "kwargs"}
-    unknown = sorted(set(arguments) - (known - {"trust_remote_code"}))
-    if unknown:
-        raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
-
-
-@contextmanager
-def no_tying(model: Any) -> Iterator[None]:
-    """lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them."""
-    model.tie_weights = lambda: None
-    try:
-        yield
-    finally:
-        del model.tie_weights
-
-
-@contextmanager
-def watch_for_nan(model: Any) -> Iterator[Any]:
-    """Gives a tensor that turns true once the model's logits hold a NaN, which lm-eval takes for an answer."""
-    import torch
-
-    found = torch.zeros((), dtype=torch.bool, device=model.device)
-
-    def look(module, args, logits):
-        found.logical_or_(logits.isnan().any())
-
-    handle = model.get_output_embeddings().register_forward_hook(look)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
 def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_size: int) -> Any:
     from lm_eval.api.registry import get_model
 
     # A server knows its models by name; the others load them
-    named = {"model": path} if "completions" in backend else {"pretrained": base_of(path)}
+    named = {"model": path} if "completions" in backend else {"pretrained": base_path(path)}
     if backend == "vllm" and is_adapter(path):
         named["lora_local_path"] = path
     more = {"batch_size": batch_size, "max_batch_size": None, "device": None}
@@ -108,13 +104,13 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
 def processes() -> Any:
     """The processes of `accelerate launch`, or this one alone."""
     import torch
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-def base_of(path: str) -> str:
-    """Base model of an adapter, else the model itself."""
+def base_path(path: str) -> str:
+    """Path or hub id of an adapter's base model, else of the model itself."""
     if not is_adapter(path):
         return path
     adapter = Path(path) / "adapter_config.json"

@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sacrebleu import sentence_chrf
+
 from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
-from sdrrl_trl.evaluation.samples import samples
+from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.evaluation.summary import summary
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
@@ -41,9 +42,7 @@ class ReportConfig:
 
     models: list[str] = field(metadata={"help": "Results of lm-eval as `name=folder`, the base model first."})
     output_dir: str = field(metadata={"help": "Folder of the report."})
-    transfer_set: str | None = field(
-        default=None, metadata={"help": "Folder made by `sdrrl build`: source language, model card."}
-    )
+    transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Model repository to upload model and report to."})
     dry_run: bool = field(default=False, metadata={"help": "Only print what `push_to_hub` would upload."})
 
@@ -92,11 +91,10 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
 
     write_json(folder / "report.json", without_nan(content))
     # No text of an item is in these: some are harmful. Only the page shows them, behind a warning
-    stages = [{"stage": name, "seconds": round(value)} for name, value in content["seconds"].items()]
-    shown = {"content": content | {"stages": stages}, "rows": rows, "panels": panels(rows)}
+    shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
-    page = render("report.html.jinja", **shown, samples=samples(outputs), harmful=HARMFUL)
+    page = render("report.html.jinja", **shown, outputs=outputs, most_changed=_most_changed, harmful=HARMFUL)
     write_atomic(folder / "report.html", page)
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
@@ -126,6 +124,17 @@ def _content(
             task: "|".join(f"{name}:{value}" for name, value in (result.signature | {"seed": SEED}).items())
             for task, result in outputs[base].tasks.items()
         },
-        "seconds": seconds,
+        "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
-    return content | {"summary": {name: summary(rows, content, name) for name in tuned}}
+    return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
+
+
+def _most_changed(outputs: dict[str, Output], task: str, n: int) -> list[int]:
+    """Places of `n` items of a task: those whose answers differ most from the base model's, the most first."""
+    base, *tuned = (output.tasks[task].items for output in outputs.values())
+
+    def change(i: int) -> float:
+        others = {items[i].response for items in tuned} - {base[i].response}  # chrF of two empty texts is 0
+        return max((100 - sentence_chrf(other, [base[i].response]).score for other in others), default=0)
+
+    return sorted(range(len(base)), key=change, reverse=True)[:n]

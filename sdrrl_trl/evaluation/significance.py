@@ -11,6 +11,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 
+Pair = tuple[str, np.ndarray, np.ndarray]  # a metric, and the statistics of two models on the same items
 MAX_CELLS = 8_000_000  # numbers that a block of resamples may hold, 8 bytes each
 
 
@@ -40,48 +41,18 @@ class Comparison:
     test: str
 
 
-def compare(metric: str, base: list[Any], tuned: list[Any], n_resamples: int = 1000, seed: int = 1234) -> Comparison:
-    """
-    Compares two models by paired bootstrap (Koehn 2004, https://aclanthology.org/W04-3250).
-
-    The p-value of scores that are all 0 or 1, such as accuracies, is that of McNemar's exact test; of others, the
-    share of resamples whose difference lies as far from the observed one as that from zero (as sacrebleu has it).
-
-    Args:
-        metric (`str`):
-            `"chrf++"`, `"chrf"`, `"bleu"`, `"bleu_13a"`, `"bleu_char"`, `"spbleu"` and `"ter"`, with `(reference,
-            answer)` items; `"bits_per_byte"`, with `(log-likelihood in nats, bytes)` items; any other name for
-            numbers, which are averaged.
-        base (`list`):
-            Items of the first model.
-        tuned (`list`):
-            Items of the second model, in the same order.
-        n_resamples (`int`, *optional*, defaults to `1000`):
-            Number of resamples.
-        seed (`int`, *optional*, defaults to `1234`):
-            Seed of the resampling.
-
-    Raises:
-        `ValueError`: if the models have different numbers of items, or none, or if an item has no score or one that
-            is not of this form.
-    """
-    if len(base) != len(tuned) or not base:
-        raise ValueError(f"{metric}: {len(base)} and {len(tuned)} items cannot be compared in pairs.")
-    statistics = [item_statistics(metric, items) for items in (base, tuned)]
-    if not np.isfinite(statistics).all():
-        raise ValueError(f"{metric}: some items have no score (NaN or infinite); they cannot be averaged.")
-    return compare_statistics(metric, *statistics, n_resamples, seed)
-
-
 def item_statistics(metric: str, items: list[Any]) -> np.ndarray:
     """
-    Statistics of single items, which add up over items, for [`compare_statistics`].
+    Statistics of single items, a row for each, which add up over items: those of sacrebleu for chrF, BLEU, TER; else
+    a sum and its divisor.
 
     Args:
         metric (`str`):
-            As in [`compare`].
+            `"chrf++"`, `"chrf"`, `"bleu"`, `"bleu_13a"`, `"bleu_char"` and `"ter"`, with `(reference, answer)` items;
+            `"bits_per_byte"` and `"answer_bits_per_byte"`, with `(log-likelihood in nats, bytes)` items; any other
+            name for numbers, which are averaged.
         items (`list`):
-            As in [`compare`].
+            Items of one model.
 
     Raises:
         `ValueError`: if the items do not have the form that the metric is computed from.
@@ -95,71 +66,61 @@ def corpus_score(metric: str, items: list[Any]) -> float:
 
     Args:
         metric (`str`):
-            As in [`compare`].
+            As in [`item_statistics`].
         items (`list`):
-            As in [`compare`].
+            As in [`item_statistics`].
     """
     statistics, of_sums = _scoring(metric)
     return float(of_sums(statistics(items).sum(0)))
 
 
-def compare_statistics(
-    metric: str, base: np.ndarray, tuned: np.ndarray, n_resamples: int = 1000, seed: int = 1234
-) -> Comparison:
+def compare_pairs(pairs: list[Pair], seed: int) -> list[Comparison]:
     """
-    [`compare`] for items of which only the statistics are known.
-
-    Args:
-        metric (`str`):
-            As in [`compare`].
-        base (`np.ndarray`):
-            Statistics of the first model, a row for each item, which add up over items: those of sacrebleu for chrF,
-            BLEU and TER; else a sum and its divisor.
-        tuned (`np.ndarray`):
-            Statistics of the second model.
-        n_resamples (`int`, *optional*, defaults to `1000`):
-            Number of resamples.
-        seed (`int`, *optional*, defaults to `1234`):
-            Seed of the resampling.
-    """
-    return _compare_same_number([(metric, base, tuned)], n_resamples, seed)[0]
-
-
-def compare_rows(rows: list[tuple[str, np.ndarray, np.ndarray]], seed: int) -> list[Comparison]:
-    """
-    [`compare_statistics`] for the rows of a table whose p-values Holm's method adjusts.
+    Two models on each of the metrics of a table, whose p-values Holm's method adjusts.
 
     The smallest p-value of 1,000 resamples is 0.001, which Holm multiplies by the number of rows: where that would
     keep a row from being significant, more are drawn.
 
     Args:
-        rows (`list[tuple[str, np.ndarray, np.ndarray]]`):
-            Metric, statistics of the first and of the second model.
+        pairs (`list[tuple[str, np.ndarray, np.ndarray]]`):
+            As in [`bootstrap`].
         seed (`int`):
             Seed of the resampling.
     """
     found: dict[int, Comparison] = {}
 
     def draw(indices: list[int], n_resamples: int) -> None:
-        for n in sorted({len(rows[i][1]) for i in indices}):
-            same = [i for i in indices if len(rows[i][1]) == n]
-            found.update(zip(same, _compare_same_number([rows[i] for i in same], n_resamples, seed), strict=True))
+        for n in sorted({len(pairs[i][1]) for i in indices}):
+            same = [i for i in indices if len(pairs[i][1]) == n]
+            found.update(zip(same, bootstrap([pairs[i] for i in same], n_resamples, seed), strict=True))
 
-    draw(list(range(len(rows))), 1000)
+    draw(list(range(len(pairs))), 1000)
     # Only those whose p-value the number of resamples may hold up; the smallest is then 0.025 after Holm
-    if 40 * len(rows) > 1000:
-        draw([i for i, row in found.items() if row.test == "bootstrap" and row.p < 0.005], 40 * len(rows))
-    return [found[i] for i in range(len(rows))]
+    if 40 * len(pairs) > 1000:
+        draw([i for i, row in found.items() if row.test == "bootstrap" and row.p < 0.005], 40 * len(pairs))
+    return [found[i] for i in range(len(pairs))]
 
 
-def _compare_same_number(
-    rows: list[tuple[str, np.ndarray, np.ndarray]], n_resamples: int, seed: int
-) -> list[Comparison]:
-    """Comparisons with the same number of items share their resamples, as drawing these takes most of the time."""
-    scores = [_scoring(metric)[1] for metric, _, _ in rows]
+def bootstrap(pairs: list[Pair], n_resamples: int, seed: int) -> list[Comparison]:
+    """
+    Compares two models by paired bootstrap (Koehn 2004, https://aclanthology.org/W04-3250).
+
+    The p-value of scores that are all 0 or 1, such as accuracies, is that of McNemar's exact test; of others, the
+    share of resamples whose difference lies as far from the observed one as that from zero (as sacrebleu has it).
+
+    Args:
+        pairs (`list[tuple[str, np.ndarray, np.ndarray]]`):
+            Metric and [`item_statistics`] of the first and of the second model, the same number of items everywhere:
+            they share their resamples, as drawing these takes most of the time.
+        n_resamples (`int`):
+            Number of resamples.
+        seed (`int`):
+            Seed of the resampling.
+    """
+    scores = [_scoring(metric)[1] for metric, _, _ in pairs]
     # One matrix a model: what is the same in both is added up in the same order, so that no difference stays none
-    models = [np.hstack([row[i] for row in rows]).astype(float) for i in (1, 2)]
-    ends = np.cumsum([base.shape[1] for _, base, _ in rows])[:-1]
+    models = [np.hstack([pair[i] for pair in pairs]).astype(float) for i in (1, 2)]
+    ends = np.cumsum([base.shape[1] for _, base, _ in pairs])[:-1]
     n, width = models[0].shape
     rng = np.random.default_rng(seed)
     # All resamples at once may take more memory than there is
@@ -169,7 +130,7 @@ def _compare_same_number(
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(block, n_resamples - start)).astype(float)
         sums = [np.split(counts @ statistics, ends, axis=1) for statistics in models]
         blocks.append([score(b) - score(a) for score, a, b in zip(scores, *sums, strict=True)])
-    return [_comparison(*row, deltas) for row, deltas in zip(rows, np.hstack(blocks), strict=True)]
+    return [_comparison(*pair, deltas) for pair, deltas in zip(pairs, np.hstack(blocks), strict=True)]
 
 
 def _comparison(metric: str, base: np.ndarray, tuned: np.ndarray, deltas: np.ndarray) -> Comparison:
@@ -249,8 +210,8 @@ def _scoring(metric: str) -> Scoring:
         return _pairs, lambda sums: -_mean(sums) / math.log(2)
     if metric in ("chrf", "chrf++"):
         return _corpus_metric(CHRF(word_order=2 if metric == "chrf++" else 0))
-    if metric in ("bleu", "bleu_13a", "bleu_char", "spbleu"):
-        return _corpus_metric(BLEU(tokenize={"bleu_char": "char", "spbleu": "flores200"}.get(metric, "13a")))
+    if metric in ("bleu", "bleu_13a", "bleu_char"):
+        return _corpus_metric(BLEU(tokenize="char" if metric == "bleu_char" else "13a"))
     if metric == "ter":
         return _corpus_metric(TER())
     return _numbers, _mean

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,50 +121,63 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             here; all that are missing are named at once.
     """
     tags = {get_language(language).tag for language in languages or ()}
+    ours, own = leaves(tasks_dir()), own_tasks()
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
-    ours, foreign = leaves(tasks_dir()), [name for name in names if name not in own_tasks()]
-    manager = task_manager(everything=bool(foreign))
-    unknown = [name for name in foreign if name not in manager.all_tasks]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], {*own_tasks(), *manager.all_tasks}, n=3)
-        raise SDRRLError(f"Unknown task {unknown[0]!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''}")
-
-    tasks: dict[str, Any] = {}
-    problems: dict[str, str] = {}
+    manager = task_manager(everything=not set(names) <= set(own))
+    specs: dict[str, Any] = {}
     for name in names:
-        found = _load_foreign(manager, name) if name in foreign else dict.fromkeys(own_tasks()[name])
-        if tags and not tags & set(map(language_of, found)):
-            known = ", ".join(sorted({str(language_of(task)) for task in found}))
-            raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
-        for task, loaded in found.items():
-            if task in tasks or task in problems or (tags and language_of(task) not in tags):
-                continue
-            try:
-                tasks[task] = loaded or next(iter(_load(manager, ours[task]).values()))
-            except (OSError, ValueError, ImportError) as error:
-                problems[task] = str(error)
+        if name in own:
+            specs |= {task: ours[task] for task in _in_languages(name, own[name], tags)}
+        elif name in manager.all_tasks:
+            specs[name] = name
+        else:
+            close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
+            raise SDRRLError(f"Unknown task {name!r}.{f' Did you mean {close}?' if close else ''}")
+    loaded, problems = load_tasks(manager, specs)
     if problems:
         first = next(iter(problems.values()))
         raise SDRRLError(
             f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
             "what can be loaded here; name those, or choose `languages`."
         )
-    return tasks
+    # Which tasks are in a group of lm-eval's own is known only now
+    return {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
 
 
-def _load(manager: Any, spec: Any) -> dict[str, Any]:
-    tasks = manager.load([spec])["tasks"]
-    for task in tasks.values():
-        _ = task.dataset  # lm-eval 0.5 would load it only when it asks, after the model
-    return tasks
+def _in_languages(name: str, tasks: Iterable[str], tags: set[str]) -> list[str]:
+    """Those of the tasks that a name stands for that are about one of the languages."""
+    chosen = [task for task in tasks if not tags or language_of(task) in tags]
+    if not chosen:
+        known = ", ".join(sorted({str(language_of(task)) for task in tasks}))
+        raise SDRRLError(f"{name} has no task in {', '.join(sorted(tags))}, only in {known}. Correct `languages`.")
+    return chosen
 
 
-def _load_foreign(manager: Any, name: str) -> dict[str, Any]:
-    """Tasks of lm-eval itself by name, loaded."""
-    try:
-        return _load(manager, name)
-    except Exception as error:  # whatever the data, their code or the hub may raise
-        raise SDRRLError(f"lm-eval cannot load {name}: {type(error).__name__}: {error}") from error
+def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """
+    Loads tasks with their data, each alone.
+
+    Args:
+        manager (`lm_eval.tasks.TaskManager`):
+            Task manager that knows them.
+        specs (`dict[str, Any]`):
+            By name, what `TaskManager.load` takes: one of [`leaves`], or the name of a task or group of lm-eval.
+
+    Returns:
+        `tuple`: by name, its lm-eval task objects by theirs; and by name, why it cannot be loaded.
+    """
+    loaded, problems = {}, {}
+    for name, spec in specs.items():
+        try:
+            found = manager.load([spec])["tasks"]
+            for task in found.values():
+                len(task.eval_docs)  # lm-eval 0.5 would load them only when it asks, after the model
+            # lm-eval 0.5 puts the group before a task's name
+            loaded[name] = {task.rpartition("::")[2]: one for task, one in found.items()}
+        except Exception as error:  # whatever the data, their code or the hub may raise; it is shown
+            text = f"{type(error).__name__}: {error}"
+            problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
+    return loaded, problems
 
 
 @cache

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from sdrrl_trl.evaluation.evaluate import prepare_tasks
-from sdrrl_trl.evaluation.models import watch_for_nan, wrap
+from sdrrl_trl.evaluation.ask import ask, prepare_tasks
+from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.trainer.teacher import evaluation_mode
@@ -106,29 +106,16 @@ class LMEvalCallback(TrainerCallback):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        from lm_eval.evaluator import evaluate
-
         start = time.monotonic()
         accelerator = self.trainer.accelerator
-        with _undisturbed(self.trainer), watch_for_nan(self.trainer.model) as found_nan:
-            for task in self._tasks.values():
-                task.set_fewshot_seed(seed=1234)
-            result = evaluate(
-                wrap(
-                    self.trainer.model,
-                    copy.deepcopy(self.trainer.processing_class),  # lm-eval may give it a padding token
-                    accelerator,
-                    batch_size=self.trainer.args.per_device_eval_batch_size,
-                ),
-                {"tasks": self._tasks},
-                limit=self.limit,
-                bootstrap_iters=0,  # else lm-eval starts processes, in the midst of CUDA
-                log_samples=False,
-                apply_chat_template=self.trainer.processing_class.chat_template is not None,
-            )
+        tokenizer = copy.deepcopy(self.trainer.processing_class)  # lm-eval may give it a padding token
+        batch_size = self.trainer.args.per_device_eval_batch_size
+        with _undisturbed(self.trainer):
+            lm = wrap(self.trainer.model, tokenizer, accelerator, batch_size=batch_size)
+            result, found_nan = ask(lm, self._tasks, self.limit, tokenizer.chat_template is not None)
             # The main process alone has the result, but all must log together
             scores = broadcast_object_list([_scores(result) if accelerator.is_main_process else None])[0]
-            if any(gather_object([bool(found_nan)])):
+            if found_nan:
                 # lm-eval takes the first choice if it cannot compare them, which looks like a score
                 scores = dict.fromkeys(scores, math.nan)
                 if accelerator.is_main_process:

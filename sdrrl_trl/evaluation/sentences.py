@@ -11,7 +11,7 @@ from sdrrl_trl.render import render
 RISE = 0.05  # of the share of empty or repetitive answers, from where on it is said; the number is not from the paper
 
 
-def summary(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:
+def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:
     """Four to eight sentences about one tuned model, from the rows and from what else `report.json` holds."""
     mine = [row for row in rows if row.model == model]
     by_role = {role: [row for row in mine if row.role == role] for role in ROLES}
@@ -24,7 +24,7 @@ def summary(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:
     targets = [(old, new) for old, new in rates if new["language"] != content["source_language"]]
     enough = [(old, new) for old, new in rates if new["n"] >= MIN_ITEMS]
     text = render(
-        "summary.jinja",
+        "sentences.jinja",
         source=language_name(content["source_language"]),
         rows=by_role,
         worst=max(by_role["source"], key=lambda row: row.worst_loss or 0.0, default=None),
