@@ -37,7 +37,7 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
             raise SDRRLError(f"{self.prog}: {message}")
 
     parser = Parser(dataclasses, prog=prog, allow_abbrev=False, epilog=_EPILOG)
-    section = _with_recipe(section, prog.rpartition(" ")[2])
+    section = _with_recipe(section, prog.rpartition(" ")[2])  # of `sdrrl build`; of `build` in a run
     actions = {action.dest: action for action in parser._actions}
     given = []
     for name, value in section.items():
@@ -63,6 +63,7 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
 
 
 def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
+    """The options of the section's recipe, and those of the section over them."""
     if "recipe" not in section or command not in ("build", "train"):
         return section
     recipes, recipe = read_yaml(str(Path(__file__).with_name("recipes.yaml"))), str(section["recipe"])
