@@ -388,6 +388,8 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
     page = re.sub("&lt;img src=[xy]", "", page)  # names of the model and of metrics
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}
     assert page.index("harmful content") < page.index(escaped)
+    shown = page.partition("<summary>sdrrl_xlsum_pt")[2].partition("<details>")[0]
+    assert "Question 15<" in shown and "Question 0<" not in shown  # whose answer has not changed
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
