@@ -83,7 +83,8 @@ def bits_per_byte(model, tokenizer, rows):
         answer = row["completion"][0]["content"]
         # lm-eval counts the white space at the end of the prompt with the answer
         context, whole = (
-            tokenizer(text, return_tensors="pt").input_ids for text in (prompt.rstrip(), prompt + answer)
+            tokenizer(text, return_tensors="pt").input_ids
+            for text in (prompt.rstrip(), prompt + answer + "<|im_end|>")
         )
         labels = whole.clone()
         labels[:, : context.shape[1]] = -100

@@ -96,7 +96,7 @@ def save(folder, models, paths=None):
         about = {t: {"version": 1.0, "shots": 0, "n": len(one["items"])} | one["about"] for t, one in tasks.items()}
         content = {
             "results": {t: {f"{m},{FILTER[t]}": v for m, v in one["metrics"].items()} for t, one in tasks.items()},
-            "configs": {task: {"task": task} for task in tasks},
+            "configs": {task: {"task": task, "metadata": about[task].get("metadata")} for task in tasks},
             "versions": {task: about[task]["version"] for task in tasks},
             "n-shot": {task: about[task]["shots"] for task in tasks},
             "n-samples": {task: {"original": N, "effective": about[task]["n"]} for task in tasks},
@@ -160,7 +160,7 @@ def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
 @pytest.mark.parametrize("higher, delta, p, n, verdict", cases("verdicts"))
 def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher, delta, p, n, verdict):
     comparison = Comparison(0.5, 0.5 + delta, delta, delta - 0.1, delta + 0.1, n, 0.0001, "bootstrap")
-    assert Row("tuned", "task", "acc", "pt", "target", higher, comparison, p).verdict == verdict
+    assert Row("tuned", "task", "acc", "pt", "target", higher, False, comparison, p).verdict == verdict
 
 
 @pytest.mark.parametrize("task, metric, language, benchmark, of_answers, role", cases("roles"))
@@ -186,6 +186,44 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
     assert "English, the source language, shows no evidence of loss on 2 measures" in text
     assert "Safety: 0 of 6 measures better, 0 worse" in text
+
+
+def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path):
+    def drift_to(level, answers="own, temperature 1, top_p 1"):
+        task = {"sdrrl_heldout_bpb_en": result({"answer_bits_per_byte": bits(level)})}
+        task["sdrrl_heldout_bpb_en"]["about"]["metadata"] = {"answers": answers}
+        return task
+
+    expected = {"up": ("worse", "drifted from the base model by 0.2"), "down": ("no drift measured", "No drift from")}
+    for name, level in (("up", 1.4), ("down", 1.0)):
+        content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
+        (row,) = content["rows"]
+        c = row["comparison"]
+        assert (row["role"], row["verdict"], c["base"], c["tuned"]) == ("drift", expected[name][0], 0, c["delta"])
+        assert c["delta"] == pytest.approx(level - 1.2) and abs(c["delta"]) > 0.1 and row["p_holm"] < 0.05
+        for file in ("report.md", "report.html", "README.md"):
+            assert expected[name][1] in (path.parent / file).read_text()
+    greedy = "own, temperature 0, top_p 1"
+    content, path = run(tmp_path / "greedy", {"base": drift_to(1.2, greedy), "tuned": drift_to(1.4, greedy)})
+    assert content["rows"][0]["verdict"] == "no verdict" and "Drift from the base model cannot be" in path.read_text()
+    references = "reference, temperature 1, top_p 1"
+    content, _ = run(tmp_path / "reference", {"base": drift_to(1.2, references), "tuned": drift_to(1.4, references)})
+    assert (content["rows"][0]["role"], content["rows"][0]["verdict"]) == ("source", "worse")
+
+
+def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
+    models = {"base": one_model(0.0), "half": one_model(0.2), "all": one_model(0.35), "other": one_model(0.1)}
+    paths = {"half": "out/model@0.5", "all": "out/model", "other": "out/other@0.5"}
+    content, path = run(tmp_path, models, paths)
+    half, whole = content["trade_off"]
+    assert [(row["tuned"], row["strength"], row["model"]) for row in (half, whole)] == [
+        ("model", 0.5, "half"),
+        ("model", 1.0, "all"),
+    ]
+    assert 0 < half["target"] < whole["target"] and half["source"] == whole["source"] == 0 and half["drift"] is None
+    assert "## Gain and loss by strength" in path.read_text()
+    with pytest.raises(SDRRLError, match="`push_to_hub`.*sdrrl merge"):
+        run(tmp_path / "2", {"base": models["base"], "half": models["half"]}, paths, push_to_hub="me/it")
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):

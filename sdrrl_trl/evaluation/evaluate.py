@@ -23,7 +23,7 @@ from sdrrl_trl.evaluation.heldout import held_out_tasks
 from sdrrl_trl.evaluation.models import MODEL_ARGS, load_models, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import STRENGTH, base_path, is_adapter, split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -88,7 +88,7 @@ class EvaluationConfig:
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
         for model in self.model_paths.values():
             if self.backend != "hf":
-                if re.search(r"@[\d.]*$", model):
+                if STRENGTH.fullmatch(model):
                     raise SDRRLError(
                         f"`models`: only the backend `hf` scales what training changed, not for {model!r}. Write that "
                         "model with `sdrrl merge`, and name its folder."

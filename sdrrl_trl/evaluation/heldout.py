@@ -16,11 +16,11 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
 
     `sdrrl_heldout_gen_<language>` generates an answer, as long at most as those of the transfer set, compares it with
     the held-out one (chrF++), and counts how many are in the language asked for. `sdrrl_heldout_bpb_<language>` is the
-    log-likelihood of the held-out answer and the end of the turn given its question, in bits per byte of the answer. The
-    held-out answers are the initial model's own, translated for targets.
+    log-likelihood of the held-out answer with the end of the turn, given its question, in bits per byte of the answer.
+    The held-out answers are the initial model's own, translated for targets.
 
-    In the source language, if they are samples at temperature 1, the mean of `log p_initial - log p_model` over them is
-    an unbiased estimate of KL(initial || model): the drift, which only the initial model has at zero.
+    In the source language, if they are samples at temperature 1, the mean of `log p_initial - log p_model` over them
+    is an unbiased estimate of KL(initial || model): the drift, which only the initial model has at zero.
 
     Args:
         transfer_set (`Path`):
@@ -86,7 +86,7 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
 
 
 def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
-    """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what a model says."""
+    """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what was said."""
     turns = [question, {"role": "assistant", "content": answer}]
     return tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer.strip())[2].rstrip()
 

@@ -1,13 +1,18 @@
-"""What the report says beside its comparisons: how much of the gap is closed, and what the answers are like."""
+"""
+What the report says beside its comparisons: how much of the gap is closed, what each strength gains and
+loses, and what the answers are like.
+"""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language
+from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, ROLES, SEED, Row, answer_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
+from sdrrl_trl.evaluation.weights import STRENGTH
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
@@ -54,6 +59,31 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
     low, high = np.percentile(moved[some] / gap[some], [2.5, 97.5])
     closed = (after.mean() - before.mean()) / (source.mean() - before.mean())
     return {"closed": float(closed), "low": float(low), "high": float(high), "note": note}
+
+
+def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:
+    """Of each model that was evaluated at several strengths: what it gained and lost at each."""
+    by_path: dict[str, dict[float, str]] = defaultdict(dict)
+    for name, output in list(outputs.items())[1:]:
+        scaled = STRENGTH.fullmatch(output.model)
+        by_path[scaled[1] if scaled else output.model][float(scaled[2]) if scaled else 1.0] = name
+    found = []
+    for path, names in by_path.items():
+        for strength, name in sorted(names.items()) if len(names) > 1 else ():
+            by_role = {role: [row for row in rows if (row.model, row.role) == (name, role)] for role in ROLES}
+            changes = {role: _mean_change(by_role[role]) for role in ("target", "source")}
+            drift = [row.comparison.delta for row in by_role["drift"] if row.sampled]
+            about = {"tuned": Path(path).name, "strength": strength, "model": name}
+            found.append(about | changes | {"drift": drift[0] if drift else None})
+    return found
+
+
+def _mean_change(rows: list[Row]) -> float | None:
+    """In per cent of the base model's scores, above zero for the better."""
+    shares = [
+        (1 if r.higher_is_better else -1) * r.comparison.delta / r.comparison.base for r in rows if r.comparison.base
+    ]
+    return 100 * sum(shares) / len(shares) if shares else None
 
 
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:

@@ -1,31 +1,31 @@
 """Weights of a model: a base, an adapter on it, and how much of what training changed is used, as in `model@0.75`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
+STRENGTH = re.compile(r"(.+)@([01]|[01]?\.\d+)")
+
+
 def split_strength(model: str) -> tuple[str, float | None]:
     """
-    Path and strength of `path@strength`: 0 is the base model, 1 the tuned one. The strength is `None` if there is none,
-    or a folder of the whole name.
+    Path and strength of `path@strength`: 0 is the base model, 1 the tuned one. No strength if there is none, or a
+    folder of the whole name.
 
     Raises:
         `SDRRLError`: if what is behind the `@` is not a number from 0 to 1.
     """
-    path, at, number = model.rpartition("@")
-    if not at or Path(model).exists():
+    if "@" not in model or Path(model).exists():
         return model, None
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = -1.0
-    if not 0 <= strength <= 1:  # beyond the tuned model, both languages get worse
+    found = STRENGTH.fullmatch(model)
+    if found is None or float(found[2]) > 1:  # beyond the tuned model, both languages get worse
         raise SDRRLError(
-            f"{model!r}: a strength is a number from 0 (the base model) to 1 (the tuned one): {path}@0.75"
+            f"{model!r}: behind the `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75."
         )
-    return path, strength
+    return found[1], float(found[2])
 
 
 def is_adapter(model: str) -> bool:
