@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.merge import merge
-from sdrrl_trl.evaluation.weights import split_strength
+from sdrrl_trl.evaluation.weights import check_strength, split_strength
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_a_strength_stands_behind_the_last_at_and_an_existing_folder_wins(tmp_pa
     assert split_strength("m@0.5@0.25") == ("m@0.5", 0.25) and split_strength("n@1") == ("n", 1.0)
     for wrong in cases("strengths"):
         with pytest.raises(SDRRLError, match=f"'{wrong}'.*from 0 .base model. to 1"):
-            split_strength(wrong)
+            check_strength(wrong)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "head", "full"])

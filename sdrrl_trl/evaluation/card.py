@@ -115,7 +115,7 @@ def _eval_results(rows: list[Row]) -> list[Any]:
             metric_value=round(row.comparison.tuned, 5),
         )
         for row in rows
-        if row.role != "agreement"
+        if row.role not in ("agreement", "drift")
     ]
 
 

@@ -23,7 +23,7 @@ from sdrrl_trl.evaluation.heldout import held_out_tasks
 from sdrrl_trl.evaluation.models import MODEL_ARGS, load_models, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import STRENGTH, base_path, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -87,13 +87,16 @@ class EvaluationConfig:
         if len(self.model_paths) < len(self.models):
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
         for model in self.model_paths.values():
+            if self.backend == "hf":
+                check_strength(model)
+            if split_strength(model)[1] is None:
+                continue
             if self.backend != "hf":
-                if STRENGTH.fullmatch(model):
-                    raise SDRRLError(
-                        f"`models`: only the backend `hf` scales what training changed, not for {model!r}. Write that "
-                        "model with `sdrrl merge`, and name its folder."
-                    )
-            elif split_strength(model)[1] is not None and not is_adapter(model) and "base" not in self.model_paths:
+                raise SDRRLError(
+                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
+                    "`sdrrl merge`, and name its folder."
+                )
+            if not is_adapter(model) and "base" not in self.model_paths:
                 raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
         if HELD_OUT in self.tasks and self.transfer_set is None:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")

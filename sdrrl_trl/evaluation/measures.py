@@ -12,7 +12,7 @@ import numpy as np
 from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, ROLES, SEED, Row, answer_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
-from sdrrl_trl.evaluation.weights import STRENGTH
+from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
@@ -65,8 +65,8 @@ def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any
     """Of each model that was evaluated at several strengths: what it gained and lost at each."""
     by_path: dict[str, dict[float, str]] = defaultdict(dict)
     for name, output in list(outputs.items())[1:]:
-        scaled = STRENGTH.fullmatch(output.model)
-        by_path[scaled[1] if scaled else output.model][float(scaled[2]) if scaled else 1.0] = name
+        path, strength = split_strength(output.model)
+        by_path[path][1.0 if strength is None else strength] = name
     found = []
     for path, names in by_path.items():
         for strength, name in sorted(names.items()) if len(names) > 1 else ():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdrrl_trl.evaluation.card import on_hub
-from sdrrl_trl.evaluation.weights import base_path, is_adapter, load_full, split_strength
+from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, load_full, split_strength
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, write_atomic
 
@@ -29,6 +29,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
     """
     from sdrrl_trl.engines.transformers import check_model
 
+    check_strength(model)
     path, strength = split_strength(model)
     if base is None and not is_adapter(path):
         raise SDRRLError(f"{path!r} is no adapter, which would name its base. Give that: `--base`.")

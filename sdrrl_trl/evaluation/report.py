@@ -14,7 +14,7 @@ from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.evaluation.weights import STRENGTH
+from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
@@ -87,8 +87,9 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     # Everything is read and checked before the first file is written
     outputs = {name: load(path) for name, path in config.folders.items()}
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
-    if config.push_to_hub and (scaled := [o.model for o in outputs.values() if STRENGTH.fullmatch(o.model)]):
-        raise SDRRLError(f"`push_to_hub`: {scaled[0]} is no folder. Write it with `sdrrl merge`, and evaluate that.")
+    model = list(outputs.values())[1].model
+    if config.push_to_hub and split_strength(model)[1] is not None:
+        raise SDRRLError(f"`push_to_hub`: there is no folder {model}. Write it with `sdrrl merge`, and evaluate that.")
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 

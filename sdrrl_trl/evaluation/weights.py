@@ -7,25 +7,25 @@ from typing import Any
 from sdrrl_trl.utils import SDRRLError, read_json
 
 
-STRENGTH = re.compile(r"(.+)@([01]|[01]?\.\d+)")
+STRENGTH = re.compile(r"(.+)@(0|1|1\.0+|0?\.\d+)")
 
 
 def split_strength(model: str) -> tuple[str, float | None]:
     """
     Path and strength of `path@strength`: 0 is the base model, 1 the tuned one. No strength if there is none, or a
     folder of the whole name.
-
-    Raises:
-        `SDRRLError`: if what is behind the `@` is not a number from 0 to 1.
     """
-    if "@" not in model or Path(model).exists():
-        return model, None
     found = STRENGTH.fullmatch(model)
-    if found is None or float(found[2]) > 1:  # beyond the tuned model, both languages get worse
+    return (model, None) if found is None or Path(model).exists() else (found[1], float(found[2]))
+
+
+def check_strength(model: str) -> None:
+    """Raises [`SDRRLError`] if what is behind the `@` of a model is no strength."""
+    # Beyond the tuned model, at more than 1, both languages get worse
+    if "@" in model and not STRENGTH.fullmatch(model) and not Path(model).exists():
         raise SDRRLError(
             f"{model!r}: behind the `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75."
         )
-    return found[1], float(found[2])
 
 
 def is_adapter(model: str) -> bool:
@@ -97,20 +97,18 @@ def load_full(path: str, base: str, strength: float, dtype: str = "auto") -> tup
     """
     from sdrrl_trl.engines.transformers import load_model
 
-    model, base_tokenizer = load_model(base, dtype=dtype)
-    if only_adds(path):
-        return put_on(model, path, strength).merge_and_unload(), own_tokenizer(path) or base_tokenizer
-    start = dict(model.named_parameters())
+    start, base_tokenizer = load_model(base, dtype=dtype)
     model, _ = load_model(base if is_adapter(path) else path, dtype=dtype)
-    model = put_on(model, path).merge_and_unload() if is_adapter(path) else model
-    weights = dict(model.named_parameters())
-    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in start.items()}:
+    if is_adapter(path):
+        model = put_on(model, path).merge_and_unload()
+    starts, weights = dict(start.named_parameters()), dict(model.named_parameters())
+    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
         raise SDRRLError(
             f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
             "the model that it was trained from. With new tokens or a head of its own, a model has no strength but 1."
         )
     for name, weight in weights.items():
-        weight.data = start[name].data.to(weight.dtype).lerp(weight.data, strength)
+        weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
     return model, own_tokenizer(path) or base_tokenizer
 
 
