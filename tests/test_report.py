@@ -83,6 +83,7 @@ def one_model(boost):
         }
         results[f"sdrrl_multijail_{tag}"] = result(rates, [ANSWERS[tag]] * N, prompt=HARMFUL_TEXT + " {}")
         results[f"sdrrl_heldout_bpb_{tag}"] = result({"bits_per_byte": bits(1.2 - gain)})
+        results[f"sdrrl_heldout_bpb_{tag}"]["about"] = {"metadata": {"answers": "reference"}}
     wrong = [ANSWERS["en"] if i < (N if not boost else N // 4) else ANSWERS["pt"] for i in range(N - 2)]
     results["sdrrl_xlsum_pt"] = result(
         {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]}, [*wrong, "", "não sei " * 30]
@@ -160,13 +161,13 @@ def test_the_numbers_are_those_of_the_first_edition(models, tmp_path, part):
 @pytest.mark.parametrize("higher, delta, p, n, verdict", cases("verdicts"))
 def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher, delta, p, n, verdict):
     comparison = Comparison(0.5, 0.5 + delta, delta, delta - 0.1, delta + 0.1, n, 0.0001, "bootstrap")
-    assert Row("tuned", "task", "acc", "pt", "target", higher, False, comparison, p).verdict == verdict
+    assert Row("tuned", "task", "acc", "pt", "target", higher, comparison, p).verdict == verdict
 
 
 @pytest.mark.parametrize("task, metric, language, benchmark, of_answers, role", cases("roles"))
 def test_benchmark_language_of_the_answers_and_role_of_a_row(task, metric, language, benchmark, of_answers, role):
     assert benchmark_of(task, language) == benchmark and answer_language(task, language) == of_answers
-    assert role_of(task, metric, language, "en") == role
+    assert role_of(task, metric, language, "en", {}) == role
 
 
 def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models, tmp_path):
@@ -194,21 +195,24 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
         task["sdrrl_heldout_bpb_en"]["about"]["metadata"] = {"answers": answers}
         return task
 
-    expected = {"up": ("worse", "drifted from the base model by 0.2"), "down": ("no drift measured", "No drift from")}
-    for name, level in (("up", 1.4), ("down", 1.0)):
+    for name, level, verdict, said in (
+        ("up", 1.4, "worse", "The model drifted from the base model: 0.2"),
+        ("down", 1.0, "no drift measured", "No drift from the base model was measured: -0.2"),
+    ):
         content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
         (row,) = content["rows"]
         c = row["comparison"]
-        assert (row["role"], row["verdict"], c["base"], c["tuned"]) == ("drift", expected[name][0], 0, c["delta"])
-        assert c["delta"] == pytest.approx(level - 1.2) and abs(c["delta"]) > 0.1 and row["p_holm"] < 0.05
+        assert (row["role"], row["verdict"], c["base"], c["tuned"]) == ("drift", verdict, 0, c["delta"])
+        assert c["delta"] == pytest.approx(level - 1.2) and row["p_holm"] < 0.05
         for file in ("report.md", "report.html", "README.md"):
-            assert expected[name][1] in (path.parent / file).read_text()
-    greedy = "own, temperature 0, top_p 1"
-    content, path = run(tmp_path / "greedy", {"base": drift_to(1.2, greedy), "tuned": drift_to(1.4, greedy)})
-    assert content["rows"][0]["verdict"] == "no verdict" and "Drift from the base model cannot be" in path.read_text()
-    references = "reference, temperature 1, top_p 1"
-    content, _ = run(tmp_path / "reference", {"base": drift_to(1.2, references), "tuned": drift_to(1.4, references)})
-    assert (content["rows"][0]["role"], content["rows"][0]["verdict"]) == ("source", "worse")
+            assert said in (path.parent / file).read_text()
+    for own, role, verdict in (
+        ("own, temperature 0, top_p 1", "agreement", "no verdict"),
+        ("reference, temperature 1, top_p 1", "source", "worse"),
+    ):
+        content, path = run(tmp_path / role, {"base": drift_to(1.2, own), "tuned": drift_to(1.4, own)})
+        assert (content["rows"][0]["role"], content["rows"][0]["verdict"]) == (role, verdict)
+        assert ("Drift from the base model was not measured" in path.read_text()) == (role == "agreement")
 
 
 def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):

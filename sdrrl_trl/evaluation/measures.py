@@ -72,7 +72,7 @@ def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any
         for strength, name in sorted(names.items()) if len(names) > 1 else ():
             by_role = {role: [row for row in rows if (row.model, row.role) == (name, role)] for role in ROLES}
             changes = {role: _mean_change(by_role[role]) for role in ("target", "source")}
-            drift = [row.comparison.delta for row in by_role["drift"] if row.sampled]
+            drift = [row.comparison.delta for row in by_role["drift"]]
             about = {"tuned": Path(path).name, "strength": strength, "model": name}
             found.append(about | changes | {"drift": drift[0] if drift else None})
     return found
