@@ -87,5 +87,5 @@ def test_a_server_can_be_evaluated(tiny_model, tmp_path):
         served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
-    asked = server.bodies()[0]
+    (_, _, asked, _), *_ = server.requests
     assert asked["model"] == served.model == "my-model" and "Responda" in str(asked["messages"])
