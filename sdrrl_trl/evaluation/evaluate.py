@@ -200,9 +200,8 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = {name: path for name, path in config.model_paths.items() if left[name]}
-        for name, lm in load_models(
-            paths, config.backend, config.arguments, config.batch_size, config.model_paths.get("base")
-        ):
+        full_base = config.model_paths.get("base")
+        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size, full_base):
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
