@@ -40,7 +40,7 @@ ANSWERS = {
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
 FILTER = defaultdict(lambda: "none", sdrrl_pku_saferlhf_gen="judge")
-LOWER = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
+LOWER = {"bits_per_byte", "answer_bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
 
 
 def result(values, responses=None, prompt="Question {}"):
