@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
+from sdrrl_trl.evaluation.heldout import whole_conversation
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -280,6 +281,31 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options,
         assert all(message["content"] in item.prompt for message in rows[number]["messages"])
         assert "Be kind" not in item.prompt
         assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
+
+
+class Templated:
+    """As lm-eval's wrapper of a model."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+
+@pytest.mark.parametrize("truncated, said", [(False, "It is<|im_end|>"), (True, "It is")])
+def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, truncated, said):
+    lm = Templated(AutoTokenizer.from_pretrained(tiny_model))
+    doc = {
+        "messages": [{"role": "user", "content": "Why?"}],
+        "answer": "It is",
+        "said": "It is",
+        "truncated": truncated,
+    }
+    assert whole_conversation(doc, True, lm.apply_chat_template).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
+    assert doc["said"] == said
 
 
 def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not_mixed_in(
