@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, ROLES, SEED, Row, answer_language
+from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
 from sdrrl_trl.evaluation.weights import split_strength
@@ -69,21 +69,21 @@ def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any
         by_path[path][1.0 if strength is None else strength] = name
     found = []
     for path, names in by_path.items():
-        for strength, name in sorted(names.items()) if len(names) > 1 else ():
-            by_role = {role: [row for row in rows if (row.model, row.role) == (name, role)] for role in ROLES}
-            changes = {role: _mean_change(by_role[role]) for role in ("target", "source")}
-            drift = [row.comparison.delta for row in by_role["drift"]]
+        if len(names) < 2:
+            continue
+        for strength, name in sorted(names.items()):
+            mine = [row for row in rows if row.model == name]
             about = {"tuned": Path(path).name, "strength": strength, "model": name}
-            found.append(about | changes | {"drift": drift[0] if drift else None})
+            about |= {role: _mean_change([row for row in mine if row.role == role]) for role in ("target", "source")}
+            found.append(about | {"drift": next((r.comparison.delta for r in mine if r.role == "drift"), None)})
     return found
 
 
 def _mean_change(rows: list[Row]) -> float | None:
     """In per cent of the base model's scores, above zero for the better."""
-    shares = [
-        (1 if r.higher_is_better else -1) * r.comparison.delta / r.comparison.base for r in rows if r.comparison.base
-    ]
-    return 100 * sum(shares) / len(shares) if shares else None
+    changes = [row.comparison.delta / row.comparison.base for row in rows if row.comparison.base]
+    signs = [1 if row.higher_is_better else -1 for row in rows if row.comparison.base]
+    return 100 * float(np.mean(np.multiply(signs, changes))) if changes else None
 
 
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
