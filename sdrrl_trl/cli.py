@@ -176,6 +176,17 @@ def _print_report(path: Path) -> None:
     print("\n".join([*lines, "", f"Report: {path}"]))
 
 
+def _merge(arguments: list[str]) -> None:
+    parser = _parser("merge")
+    parser.add_argument("model", help="tuned model or adapter, as PATH or PATH@STRENGTH")
+    parser.add_argument("output", type=Path, help="new folder")
+    parser.add_argument("--base", help="model that it was trained from (default: the one that the adapter names)")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.merge import merge
+
+    print(f"Model: {merge(options.model, options.output, options.base)}")
+
+
 def _run(arguments: list[str]) -> None:
     parser = _parser("run")
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
@@ -231,6 +242,7 @@ COMMANDS = {
     "train": (_train, "fine-tune the model on a transfer set"),
     "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
     "report": (_report, "compare base and tuned: table, JSON, plot"),
+    "merge": (_merge, "write full weights between the base model and a tuned one"),
     "run": (_run, "all four from one YAML file"),
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
     "tasks": (_tasks, "print the folder of the lm-eval tasks"),
