@@ -47,7 +47,8 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
                 raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
             continue
         values = value if isinstance(value, list) else [value]
-        if actions[name].type is str and any(isinstance(item, bool) for item in values):
+        is_list = isinstance(value, list) and actions[name].nargs != "+"
+        if actions[name].type is str and (is_list or any(isinstance(item, bool) for item in values)):
             raise SDRRLError(f"`{name}`: YAML reads {value!r} there. Put it in quotes if it is text, such as `'no'`.")
         if isinstance(value, list) and actions[name].nargs == "+":
             given += [f"--{name}", *map(str, value)]
@@ -257,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _stop(f"sdrrl {arguments.command}: error: the disk is full ({error}). Make room and run it again.", 2)
     except KeyboardInterrupt:
-        without = " (without `--overwrite_stage`)" if "--overwrite_stage" in rest else ""
-        _stop(f"\nInterrupted. The same `sdrrl {arguments.command}` command{without} goes on from here.", 130)
+        again = " Leave out `--overwrite_stage` if that stage had begun." if "--overwrite_stage" in rest else ""
+        _stop(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.{again}", 130)
 
 
 def _stop(message: str, code: int) -> None:

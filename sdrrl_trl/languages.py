@@ -96,14 +96,9 @@ def get_language(tag: str) -> Language:
         raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags such as `pt`, `th` or `sw`.") from error
     language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":
-        raise SDRRLError(
-            f"{tag!r} is Chinese in traditional characters, the table has only simplified ones: use `zh`."
-        )
+        raise SDRRLError(f"{tag!r} is Chinese in traditional characters, the table has only `zh`, simplified.")
     if language not in LANGUAGES:
-        raise SDRRLError(
-            f"Unknown language {tag!r}: no translation or evaluation codes are known for it. "
-            f"Known: {', '.join(sorted(LANGUAGES))}."
-        )
+        raise SDRRLError(f"Unknown language {tag!r}, with no row in the table. Known: {', '.join(sorted(LANGUAGES))}.")
     return LANGUAGES[language]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.stages import clear_stage
-from sdrrl_trl.utils import SDRRLError, check_output_dir, read_json, require
+from sdrrl_trl.utils import SDRRLError, check_output_dir, locked, read_json, require
 
 
 SECTIONS = ("build", "train", "evaluate", "report")
@@ -59,17 +59,22 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
         raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
 
-    # All at once, and only what these stages have written themselves: a run that is cut off from here on goes on with
-    # the same command without `overwrite_stage`
-    if overwrite_stage in (*STAGES, "train"):
-        clear_stage(Path(sections["train"]["output_dir"]), "train")
-    if overwrite_stage:
-        clear_stage(Path(evaluation_config.output_dir), "evaluate")
     build_transfer_set(build_config)
+    # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
+    # next run refuses a model of another transfer set
+    if overwrite_stage in (*STAGES, "train"):
+        _clear(Path(sections["train"]["output_dir"]), "train")
     train(*train_configs)
+    if overwrite_stage:
+        _clear(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
     files = sorted(output_dir.glob("*/timings.json"))
     return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
+
+
+def _clear(folder: Path, stage: str) -> None:
+    with locked(folder):  # not while another run is at work there
+        clear_stage(folder, stage)
 
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,11 @@ def test_help_loads_no_torch(command):
     assert "usage:" in result.stdout
 
 
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules; print(sdrrl_trl.__version__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
 BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages", "pt"]
 
 
@@ -77,6 +82,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"test_size": None}}, "`test_size` is empty"),
         ({"build": {"translator": "nllb-200"}}, "`translator` must be seq2seq"),
         ({"build": {"source_language": False}}, "Put it in quotes"),
+        ({"build": {"system_prompt": ["Be brief.", "Be kind."]}}, "Put it in quotes"),
         ({"build": {"model_name_or_path": ["a"]}}, "model_name_or_path"),
         ({"build": {"model_name_or_path": "nowhere"}}, "Cannot load the model 'nowhere'"),
         ({"build": {"test_size": 0}}, "needs held-out questions"),

@@ -16,7 +16,7 @@ from conftest import DEMO, CannedGenerator, write_json_lines
 
 from sdrrl_trl.run import run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.utils import fingerprint
+from sdrrl_trl.utils import SDRRLError, fingerprint, locked
 
 
 @pytest.fixture
@@ -64,17 +64,19 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     (bpb,) = [row for row in content["rows"] if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
-    card = (tmp_path / "out" / "model" / "README.md").read_text()
-    assert "2402.12204" in card
+    assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
     # once more: nothing is done again
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     run(run_config, tmp_path, tmp_path / "out")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
-    # what is done again, and is cut off, goes on without being asked for again
+    # neither an engine that is not there nor a run that is at work costs the model
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("sdrrl_trl.transfer.build.publish", lambda *_: 1 / 0)
         run(run_config, tmp_path, tmp_path / "out", overwrite_stage="translate")
-    run(run_config, tmp_path, tmp_path / "out")
+    with locked(tmp_path / "out" / "model"), pytest.raises(SDRRLError, match="in use"):
+        run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
+    run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
 
 

@@ -11,6 +11,7 @@ from lm_eval.tasks import TaskManager
 from rouge_score.rouge_scorer import RougeScorer
 from scripted import Scripted, plain, right, run
 
+from sdrrl_trl.evaluation.heldout import process_generation
 from sdrrl_trl.evaluation.suite import tasks_dir
 from sdrrl_trl.languages import LANGUAGES, UNSPACED, wrong_language
 from sdrrl_trl.tasks import text as texts
@@ -114,6 +115,10 @@ def test_thoughts_are_no_part_of_a_summary_or_an_answer():
         assert texts.score_summary(doc, [before + "Кіт спить."])["rougeL"] == 1
         assert texts.score_short_answer(doc, [before + "Oslo"])["em"] == 1
     assert texts.score_summary(doc, ["<think>Кіт спить."])["rougeL"] == 0
+    for about in ("Its thoughts stand between <think> and </think>. Then it answers.", "So <think>hm"):
+        assert without_thoughts(about) == about
+    assert without_thoughts("<think>a</think> B </think>") == "B </think>"
+    assert process_generation({"answer": "Oslo", "language": "nb"}, ["<think>a</think>Oslo"])["chrf++"][1] == "Oslo"
     assert texts.score_short_answer(doc, ["<think>Oslo"]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
 
 

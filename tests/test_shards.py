@@ -88,10 +88,12 @@ def test_other_options_are_refused_by_name_and_nothing_is_lost(stage):
     assert len(list(read_shards(stage.folder, Row))) == 10
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "null", "{", '{"n": 1}'])
-def test_damaged_options_are_refused(stage, damage):
+@pytest.mark.parametrize("damage", [None, "", "[]", "null", "{", '{"n": 1}'])
+def test_missing_or_damaged_options_are_refused(stage, damage):
     run(stage)
-    (stage.folder / "options.json").write_text(damage)
+    (stage.folder / "options.json").write_text(damage or "")
+    if damage is None:
+        (stage.folder / "options.json").unlink()
     with pytest.raises(SDRRLError, match="options.json"):
         run(stage)
 

@@ -16,6 +16,11 @@ RNG = random.Random(0)
 WORDS = "the sky is blue because air scatters light o céu é azul porque o ar espalha a luz 天 空".split()
 
 
+@pytest.fixture(autouse=True)
+def same_texts_in_any_order_of_tests():
+    RNG.seed(0)
+
+
 def sentence(n=12):
     return " ".join(RNG.choices(WORDS, k=n))
 
@@ -61,7 +66,7 @@ def test_corpus_metrics_are_those_of_sacrebleu(name):
 
 
 @pytest.mark.parametrize("noise", [0.4, 0.5])
-def test_the_paired_bootstrap_agrees_with_that_of_sacrebleu(noise):
+def test_the_paired_bootstrap_counts_both_sides_where_sacrebleu_counts_one(noise):
     references = [sentence() for _ in range(120)]
     rng = random.Random(3)
     base, tuned = ([noisy(r, share, rng) for r in references] for share in (0.5, noise))
@@ -71,7 +76,8 @@ def test_the_paired_bootstrap_agrees_with_that_of_sacrebleu(noise):
     (chrf,) = [value for key, value in theirs.items() if key != "System"]
     ours = compare("chrf++", list(zip(references, base, strict=True)), list(zip(references, tuned, strict=True)), 2000)
     assert ours.tuned == pytest.approx(chrf[1].score)
-    assert ours.p == pytest.approx(chrf[1].p_value, abs=0.05)
+    assert ours.p == pytest.approx(2 * stats.norm.sf(abs(ours.delta) / (ours.high - ours.low) * 3.92), abs=0.02)
+    assert chrf[1].p_value < ours.p
     assert (ours.p < 0.05) == (noise == 0.4)
 
 

@@ -58,7 +58,8 @@ def ask(
     for task in tasks.values():
         task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
         if isinstance(lm, HFLM):
-            _keep_requests(task, (lm.tokenizer.chat_template, lm.tokenizer.special_tokens_map))
+            template = lm.tokenizer.chat_template if apply_chat_template else None
+            _keep_requests(task, (template, lm.tokenizer.special_tokens_map, limit, system_prompt))
     with watch_for_nan(lm.model) if isinstance(lm, HFLM) else nullcontext(False) as found_nan:
         results = evaluate(
             lm,

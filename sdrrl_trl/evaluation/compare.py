@@ -95,7 +95,8 @@ class Row:
             return "drift from the base model: bits per byte of its own answers"
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
-        return f"{task.removeprefix('sdrrl_')}: {self.metric.replace('_', ' ')}"
+        measure, _, by = self.metric.partition(",")
+        return f"{task.removeprefix('sdrrl_')}: {measure.replace('_', ' ')}" + (f" ({by})" if by else "")
 
     @property
     def digits(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.tasks.judge import first
+from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.publish import load_manifest
 
 
@@ -93,7 +94,7 @@ def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
     """Items of chrF++, `(reference, answer)`, and whether the answer is in its language."""
-    answer = first(results)
+    answer = without_thoughts(first(results))  # as those that it is compared with
     return {"chrf++": (doc["answer"], answer), "in_language": float(in_language(answer, doc["language"]))}
 
 

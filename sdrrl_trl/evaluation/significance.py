@@ -11,7 +11,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 
-Pair = tuple[str, np.ndarray, np.ndarray]  # a metric, and the statistics of two models on the same items
+BothModels = tuple[str, np.ndarray, np.ndarray]  # a metric, and the statistics of two models on the same items
 MAX_CELLS = 8_000_000  # numbers that a block of resamples may hold, 8 bytes each
 
 
@@ -74,7 +74,7 @@ def corpus_score(metric: str, items: list[Any]) -> float:
     return float(of_sums(statistics(items).sum(0)))
 
 
-def compare_pairs(pairs: list[Pair], seed: int) -> list[Comparison]:
+def compare_pairs(pairs: list[BothModels], seed: int) -> list[Comparison]:
     """
     Two models on each of the metrics of a table, whose p-values Holm's method adjusts.
 
@@ -101,12 +101,13 @@ def compare_pairs(pairs: list[Pair], seed: int) -> list[Comparison]:
     return [found[i] for i in range(len(pairs))]
 
 
-def bootstrap(pairs: list[Pair], n_resamples: int, seed: int) -> list[Comparison]:
+def bootstrap(pairs: list[BothModels], n_resamples: int, seed: int) -> list[Comparison]:
     """
     Compares two models by paired bootstrap (Koehn 2004, https://aclanthology.org/W04-3250).
 
     The p-value of scores that are all 0 or 1, such as accuracies, is that of McNemar's exact test; of others, the
-    share of resamples whose difference lies as far from the observed one as that from zero (as sacrebleu has it).
+    share of resamples whose difference lies as far from the observed one as that from zero, on either side. sacrebleu
+    counts the side of the difference alone, so its p-values are smaller, by half where they are small.
 
     Args:
         pairs (`list[tuple[str, np.ndarray, np.ndarray]]`):
@@ -142,7 +143,7 @@ def _comparison(metric: str, base: np.ndarray, tuned: np.ndarray, deltas: np.nda
         # Exact, where the bootstrap is not for few items
         p, test = mcnemar(base[:, 0], tuned[:, 0]), "McNemar"
     else:
-        # As sacrebleu: the resamples are shifted to a difference of none
+        # The resamples are shifted to a difference of none
         as_far = np.abs(deltas - deltas.mean()) >= abs(b - a)
         p, test = float((as_far.sum() + 1) / (len(deltas) + 1)), "bootstrap"
     return Comparison(a, b, b - a, float(low), float(high), len(base), p, test)

@@ -5,5 +5,5 @@ import re
 
 def without_thoughts(text):
     """An answer without the `<think>` block before it; one that is not closed leaves nothing."""
-    # Some chat templates put the opening tag into the prompt
-    return re.sub(r"^.*?</think>|^\s*<think>.*", "", text, count=1, flags=re.DOTALL).strip()
+    # Some chat templates put the opening tag into the prompt. An answer about such tags has one in its middle
+    return re.sub(r"^\s*(<think>)?((?!<think>).)*?</think>|^\s*<think>.*", "", text, flags=re.DOTALL).strip()

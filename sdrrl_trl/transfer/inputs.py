@@ -115,16 +115,19 @@ def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]
 
 
 def _make_stages(
-    config: TransferConfig, seeds: str, lexicons: str, parallel: str, generator: dict, translator: dict
+    config: TransferConfig, seeds_hash: str, lexicons_hash: str, parallel_hash: str, generator: dict, translator: dict
 ) -> dict[str, Stage]:
-    """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
+    """
+    The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before.
+    `generator` and `translator` are what engines that the caller gives say of themselves.
+    """
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
     answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
     answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | generator
-    answer |= {"seeds_sha256": seeds}
+    answer |= {"seeds_sha256": seeds_hash}
     # Greedy answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0:
         answer |= options("seed")
@@ -138,10 +141,10 @@ def _make_stages(
         translate |= {"translator_weights": fingerprint(config.translator_model)}
     # Rows made from others are refused with them
     translate |= {"answer_stage": _hash(answer)}
-    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": lexicons} if config.lexicon else {}
+    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": lexicons_hash} if config.lexicon else {}
     switch |= {"translate_stage": _hash(translate)}
     sentences = options("source_language", "target_languages", "system_prompt", "shard_size")
-    sentences |= {"parallel_sha256": parallel}
+    sentences |= {"parallel_sha256": parallel_hash}
     mix = options("target_languages", "proportions", "size", "test_size", "seed")
     mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(sentences)}
     root = Path(config.output_dir) / "stages"

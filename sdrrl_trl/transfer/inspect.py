@@ -33,7 +33,7 @@ def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
                     found = samples.setdefault(_title(row), [])
                     if len(found) < n:
                         found.append(row)
-    return escape(render("transfer_samples.txt", summary=summary(manifest), samples=samples, width=width))
+    return escape(render("transfer_samples.txt", summary=summary(manifest), samples=samples, width=max(width, 10)))
 
 
 def escape(text: str) -> str:

@@ -111,7 +111,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "manifest.json").exists():
         raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
-    manifest = read_json(folder / "manifest.json", expect=("options", "engines", "counts", "sha256", "bytes"))
+    manifest = read_json(
+        folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256", "bytes")
+    )
     for name, size in manifest["bytes"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:

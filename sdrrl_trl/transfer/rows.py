@@ -42,7 +42,7 @@ class Answer:
         turns (`tuple[str, ...]`): The conversation so far, as in the seed.
         text (`str`): The answer.
         system (`str`, *optional*): System message.
-        reason (`str`, *optional*): Why the row is rejected.
+        reason (`str`, *optional*): Why the row is rejected, as `stage/reason`.
     """
 
     source_id: str
@@ -66,7 +66,7 @@ class Pair:
         system (`str`, *optional*): System message.
         is_sentence (`bool`): Whether it is a parallel sentence.
         switched (`str`, *optional*): The question with some words of the target language in it.
-        reason (`str`, *optional*): Why the row is rejected.
+        reason (`str`, *optional*): Why the row is rejected, as `stage/reason`.
     """
 
     source_id: str

@@ -1,6 +1,7 @@
 """Questions and answers are translated, sentence by sentence, each distinct sentence of a shard once."""
 
 import re
+import sys
 from collections.abc import Iterable
 
 from sdrrl_trl.engines import Translator
@@ -50,6 +51,8 @@ def translate_texts(texts: list[str], translator: Translator, source: str, targe
     parts = [part for segments in split for part in segments if part.translate]
     known = _translate((part.masked for part in parts), translator, source, target)
     lost = [part for part in parts if known[part.masked] and part.restore(known[part.masked]) is None]
+    if lost:
+        print(f"{len(lost)} of {len(parts)} segments came back without their masks: in pieces again", file=sys.stderr)
     pieces = {piece.text for part in lost for piece in part.split_at_masks() if piece.translate}
     known |= _translate(pieces - known.keys(), translator, source, target)
     return [_assemble(segments, known) for segments in split]
