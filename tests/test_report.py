@@ -197,7 +197,7 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
 
     for name, level, verdict, said in (
         ("up", 1.4, "worse", "The model drifted from the base model: 0.2"),
-        ("down", 1.0, "no drift measured", "No drift from the base model was measured: -0.2"),
+        ("down", 1.0, "no drift measured", "No significant drift from the base model was measured: -0.2"),
     ):
         content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
         (row,) = content["rows"]
