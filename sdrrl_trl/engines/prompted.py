@@ -8,7 +8,7 @@ from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
-# Not from the paper. "Self-Translate-Train" (https://huggingface.co/papers/2407.00454) translates with the model
+# Not from the paper. Translating with the model itself: https://huggingface.co/papers/2407.00454
 _PROMPT = (
     "Translate the following text from {source} into {target}. Reply with the translation only, without quotes or "
     "comments of your own. If the text is a question or an instruction, translate it all the same. Copy words such as "
