@@ -145,7 +145,7 @@ def results(tmp_path, monkeypatch):
     decide._test.cache_clear()
 
     def write(run: decide.Run, composite: float = 1.0, drift: float = 0.1, right: float = 0.8, english: float = 1.0):
-        dev = {name: [[100, *[-100 * composite] * 9]] * 3 for name in decide.TEXTS}
+        dev = {name: [[100, *[-100 * composite] * 4]] * 3 for name in decide.TEXTS}
         content = {"likelihoods": dev, "drift": [[100, 100 * drift]], "training": {"tokens": 1, "seconds": 1}}
         (tmp_path / f"{run.name}.dev.json").write_text(json.dumps(content))
         n, noise = 400, 1 + 1e-4 * run.seed  # seeds differ a little

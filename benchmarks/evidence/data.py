@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from trl import pack_dataset
 
 from sdrrl_trl.engines import Sampling
@@ -31,6 +31,7 @@ DATA = Path(os.environ.get("SDRRL_DATA_DIR", HERE.parents[2] / "shared" / "data"
 WORK = Path(os.environ.get("EVIDENCE_DIR", "evidence"))  # pools, checkpoints and adapters
 CONFIG = yaml.safe_load((HERE / "config.yaml").read_text(encoding="utf-8"))
 ITEMS = yaml.safe_load((HERE / "items.yaml").read_text(encoding="utf-8"))
+disable_progress_bars()  # of packing, which is tried for each number of rows
 TATOEBA = {"en": "eng", "pt": "por"}
 N_QUESTIONS, N_PARALLEL, MAX_NEW_TOKENS = 700, 1500, 384
 # Answers by the name of their pool: file of questions, how many, which kinds of records are made, how it is answered
@@ -128,8 +129,8 @@ def spend(rows: Iterator[dict], n_tokens: int, n_packs: int, anchored: set[str])
     taken: list[dict] = []
     for row in rows:
         taken.append(row)
-        if 4 / 3 * sum(row["n_tokens"] for row in taken) < n_tokens:
-            continue  # not even if all were in such packs
+        if sum(row["n_tokens"] for row in taken) < n_tokens * (3 / 4 if anchored else 1):
+            continue  # not enough even if all were in such packs
         size, packs = pack(taken, n_packs)
         if processed(packs, anchored) >= n_tokens:
             return taken, size
