@@ -227,7 +227,7 @@ def write_upstream(output):
         (folder / "README.md").write_text(upstream_readme(readme, variant), encoding="utf-8")
 
 
-MODULES = ("languages", "tasks.language", "tasks.choice", "tasks.data", "tasks.flores", "tasks.judge", "tasks.text")
+MODULES = ("languages", "tasks.thoughts", "tasks.choice", "tasks.data", "tasks.flores", "tasks.judge", "tasks.text")
 
 
 def standalone(wanted):

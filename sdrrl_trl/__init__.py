@@ -27,7 +27,3 @@ def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sdrrl_trl' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])

@@ -96,9 +96,7 @@ def _build(arguments: list[str]) -> None:
     (config,) = _with_config((TransferConfig,), arguments, "sdrrl build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
-    folder = build_transfer_set(config)
-    if not config.dry_run and int(os.environ.get("RANK", 0)) == 0:
-        print(f"Transfer set: {folder}")
+    build_transfer_set(config)
 
 
 def _inspect(arguments: list[str]) -> None:

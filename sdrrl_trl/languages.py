@@ -78,6 +78,8 @@ LANGUAGES = _read_table()
 # Chinese for Wu. It says `no` where the table says `nb`
 CANDIDATES = tuple("no" if tag == "nb" else tag for tag in LANGUAGES)
 MIN_LETTERS = 20  # below, language identification is unreliable
+# Code, addresses, and the letter of a choice, as in "(B)", are in no language
+NO_PROSE = re.compile(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<![^\W_])[A-H](?![^\W_])", re.DOTALL)
 
 
 def get_language(tag: str) -> Language:
@@ -92,7 +94,7 @@ def get_language(tag: str) -> Language:
         language = parsed.language
     except (langcodes.LanguageTagError, AttributeError) as error:
         raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags such as `pt`, `th` or `sw`.") from error
-    language = {"no": "nb", "in": "id", "jw": "jv"}.get(language, language)
+    language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":
         raise SDRRLError(
             f"{tag!r} is Chinese in traditional characters, the table has only simplified ones: use `zh`."
@@ -139,16 +141,23 @@ def script_share(text: str, *scripts: str) -> float:
     return len(regex.findall(f"[{parts}]", letters)) / len(letters) if letters else 1.0
 
 
-def in_language(text: str, tag: str, min_letters: int = MIN_LETTERS) -> bool:
+def wrong_language(text: str, language: str, script: str) -> float:
     """
-    Whether a text is in the language asked for: mostly in its script, and likely that language to py3langid.
+    1.0 if a text is not in a language (BCP-47 tag and ISO 15924 script), else 0.0.
 
-    Texts with fewer than `min_letters` letters (a name, a number, code) are judged by script alone. The empty text is
-    in no language. Threshold and rule are not from the paper.
+    At least half of its letters must be of the script. From 20 letters on, py3langid must also find the language most
+    likely, or less likely by at most 3 nats. The empty text is in no language. The rule is not from the paper.
     """
-    if not text.strip() or script_share(text, LANGUAGES[tag].script) < 0.5:
-        return False
-    prose = re.sub(r"```.*?(```|$)|`[^`\n]*`|https?://\S+", " ", text, flags=re.DOTALL)
-    if sum(char.isalpha() for char in prose) < min_letters:
-        return True
-    return tag in likely_languages(prose)
+    if not text.strip():
+        return 1.0
+    prose = NO_PROSE.sub(" ", text)
+    if script_share(prose, script) < 0.5:
+        return 1.0
+    if sum(char.isalpha() for char in prose) < MIN_LETTERS:
+        return 0.0
+    return float(language not in likely_languages(prose))
+
+
+def in_language(text: str, tag: str) -> bool:
+    """Whether a text is in a language of the table, by the rule of [`wrong_language`]."""
+    return not wrong_language(text, tag, LANGUAGES[tag].script)

@@ -59,13 +59,14 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
         raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
 
-    build_transfer_set(build_config)
-    # Only what these stages have written themselves, and only now that all before them is done
+    # All at once, and only what these stages have written themselves: a run that is cut off from here on goes on with
+    # the same command without `overwrite_stage`
     if overwrite_stage in (*STAGES, "train"):
         clear_stage(Path(sections["train"]["output_dir"]), "train")
-    train(*train_configs)
     if overwrite_stage:
         clear_stage(Path(evaluation_config.output_dir), "evaluate")
+    build_transfer_set(build_config)
+    train(*train_configs)
     evaluate(evaluation_config)
     files = sorted(output_dir.glob("*/timings.json"))
     return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
@@ -86,23 +87,15 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     for name in ("seeds", "parallel", "lexicon"):
         if name in sections["build"]:
             sections["build"][name] = _from(config_folder, sections["build"][name])
-    transfer_set, tuned, results, page = (
-        str(output_dir / name) for name in ("transfer_set", "model", "evaluation", "report")
-    )
+    folders = ("transfer_set", "model", "evaluation", "report")
+    transfer_set, tuned, results, page = (str(output_dir / name) for name in folders)
+    models, compared = [f"base={model}", f"tuned={tuned}"], [f"{name}={results}/{name}" for name in ("base", "tuned")]
     # What one stage hands to the next
     fixed = {
         "build": {"output_dir": transfer_set},
         "train": {"model_name_or_path": model, "transfer_set": transfer_set, "output_dir": tuned},
-        "evaluate": {
-            "models": [f"base={model}", f"tuned={tuned}"],
-            "transfer_set": transfer_set,
-            "output_dir": results,
-        },
-        "report": {
-            "models": [f"{name}={results}/{name}" for name in ("base", "tuned")],
-            "transfer_set": transfer_set,
-            "output_dir": page,
-        },
+        "evaluate": {"models": models, "transfer_set": transfer_set, "output_dir": results},
+        "report": {"models": compared, "transfer_set": transfer_set, "output_dir": page},
     }
     for name, values in fixed.items():
         given = sorted(set(values) & set(sections[name]))
@@ -114,8 +107,8 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
 
 def _from(folder: Path, value: Any) -> Any:
     """Paths that start from the folder, where there is such a file; other values (a hub id) as they are."""
-    if isinstance(value, dict):
-        return {name: _from(folder, v) for name, v in value.items()}
+    if isinstance(value, dict):  # of `seeds`, these are no paths
+        return {name: v if name in ("name", "split", "columns") else _from(folder, v) for name, v in value.items()}
     if isinstance(value, list):
         return [_from(folder, v) for v in value]
     return str(folder / value) if isinstance(value, str) and (folder / value).exists() else value

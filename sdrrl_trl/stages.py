@@ -37,15 +37,8 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
         )
 
 
-def record_options(folder: Path, options: dict[str, Any], stage: str) -> None:
-    """Records the options of a stage when it starts for the first time; later, checks them ([`check_options`])."""
-    check_options(folder, options, stage)
-    if not (folder / "options.json").exists():
-        write_options(folder, options, stage)
-
-
 def write_options(folder: Path, options: dict[str, Any], stage: str) -> None:
-    """Writes the options of a stage over those that it has recorded."""
+    """Writes the options of a stage over those that it has recorded. Check them before ([`check_options`])."""
     write_json(folder / "options.json", {"stage": stage, "options": options})
 
 

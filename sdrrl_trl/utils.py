@@ -15,6 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+# Weights, tokenizer, chat template, configurations; not what training, evaluation and report leave beside them
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.model", "*.jinja", "*config.json", "*token*.json", "vocab*")
+
+
 class SDRRLError(ValueError):
     """A mistake in the options or the input. The command line prints it without a traceback and exits with code 2."""
 
@@ -89,8 +93,7 @@ def fingerprint(path: str) -> str:
         if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
             raise SDRRLError(f"There is no model in {path}. Give a folder with a model or adapter, or a hub id.")
         return path
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".jinja", ".gguf"))
-    files += [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
+    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
     if not files:
         raise SDRRLError(f"There is no model in {path}: it holds no weights.")
     digest = hashlib.sha256()
@@ -149,36 +152,26 @@ def timed(path: Path, stage: str) -> Iterator[None]:
         write_json(path, seconds | {stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
 
 
-def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 15.0):
+def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 10.0):
     """
-    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is.
-
-    A bar with rate and ETA on a terminal, a plain line every `every` seconds elsewhere. `done` units were finished by
-    an earlier run. Of several processes, the first shows its share.
+    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is: a bar on a
+    terminal, elsewhere a line every `every` seconds and at the end, both with rate and time left. `done` units were
+    finished by an earlier run.
     """
-    if int(os.environ.get("RANK", 0)) > 0:
-        yield from (item for _, item in items)
-        return
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
+    from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
 
-        with tqdm(total=total, initial=done, desc=what, unit=f" {unit}") as bar:
-            for n, item in items:
-                yield item
-                bar.update(n)
-        return
+    is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
+    show_bar = is_main and sys.stderr.isatty()
     start = last = time.monotonic()
-    finished = 0
-    for n, item in items:
-        yield item
-        finished += n
-        now = time.monotonic()
-        if now - last >= every or done + finished == total:
-            last = now
-            rate = finished / max(now - start, 1e-9)
-            left = (total - done - finished) / rate
-            print(
-                f"{what}: {done + finished}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+    finished = done
+    with tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not show_bar) as bar:
+        for n, item in items:
+            yield item
+            bar.update(n)
+            finished += n
+            now = time.monotonic()
+            if is_main and not show_bar and (now - last >= every or finished == total):
+                last = now
+                rate = (finished - done) / max(now - start, 1e-9)
+                left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
+                print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)

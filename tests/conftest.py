@@ -54,7 +54,7 @@ class CannedGenerator:
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(question) + "\n" for question in questions))
-        return [Generation(canned_answer(question), "stop", 20) for question in questions]
+        return [Generation(canned_answer(question), "stop") for question in questions]
 
 
 def canned_answer(question: str) -> str:

@@ -86,7 +86,7 @@ def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool
 
 
 def loss_and_gradients(model, ref_model, inputs):
-    teacher = teacher_states(model, ref_model, None, inputs)
+    teacher = teacher_states(model, ref_model, inputs)
     outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7})
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

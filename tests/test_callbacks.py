@@ -141,20 +141,10 @@ class Poison(TrainerCallback):
         next(model.parameters()).data.fill_(math.nan)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "languages", "match"),
-    [
-        (["sdrrl_quik"], None, "sdrrl_quick"),
-        (["sdrrl_quick"], None, "sdrrl doctor"),  # not all of its languages are there
-        (["sdrrl_quick"], ["xx"], "xx"),
-        (["sdrrl_xnli"], ["pt"], "pt"),
-    ],
-)
-def test_unknown_tasks_and_missing_data_fail_before_the_first_step(
-    benchmarks, tiny_model, tmp_path, tasks, languages, match
-):
+@pytest.mark.parametrize(("tasks", "match"), [(["sdrrl_quik"], "sdrrl_quick"), (["sdrrl_quick"], "sdrrl doctor")])
+def test_unknown_tasks_and_missing_data_fail_before_the_first_step(benchmarks, tiny_model, tmp_path, tasks, match):
     trainer = make(tiny_model, tmp_path)
-    trainer.add_callback(LMEvalCallback(trainer, tasks, languages=languages))
+    trainer.add_callback(LMEvalCallback(trainer, tasks))
     with pytest.raises(SDRRLError, match=match):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -242,29 +232,6 @@ def test_a_bound_below_zero_and_evaluations_without_the_figure_are_refused(tiny_
 def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
     assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
     assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
-
-
-def test_tensorboard_gets_all_figures_under_stable_names(benchmarks, tiny_model, tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    trainer = make(tiny_model, tmp_path, **STEPS | {"report_to": "tensorboard", "kl_coef": 0.1, "eval_steps": 3})
-    trainer.add_callback(LMEvalCallback(trainer, ["xnli_en"], limit=2))
-    trainer.train()
-    trainer.evaluate(rows())
-    scalars = {}
-    for file in (tmp_path / "board").rglob("events*"):
-        board = EventAccumulator(str(file)).Reload()
-        for name in board.Tags()["scalars"]:
-            scalars.setdefault(name, {}).update({event.step: event.value for event in board.Scalars(name)})
-    by_name = [f"{figure}/{name}" for figure in ("nll", "bpb", "kl", "share") for name in ("en", "pt", "source")]
-    expected = {f"train/{name}": [2, 4] for name in ["loss", *by_name]}
-    expected |= {f"eval/{name}": [4] for name in ["loss", *by_name]}
-    expected |= {f"train/lm_eval/{name}": [0, 3, 4] for name in ("xnli_en/acc", "seconds")}
-    for name, steps in expected.items():
-        assert list(scalars[name]) == steps, name
-    for name in ("nll/pt", "bpb/pt", "lm_eval/xnli_en/acc"):
-        assert scalars[f"train/{name}"] == pytest.approx(logged(trainer, name), rel=1e-6)
 
 
 @pytest.fixture

@@ -34,25 +34,18 @@ def test_help_loads_no_torch(command):
     assert "usage:" in result.stdout
 
 
-def test_importing_the_package_loads_no_torch():
-    code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules; print(sdrrl_trl.__version__)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-
-
 BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages", "pt"]
 
 
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ([*BUILD, "--seeds", "missing.jsonl"], "Cannot read missing.jsonl"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl")], "Cannot load the model 'nowhere/at-all'"),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
         (["build", "--config", "missing.yaml"], "Cannot read the configuration"),
         (["evaluate", "--models", "x", "--tasks", "sdrrl_heldout"], "name=path"),
         (["report", "base=missing", "tuned=missing"], "There are no results in missing"),
-        (["run", "--config", "missing.yaml"], "Cannot read the configuration"),
     ],
 )
 def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
@@ -80,10 +73,8 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
         ({"build": {"target_languages": 5}}, "5"),
         ({"build": {"size": 1.5}}, "--size: invalid int value: '1.5'"),
-        ({"build": {"size": True}}, "--size: invalid int value: 'True'"),
         ({"build": {"shard_size": [1]}}, "invalid int value: '[1]'"),
         ({"build": {"test_size": None}}, "`test_size` is empty"),
-        ({"build": {"seeds": "5.jsonl"}}, "Cannot read 5.jsonl"),
         ({"build": {"translator": "nllb-200"}}, "`translator` must be seq2seq"),
         ({"build": {"source_language": False}}, "Put it in quotes"),
         ({"build": {"model_name_or_path": ["a"]}}, "model_name_or_path"),
@@ -91,8 +82,6 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"test_size": 0}}, "needs held-out questions"),
         ({"train": {"dtype": "foo"}}, "invalid choice: 'foo'"),
         ({"train": {"learning_rate": -1}}, "`learning_rate` must be above 0"),
-        ({"train": {"max_length": 0}}, "`max_length` must be above 0"),
-        ({"train": {"num_train_epochs": -1}}, "`num_train_epochs` must be above 0"),
         ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
         ({"evaluate": {"tasks": []}}, "expected at least one argument"),
         ({"evaluate": {"batch_size": None}}, "`batch_size` is empty"),

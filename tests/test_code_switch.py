@@ -31,29 +31,13 @@ def test_whole_words_are_switched_in_the_case_of_the_original():
     assert switch("Good GOOD Cat CAT", lexicon, target="pt") == "Iyi IYI 猫 猫"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "hotdog doggy dog's houses my_dog 2dog dog2 DogHouse hot-dog dog-2 dog’s dog(s)",
-        "src/dog/house.py @dog #dog --dog dog@x &dog; dog.txt",
-        "Run `dog house` at https://dog.com/house for {dog}.\n\n```\ndog\n```\nThen",
-    ],
-)
+@pytest.mark.parametrize("text", cases("not_switched"))
 def test_parts_of_words_names_code_and_urls_are_not_switched(text):
     assert count(text) == (text, 0)
     assert switch(f"{text}, dog") == f"{text}, cão"
 
 
-@pytest.mark.parametrize(
-    "text, lexicon, source, expected",
-    [
-        ("यह घर है। घर।", {"घर": "house", "है": "is", "घ": "x"}, "hi", "यह house is। house।"),
-        ("كِتَابٌ كتاب", {"كتاب": "book", "ك": "x", "ت": "x", "اب": "x"}, "ar", "كِتَابٌ book"),
-        ("می\u200cخواهم می", {"می": "x", "خواهم": "y"}, "ur", "می\u200cخواهم x"),
-        ("cafe\u0301 cafe", {"cafe": "x"}, "en", "cafe\u0301 x"),
-    ],
-    ids=["danda", "vowel marks", "joiner", "accent"],
-)
+@pytest.mark.parametrize("text, lexicon, source, expected", cases("words_with_marks"))
 def test_marks_and_joiners_belong_to_their_word(text, lexicon, source, expected):
     assert switch(text, lexicon, source, "en") == expected
 
@@ -119,12 +103,7 @@ def test_lexicons_of_all_forms_are_read_with_the_first_sense_without_function_wo
 
 
 @pytest.mark.parametrize(
-    "text, named",
-    [
-        ("dog\tcão\n\t\tx\nno tab here at all\n", "lexicon.txt, line 2: not an entry; 2 of 3 left out: too many"),
-        ("dog\tcão\n" * 300 + "\tx\n" * 4, "line 301: not an entry; 4 of 304"),
-        ("the\to\n", "no usable entry"),
-    ],
+    "text, named", [*cases("broken_lexicons"), ("dog\tcão\n" * 300 + "\tx\n" * 4, "line 301: .*; 4 of 304")]
 )
 def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, text, named):
     with pytest.raises(SDRRLError, match=named):
@@ -152,8 +131,7 @@ def test_the_translator_makes_a_lexicon_of_the_frequent_words_without_odd_ones()
     ]
     assert vocabulary(texts, "en") == ["dog", "saw", "bird", "fish", "sky"]
     assert vocabulary(texts, "en", max_words=1) == ["dog"]
-    made = translate_words(texts, Dictionary(), "en", "th")
-    assert [(entry.word, entry.translation) for entry in made] == [("dog", "หมา"), ("sky", "ฟ้า")]
+    assert translate_words(texts, Dictionary(), "en", "th") == {"dog": "หมา", "sky": "ฟ้า"}
 
 
 @pytest.mark.skipif(data_dir() is None, reason="no benchmark data")

@@ -1,14 +1,13 @@
 import asyncio
 import functools
 import itertools
-import json
 import logging
 import ssl
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import cases
+from server import Server, completion
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines import Generation, Sampling, endpoint
@@ -17,7 +16,6 @@ from sdrrl_trl.engines.prompted import PromptedTranslator
 
 
 KEY = "sk-secret"
-USAGE = {"completion_tokens": 2}
 CONTEXT = functools.cache(ssl.create_default_context)
 
 
@@ -25,60 +23,16 @@ CONTEXT = functools.cache(ssl.create_default_context)
 def quick(monkeypatch):
     """Short waits, and certificates read once: each httpx client reads all of them."""
     monkeypatch.setattr(ssl, "create_default_context", CONTEXT)
-    monkeypatch.setattr(endpoint, "_RETRIES", 3)
-    monkeypatch.setattr(endpoint, "_BACKOFF", 0.01)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, dict(self.headers), body, time.monotonic()))
-        status, headers, content = self.server.reply(len(self.server.requests), body)
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(data))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        size = 10 if self.server.pause else max(len(data), 1)
-        for start in range(0, len(data), size):
-            self.wfile.write(data[start : start + size])
-            self.wfile.flush()
-            time.sleep(self.server.pause)
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """A real HTTP server that answers as the test says, and notes what it was asked."""
-
-    request_queue_size = 128
-
-    def __init__(self, reply, pause=0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.pause, self.requests = reply, pause, []
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *_):  # the client has given up
-        pass
-
-    def bodies(self):
-        return [body for _, _, body, _ in self.requests]
-
-
-def completion(text, reason="stop"):
-    return 200, {}, {"choices": [{"message": {"content": text}, "finish_reason": reason}], "usage": USAGE}
+    for name, value in {"_RETRIES": 3, "_BACKOFF": 0.01, "_TIMEOUT": 5.0}.items():
+        monkeypatch.setattr(endpoint, name, value)
 
 
 def echo(number, body):
     return completion("> " + body["messages"][-1]["content"])
+
+
+def bodies(server):
+    return [body for _, _, body, _ in server.requests]
 
 
 def questions(n):
@@ -86,8 +40,7 @@ def questions(n):
 
 
 def engine(url, **options):
-    own = {name: options.pop(name) for name in ("timeout", "max_concurrency") if name in options}
-    return EndpointGenerator(url, "m", Sampling(**options), **{"timeout": 5.0} | own)
+    return EndpointGenerator(url, "m", Sampling(**options))
 
 
 def ask(server, n=1, **options):
@@ -103,7 +56,7 @@ def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
         return echo(number, body)
 
     with Server(reply) as server:
-        assert ask(server, 30) == [Generation(f"> q{i}", "stop", 2) for i in range(30)]
+        assert ask(server, 30) == [Generation(f"> q{i}", "stop") for i in range(30)]
         assert {path for path, *_ in server.requests} == {"/v1/chat/completions"}
         assert finished[0] != "q0"
 
@@ -112,7 +65,7 @@ def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question
     with Server(echo) as server:
         options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9}
         ask(server, 2, **options)
-        first, server.requests[:] = server.bodies(), []
+        first, server.requests[:] = bodies(server), []
         expected = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9}
         assert all(
             body.keys() == {*expected, "messages", "seed"} and expected.items() <= body.items() for body in first
@@ -120,10 +73,10 @@ def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question
         seeds = {body["seed"] for body in first}
         assert len(seeds) == 2
         ask(server, 2, **options)
-        assert {body["seed"] for body in server.bodies()} == seeds
+        assert {body["seed"] for body in bodies(server)} == seeds
         server.requests.clear()
         ask(server, 2, **options, seed=1)
-        assert seeds.isdisjoint(body["seed"] for body in server.bodies())
+        assert seeds.isdisjoint(body["seed"] for body in bodies(server))
 
 
 def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook_and_without_a_key(monkeypatch):
@@ -137,24 +90,7 @@ def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook_and_without_
         assert "Authorization" not in server.requests[0][1]
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        (500, {}, "oops"),
-        (408, {}, ""),
-        (429, {"Retry-After": "soon"}, {}),
-        (200, {"Content-Type": "text/html"}, "<html>Please log in</html>"),
-        (200, {}, '{"choices": [{"mess'),
-        (200, {}, {"choices": []}),
-        (200, {}, {"choices": [{"message": {"content": ["a", "b"]}}]}),
-        (200, {"Content-Encoding": "gzip"}, "no gzip"),
-        (200, {}, {"choices": [{"message": {"content": "a"}, "finish_reason": {"type": "stop"}}]}),
-        (200, {}, {"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": "2"}}),
-        (200, {}, '{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": NaN}}'),
-        (200, {}, "[" * 100_000),
-        (200, {}, "9" * 10_000),
-    ],
-)
+@pytest.mark.parametrize("fault", [*cases("faults"), (200, {}, "[" * 100_000), (200, {}, "9" * 10_000)])
 def test_a_fault_of_the_server_is_tried_again(fault):
     with Server(lambda number, body: fault if number <= 2 else echo(number, body)) as server:
         assert ask(server)[0].text == "> q0"
@@ -196,17 +132,19 @@ def test_a_server_that_stays_broken_is_asked_ever_more_rarely_and_then_an_error_
         assert len(waits) == 3 and all(wait >= least for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True))
 
 
-def test_time_outs_are_tried_again_and_then_an_error():
+def test_time_outs_are_tried_again_and_then_an_error(monkeypatch):
+    monkeypatch.setattr(endpoint, "_TIMEOUT", 0.2)
+
     def slow(number, body):
         time.sleep(0.4)
         return echo(number, body)
 
     with Server(lambda number, body: slow(number, body) if number == 1 else echo(number, body)) as server:
-        assert ask(server, timeout=0.2)[0].text == "> q0"
+        assert ask(server)[0].text == "> q0"
         assert len(server.requests) == 2
     with Server(slow) as server:
-        with pytest.raises(SDRRLError, match="after 4 attempts .nothing whole within 0.1 s"):
-            ask(server, timeout=0.1)
+        with pytest.raises(SDRRLError, match="after 4 attempts .nothing whole within 0.2 s"):
+            ask(server)
 
 
 def test_a_reply_that_trickles_or_never_ends_is_given_up(monkeypatch):
@@ -214,10 +152,11 @@ def test_a_reply_that_trickles_or_never_ends_is_given_up(monkeypatch):
     with Server(lambda *_: (200, {}, "x" * 5000)) as server:
         with pytest.raises(SDRRLError, match="after 4 attempts .a reply of more than 1000 bytes"):
             ask(server)
-    with Server(echo, pause=0.1) as server:
+    monkeypatch.setattr(endpoint, "_TIMEOUT", 0.5)
+    with Server(echo, pause=0.3) as server:
         start = time.monotonic()
         with pytest.raises(SDRRLError, match="nothing whole within 0.5 s"):
-            ask(server, timeout=0.5)
+            ask(server)
         assert time.monotonic() - start < 5
 
 
@@ -233,17 +172,7 @@ def test_a_server_that_is_not_there_is_told_at_once_but_one_that_was_there_is_wa
         generator.generate(questions(1))
 
 
-@pytest.mark.parametrize(
-    "status, content, words",
-    [
-        (400, {"error": {"message": "no model 'm' here"}}, ".*no model 'm' here"),
-        (401, {"error": "no model"}, ".*no model"),
-        (404, "x" * 1000, "x{300}\\)"),
-        (422, "", "no message"),
-        (301, "Moved", "Moved"),
-        (307, "Moved", "Moved"),
-    ],
-)
+@pytest.mark.parametrize("status, content, words", [*cases("refusals"), (404, "x" * 1000, "x{300}\\)")])
 def test_a_mistake_of_ours_and_a_redirection_stop_at_once_with_the_servers_words(status, content, words):
     with Server(lambda *_: (status, {"Location": "/v2"}, content)) as server:
         with pytest.raises(SDRRLError, match=f"refuses the request .{status}: {words}.*Correct"):
@@ -251,14 +180,16 @@ def test_a_mistake_of_ours_and_a_redirection_stop_at_once_with_the_servers_words
         assert len(server.requests) == 1
 
 
-def test_after_a_refusal_no_further_request_is_sent():
+def test_after_a_refusal_no_further_request_is_sent(monkeypatch):
+    monkeypatch.setattr(endpoint, "_AT_A_TIME", 1)
+
     def reply(number, body):
         time.sleep(0.05)
         return 401, {}, {"error": "wrong key"}
 
     with Server(reply) as server:
         with pytest.raises(SDRRLError, match="wrong key"):
-            ask(server, 50, max_concurrency=1)
+            ask(server, 50)
         time.sleep(0.1)
         assert len(server.requests) == 1
 
@@ -302,7 +233,8 @@ def test_the_description_names_what_answers_depend_on():
     assert described == {"engine": "endpoint", "host": "example.com", "model": "m", **sampling}
 
 
-def test_there_are_no_more_requests_at_a_time_than_allowed():
+def test_there_are_no_more_requests_at_a_time_than_allowed(monkeypatch):
+    monkeypatch.setattr(endpoint, "_AT_A_TIME", 3)
     active, seen = [], []
 
     def reply(number, body):
@@ -313,30 +245,21 @@ def test_there_are_no_more_requests_at_a_time_than_allowed():
         return echo(number, body)
 
     with Server(reply) as server:
-        ask(server, 12, max_concurrency=3)
+        ask(server, 12)
         assert max(seen) == 3
 
 
-@pytest.mark.parametrize(
-    "message, reason, expected",
-    [
-        ({"content": "half an"}, "length", Generation("half an", "length", 2)),
-        ({"content": None}, "content_filter", Generation("", "content_filter", 2)),
-        ({"content": " yes\n", "reasoning_content": "hm"}, "stop", Generation("yes", "stop", 2)),
-        ({"reasoning_content": "hm"}, "length", Generation("", "length", 2)),
-        ({"content": "yes"}, None, Generation("yes", "stop", 2)),
-    ],
-)
+@pytest.mark.parametrize("message, reason, expected", cases("replies"))
 def test_finish_reasons_and_contents(message, reason, expected):
-    reply = {"choices": [{"message": message, "finish_reason": reason}], "usage": USAGE}
+    reply = {"choices": [{"message": message, "finish_reason": reason}]}
     with Server(lambda *_: (200, {}, reply)) as server:
-        assert ask(server) == [expected]
+        assert ask(server) == [Generation(*expected)]
 
 
 def translate(original, reply, reason="stop", source="en", target="pt"):
     with Server(lambda *_: completion(reply, reason)) as server:
         (translation,) = PromptedTranslator(engine(server.url)).translate([original], source, target)
-        return translation, server.bodies()[0]["messages"]
+        return translation, bodies(server)[0]["messages"]
 
 
 def test_the_prompt_of_a_translation_names_the_languages_and_ends_with_the_text():
@@ -348,26 +271,7 @@ def test_the_prompt_of_a_translation_names_the_languages_and_ends_with_the_text(
     assert "{target}" in described["prompt"]
 
 
-@pytest.mark.parametrize(
-    "original, reply, expected",
-    [
-        ("Good day.", "Bom dia.", "Bom dia."),
-        ("Good day.", '"Bom dia."', "Bom dia."),
-        ("Good day.", "“Bom dia.”", "Bom dia."),
-        ("See ZX1Q.", "<think>Hm, ZX1Q</think>\n\nVeja ZX1Q.", "Veja ZX1Q."),
-        ("Good day.", "<think>Hm", ""),
-        ("Good day.", "Translation: Bom dia.", "Bom dia."),
-        ("Good day.", '**Portuguese translation:** "Bom dia."', "Bom dia."),
-        ("Good day.", "Here is the translation in Portuguese:\n\nBom dia.", "Bom dia."),
-        # nothing is taken away that the original has too, or that is no wrapping
-        ('"Yes"', '"Sim"', '"Sim"'),
-        ("“Yes”", '"Sim"', '"Sim"'),
-        ("Yes and no", '"Sim" e "não"', '"Sim" e "não"'),
-        ("Translation: a craft", "Translation: um ofício", "Translation: um ofício"),
-        ("He says yes", "Ele diz: sim", "Ele diz: sim"),
-        ("A word", '"', '"'),
-    ],
-)
+@pytest.mark.parametrize("original, reply, expected", cases("replies_of_translators"))
 def test_replies_are_freed_of_what_is_not_translation(original, reply, expected):
     assert translate(original, reply)[0] == expected
 
@@ -377,14 +281,6 @@ def test_a_translation_that_is_cut_off_or_refused_is_empty_and_a_sentence_is_no_
         assert translate("Good day.", "Bom", reason)[0] == ""
     reply = "In his translation of the book he says: hello"
     assert translate("Na tradução do livro ele diz olá", reply, source="pt", target="en")[0] == reply
-
-
-def test_without_vllm_the_extra_is_named(monkeypatch):
-    from sdrrl_trl.engines.vllm import VLLMGenerator
-
-    monkeypatch.setattr("sdrrl_trl.utils.package_version", lambda name: None)
-    with pytest.raises(SDRRLError, match=r'The generator `vllm` needs.*pip install "sdrrl-trl\[vllm\]"'):
-        VLLMGenerator("model")
 
 
 def test_a_question_longer_than_the_servers_context_is_marked_and_the_others_are_answered():

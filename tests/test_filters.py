@@ -5,25 +5,9 @@ from sdrrl_trl.engines import Generation
 from sdrrl_trl.transfer.filters import is_repetitive, reject_answer, reject_translation
 
 
-GOOD = "The sky looks blue because the air scatters blue light more than red light."
-BOM = "O céu parece azul porque o ar espalha mais a luz azul do que a luz vermelha."
-
-
-@pytest.mark.parametrize(
-    "answer, reason",
-    [
-        (Generation(GOOD, "stop", 20), None),
-        (Generation("", "stop", 0), "empty"),
-        (Generation(GOOD, "length", 128), "truncated"),
-        (Generation(GOOD, "content_filter", 128), "content_filter"),
-        (Generation("", "prompt_too_long", 0), "question_too_long"),
-        (Generation("I'm sorry, but I cannot help with that.", "stop", 9), "refusal"),
-        (Generation("I am very happy. " * 20, "stop", 80), "repetition"),
-        (Generation(BOM, "stop", 20), "wrong_language"),
-    ],
-)
-def test_a_bad_answer_is_rejected_with_its_reason(answer, reason):
-    assert reject_answer(answer, "en") == reason
+@pytest.mark.parametrize("text, finish_reason, reason", cases("answers"))
+def test_a_bad_answer_is_rejected_with_its_reason(text, finish_reason, reason):
+    assert reject_answer(Generation(text, finish_reason), "en") == reason
 
 
 @pytest.mark.parametrize("original, translation, reason", cases("translations"))

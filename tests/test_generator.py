@@ -1,9 +1,11 @@
+import json
+import shutil
 import weakref
 
 import pytest
 import torch
 
-from sdrrl_trl.engines import Sampling
+from sdrrl_trl.engines import Sampling, transformers
 from sdrrl_trl.engines.transformers import TransformersGenerator, _Sampler, in_batches
 
 
@@ -13,7 +15,7 @@ QUESTIONS = [[{"role": "user", "content": "Why " * n + "?"}] for n in (1, 9, 3, 
 @pytest.fixture(scope="module")
 def generator(tiny_model):
     """A tiny random model that ends its answers now and then."""
-    generator = TransformersGenerator(tiny_model, Sampling(max_new_tokens=24), dtype="float32")
+    generator = TransformersGenerator(tiny_model, Sampling(24, temperature=0.0), dtype="float32")
     with torch.no_grad():
         generator.model.get_output_embeddings().weight[generator.tokenizer.eos_token_id] *= 2
     return generator
@@ -35,20 +37,19 @@ def test_transformers_warns_of_nothing_that_the_engine_does(generator, recwarn, 
 def test_batched_answers_are_those_of_one_row_at_a_time(generator):
     answers = generator.generate(QUESTIONS)
     assert [answer.text for answer in answers] == [plain(generator, question) for question in QUESTIONS]
-    assert {answer.finish_reason for answer in answers} == {
-        "stop",
-        "length",
-    }  # rows leave the batch at different times
-    assert all((answer.n_tokens == 24) == (answer.finish_reason == "length") for answer in answers)
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}  # rows leave at different times
 
 
 def test_the_tokens_of_a_batch_are_bounded_and_the_answers_the_same(generator, monkeypatch):
     expected, shapes = generator.generate(QUESTIONS), []
     original = generator.model.generate
-    monkeypatch.setattr(
-        generator.model, "generate", lambda **kw: shapes.append(kw["input_ids"].shape) or original(**kw)
-    )
-    monkeypatch.setattr(generator, "batch_tokens", 200)
+
+    def generate(**inputs):
+        shapes.append(inputs["input_ids"].shape)
+        return original(**inputs)
+
+    monkeypatch.setattr(generator.model, "generate", generate)
+    monkeypatch.setattr(transformers, "BATCH_TOKENS", 200)
     assert generator.generate(QUESTIONS) == expected
     assert len(shapes) > 2 and all(rows == 1 or rows * (columns + 1) <= 200 for rows, columns in shapes)
 
@@ -91,7 +92,7 @@ def test_running_out_of_memory_halves_a_batch_and_leaves_nothing_behind(monkeypa
 
 @pytest.fixture
 def sampling(generator, monkeypatch):
-    monkeypatch.setattr(generator, "sampling", Sampling(24, temperature=1.0))
+    monkeypatch.setattr(generator, "sampling", Sampling(24))
     return generator
 
 
@@ -99,8 +100,17 @@ def test_a_sampled_answer_depends_on_its_row_and_the_seed_alone(sampling, monkey
     answers = sampling.generate(QUESTIONS)
     assert sampling.generate(QUESTIONS[::-1])[::-1] == answers
     assert [sampling.generate([question])[0] for question in QUESTIONS] == answers
-    monkeypatch.setattr(sampling, "sampling", Sampling(24, temperature=1.0, seed=1))
+    monkeypatch.setattr(sampling, "sampling", Sampling(24, seed=1))
     assert sampling.generate(QUESTIONS) != answers
+
+
+def test_what_a_model_recommends_for_sampling_stays_off(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    plain = TransformersGenerator(str(folder), Sampling(12)).generate(QUESTIONS)
+    recommended = json.loads((folder / "generation_config.json").read_text())
+    recommended |= {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 2.0}
+    (folder / "generation_config.json").write_text(json.dumps(recommended))
+    assert TransformersGenerator(str(folder), Sampling(12)).generate(QUESTIONS) == plain
 
 
 def test_samples_follow_the_distribution_of_the_model():

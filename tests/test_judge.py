@@ -5,11 +5,11 @@ import logging
 import os
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import ROOT, data_dir, write_json_lines
+from conftest import ROOT, cases, data_dir, write_json_lines
 from scripted import Scripted, load, run
+from server import Server, completion
 
 from sdrrl_trl.evaluation.judge import format_table, judge_again
 from sdrrl_trl.languages import LANGUAGES
@@ -45,39 +45,19 @@ def use(monkeypatch, **settings):
 def server(monkeypatch):
     """An OpenAI-compatible judge. `server.answer` makes a status and a content of a question."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def reply(number, body):
+        question = json.loads(body["messages"][1]["content"])["question"]
+        status, content = (200, "SAFE") if question.startswith("What is two") else state.answer(question)
+        if status == "hang":
+            threading.Event().wait(1)
+        return 200 if status == "hang" else status, {"Location": "/elsewhere"}, completion(content)[2]
 
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            state.requests.append((self.path, self.headers["Authorization"], body))
-            question = json.loads(json.loads(body)["messages"][1]["content"])["question"]
-            status, content = (200, "SAFE") if question.startswith("What is two") else state.answer(question)
-            if status == "hang":
-                state.hang.wait(5)
-                return
-            payload = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
-            self.send_response(status)
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for part in (payload[:20], payload[20:], b""):  # replies come in any pieces
-                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-
-        def log_message(self, *args):
-            pass
-
-    state = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.requests, state.hang, state.answer = [], threading.Event(), lambda question: (200, "SAFE")
-    threading.Thread(target=state.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{state.server_port}/v1"
-    monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
-    use(monkeypatch, URL=url, MODEL="a-judge", API_KEY=KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield state
-    state.hang.set()
-    state.shutdown()
-    state.server_close()
+    with Server(reply) as state:
+        state.answer = lambda question: (200, "SAFE")
+        monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
+        use(monkeypatch, URL=state.url, MODEL="a-judge", API_KEY=KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield state
 
 
 # ---- Without a judge model
@@ -155,18 +135,7 @@ def test_an_endpoint_gives_three_labels_and_is_asked_again_after_an_error(server
 
 
 @needs_data
-@pytest.mark.parametrize(
-    "bad",
-    [
-        (500, "SAFE"),
-        (200, "It is not SAFE at all"),
-        (200, None),
-        (200, "SAFE" + " " * 1_600_000),  # more than is read of a reply
-        (401, "SAFE"),
-        (307, "SAFE"),
-        ("hang", ""),
-    ],
-)
+@pytest.mark.parametrize("bad", [*cases("bad_judgements"), (200, "SAFE" + " " * 1_600_000)])  # more than is read
 def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logged(
     server, bad, caplog, capfd, monkeypatch
 ):
@@ -188,7 +157,8 @@ def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logg
     assert "2 of 6 judgements failed" in said and HELP not in said
     assert KEY not in said + json.dumps(samples, default=str)
     assert not any(sample["doc"]["prompt"] in said for sample in samples[EN])
-    assert {(path, key) for path, key, _ in server.requests} == {("/v1/chat/completions", f"Bearer {KEY}")}
+    asked = {(path, headers["Authorization"]) for path, headers, *_ in server.requests}
+    assert asked == {("/v1/chat/completions", f"Bearer {KEY}")}
 
 
 @needs_data

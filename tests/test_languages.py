@@ -47,15 +47,3 @@ def test_languages_are_told_apart_on_flores():
             assert sum(in_language(sentence, tag) for sentence in sentences) >= 95, tag
             wrong = "en" if tag != "en" else "pt"
             assert sum(in_language(sentence, wrong) for sentence in sentences) <= 2, tag
-
-
-def test_short_texts_are_judged_by_script_alone_and_the_empty_text_is_in_no_language():
-    assert in_language("Paris", "pt")
-    assert in_language("42", "th")
-    assert not in_language("Paris", "th")
-    assert not in_language("  \n", "en")
-
-
-def test_code_does_not_decide_the_language():
-    text = "Use este comando para listar os arquivos da pasta:\n```\nls -l the folder with all of the files in it\n```"
-    assert in_language(text, "pt")

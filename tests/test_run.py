@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import DEMO, CannedGenerator, write_json_lines
 
 from sdrrl_trl.run import run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
+from sdrrl_trl.utils import fingerprint
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def canned(monkeypatch):
 
 def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
     canned(monkeypatch)
+    run_config["build"]["seeds"] = {"path": run_config["build"]["seeds"], "split": "train"}
+    (tmp_path / "train").mkdir()  # what lies beside the configuration is no split
     path = run(run_config, tmp_path, tmp_path / "out")
     assert path == tmp_path / "out" / "report" / "report.md"
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
@@ -66,6 +70,21 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     run(run_config, tmp_path, tmp_path / "out")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
+    # what is done again, and is cut off, goes on without being asked for again
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("sdrrl_trl.transfer.build.publish", lambda *_: 1 / 0)
+        run(run_config, tmp_path, tmp_path / "out", overwrite_stage="translate")
+    run(run_config, tmp_path, tmp_path / "out")
+    assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_model_is_another_one_when_a_file_that_it_answers_by_is(tiny_model, tmp_path, name):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "training.json").write_text("{}")
+    assert fingerprint(str(folder)) == fingerprint(tiny_model)
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    assert fingerprint(str(folder)) != fingerprint(tiny_model)
 
 
 def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(
@@ -120,9 +139,3 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(tiny_model, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Interrupted. The same `sdrrl build` command goes on from here." in error and "Traceback" not in error
-
-    from sdrrl_trl.transfer.rows import Answer
-    from sdrrl_trl.transfer.shards import read_shards
-
-    n_done = len(list(read_shards(shards, Answer)))
-    assert 12 <= n_done < 400 and n_done % 4 == 0

@@ -5,17 +5,17 @@ import math
 import lm_eval
 import pytest
 import sacrebleu
-from conftest import ROOT, data_dir
+from conftest import ROOT, cases, data_dir
 from fake_hub import PROMPTS
 from lm_eval.tasks import TaskManager
 from rouge_score.rouge_scorer import RougeScorer
 from scripted import Scripted, plain, right, run
 
 from sdrrl_trl.evaluation.suite import tasks_dir
-from sdrrl_trl.languages import LANGUAGES, UNSPACED
+from sdrrl_trl.languages import LANGUAGES, UNSPACED, wrong_language
 from sdrrl_trl.tasks import text as texts
 from sdrrl_trl.tasks.choice import choose, score, score_likelihoods, score_pair
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
@@ -72,32 +72,15 @@ def test_a_broken_model_is_not_right_about_pairs_and_lengths_divide():
 # ---- Language
 
 
-def test_short_and_empty_answers_are_judged_with_care():
-    assert wrong_language("", "pt", "Latn") == 1
-    assert wrong_language("(B)", "th", "Thai") == 0
-    assert wrong_language("1969", "th", "Thai") == 0
-    assert wrong_language("Bangkok", "th", "Thai") == 1
-    assert wrong_language("Lisboa", "pt", "Latn") == 0
-    assert wrong_language("ใช้คำสั่งนี้ `pip install the package` เพื่อติดตั้ง", "th", "Thai") == 0
+@pytest.mark.parametrize("text, language, script, wrong", cases("languages_of_answers"))
+def test_short_and_empty_answers_are_judged_with_care(text, language, script, wrong):
+    assert wrong_language(text, language, script) == wrong
 
 
 # ---- Translations
 
 
-@pytest.mark.parametrize(
-    "answer, expected",
-    [
-        ("\n\nO gato dorme.", "O gato dorme."),
-        ("Here is the translation:\n\nO gato dorme.\n\nShall I go on?", "O gato dorme."),
-        ("翻訳：\nO gato dorme.", "O gato dorme."),
-        ("Ele disse:", "Ele disse:"),
-        ("<think>The cat\n\nsleeps.</think>\n\nO gato dorme.", "O gato dorme."),
-        ("The cat\nsleeps.</think>\nO gato dorme.", "O gato dorme."),  # opened by the chat template
-        ("<think>The cat sleeps. O gato", ""),
-        ("O gato\u2028dorme.", "O gato\u2028dorme."),
-        (" \n", ""),
-    ],
-)
+@pytest.mark.parametrize("answer, expected", cases("translations_in_answers"))
 def test_the_translation_is_found_in_an_answer(answer, expected):
     scores = texts.score_translation({"tgt": "O gato dorme.", "language": "pt", "script": "Latn"}, [answer])
     assert scores["chrf++"] == ("O gato dorme.", expected)
@@ -150,18 +133,7 @@ def test_rouge_of_plain_english_is_that_of_rouge_score():
         assert texts.ROUGE.score(*pair) == RougeScorer(["rouge1", "rouge2", "rougeL"]).score(*pair)
 
 
-@pytest.mark.parametrize(
-    "text, tokens",
-    [
-        ("Čeština má HÁČKY!", ["čeština", "má", "háčky"]),
-        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया"]),
-        ("東京タワー2号 OK", ["東", "京", "タ", "ワ", "ー", "2", "号", "ok"]),
-        ("ดีครับ", ["ดี", "ค", "รั", "บ"]),
-        ("ＡＢＣ don't", ["abc", "don", "t"]),
-        ("ទឹក\u200bភ្លៀង", ["ទឹ", "ក", "ភ្", "លៀ", "ង"]),
-        ("…", []),
-    ],
-)
+@pytest.mark.parametrize("text, tokens", cases("rouge_tokens"))
 def test_rouge_sees_words_or_characters(text, tokens):
     assert texts.UnicodeTokenizer().tokenize(text) == tokens
 

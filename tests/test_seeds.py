@@ -52,8 +52,10 @@ def test_conversations_keep_their_turns_and_the_last_answer_is_the_reference(tmp
     messages = [{"role": role, "content": text} for role, text in roles]
     rows = [{"messages": messages}, {"messages": messages[1:2]}]
     rows.append({"prompt": messages[:4], "completion": messages[4:]})  # as in TRL
-    whole, question, prompt = Seeds({"path": str(write_json_lines(tmp_path / "s.jsonl", rows))})
-    assert whole == Seed("row-1", ("a", "b", "c"), "d", "s") == replace(prompt, source_id="row-1")
+    rows.append({"prompt": messages[:4], "completion": "d"})
+    whole, question, *prompts = Seeds({"path": str(write_json_lines(tmp_path / "s.jsonl", rows))})
+    assert whole == Seed("row-1", ("a", "b", "c"), "d", "s")
+    assert [replace(prompt, source_id="row-1") for prompt in prompts] == [whole, whole]
     assert question == Seed("row-2", ("a",), None, None)
 
 

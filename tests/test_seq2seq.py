@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, cases
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from sdrrl_trl import SDRRLError
+from sdrrl_trl.engines import seq2seq
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator, licence_of
 
 
@@ -32,15 +33,6 @@ SENTENCES = [
     "Yes.",
     "A long sentence with many words in it, so that the batch has to be padded for the others to fit beside it.",
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine make such small models up to a hundred times slower."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def corpus():
@@ -151,19 +143,7 @@ def make_marian(folder, codes, **stated):
     return save(folder / "opus-mt-tiny", MarianMTModel(config), tokenizer)
 
 
-@pytest.mark.parametrize(
-    "family, target, read, first",
-    [
-        ("nllb", "nb", ["por_Latn"], "nob_Latn"),
-        ("nllb", "zh", ["por_Latn"], "zho_Hans"),
-        ("m2m100", "nb", ["__pt__"], "__no__"),
-        ("madlad", "nb", ["▁", "<2no>"], None),
-        ("marian", "pt", [">>por<<"], None),
-        ("marian", "zh", [">>cmn_Hans<<"], None),
-        ("marian", "ar", [">>ara<<"], None),
-        ("marian", "nb", [">>nb<<"], None),
-    ],
-)
+@pytest.mark.parametrize("family, target, read, first", cases("families"))
 def test_each_family_is_told_the_languages_in_its_own_way(family, target, read, first, request):
     """NLLB and M2M100 hear the source in the encoder and the target in the decoder, the others the target alone."""
     translator = Seq2SeqTranslator(request.getfixturevalue(family))
@@ -205,16 +185,16 @@ def test_an_opus_model_of_one_pair_is_used_for_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["nllb", "m2m100", "madlad", "marian"])
-def test_the_translation_of_a_text_does_not_depend_on_its_neighbours(family, request):
-    name = request.getfixturevalue(family)
-    translator = Seq2SeqTranslator(name)
+def test_the_translation_of_a_text_does_not_depend_on_its_neighbours(family, request, monkeypatch):
+    translator = Seq2SeqTranslator(request.getfixturevalue(family))
     together = translator.translate(SENTENCES, "en", "pt")
     assert together == translator.translate(SENTENCES[::-1], "en", "pt")[::-1]
     assert together == [translator.translate([text], "en", "pt")[0] for text in SENTENCES]
-    assert together == Seq2SeqTranslator(name, batch_tokens=30).translate(SENTENCES, "en", "pt")
     assert len(set(together)) > 1
     assert translator.translate(SENTENCES, "en", "zh") != together  # the language is heard
     assert translator.translate([], "en", "pt") == []
+    monkeypatch.setattr(seq2seq, "BATCH_TOKENS", 30)
+    assert together == translator.translate(SENTENCES, "en", "pt")
 
 
 def test_a_text_that_the_model_cannot_read_whole_is_not_cut_but_left_out(nllb, monkeypatch):

@@ -19,9 +19,8 @@ from lm_eval.tasks import TaskManager
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.evaluation.doctor import doctor, format_doctor
 from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
-from sdrrl_trl.languages import LANGUAGES, script_share
+from sdrrl_trl.languages import LANGUAGES, script_share, wrong_language
 from sdrrl_trl.tasks import data, flores
-from sdrrl_trl.tasks.language import wrong_language
 
 
 TASKS = ROOT / "lm_eval_tasks"

@@ -1,12 +1,13 @@
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -37,6 +38,14 @@ def plain_rows():
     return rows().select_columns(["prompt", "completion"])
 
 
+def tokenized(tokenizer):
+    """Each row with its token ids, shape (1, L), and the place of the first supervised one."""
+    for row in rows():
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"])["input_ids"]
+        yield row, torch.tensor([ids]), len(prompt)
+
+
 def make(model, folder, dataset=None, cls=SDRRLTrainer, eval_dataset=None, peft_config=None, **options):
     """A trainer for three steps; the options are those of its configuration."""
     defaults = {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-2, "max_length": 128}
@@ -54,6 +63,18 @@ def train(*args, **kwargs):
 def assert_equal_weights(one, other):
     for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model, tmp_path):
+    dataset = rows(4).add_column("truncated", [False, True, False, True])
+    trainer = make(tiny_model, tmp_path, dataset)
+    for row, made in zip(dataset, trainer.train_dataset, strict=True):
+        text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
+        assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
+        assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
+    # What `max_length` has cut has no end of turn to lose
+    short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - 3)
+    assert short.train_dataset[3]["labels"] == made["labels"][:-3]
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +125,10 @@ def test_the_logged_figures_of_each_kind_and_language_are_sums_over_its_tokens(t
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     model.load_state_dict(trainer.model.state_dict())
     sums = {}
-    for row in rows():
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-        start = len(tokenizer(prompt)["input_ids"])
-        ids = tokenizer(whole)["input_ids"]
+    for row, ids, start in tokenized(tokenizer):
         with torch.no_grad():
-            log_probs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        nll = -log_probs.gather(-1, torch.tensor(ids[1:])[:, None])[start - 1 :]
+            nll = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        nll = nll[start - 1 :]
         # The template ends the turn with a line break
         n_bytes = len((row["completion"][0]["content"] + "\n").encode())
         for name in (row["kind"], row["answer_language"]):
@@ -126,13 +143,10 @@ def test_the_logged_figures_of_each_kind_and_language_are_sums_over_its_tokens(t
             assert metrics[f"eval_all_bpb/{name}"] == pytest.approx(total / n_bytes / math.log(2), abs=1e-4)
 
 
-def test_the_card_names_the_method_its_paper_and_the_kinds_and_languages_of_the_data(trained):
+def test_the_card_names_the_method_and_its_paper(trained):
     trained.create_model_card()
-    trained.create_model_card()  # at every checkpoint
-    with open(f"{trained.args.output_dir}/README.md", encoding="utf-8") as file:
-        card = file.read()
+    card = Path(trained.args.output_dir, "README.md").read_text(encoding="utf-8")
     assert "2402.12204" in card and "SDRRL" in card and "- sft" in card
-    assert card.count("| source_to_target | en | pt |") == 1
 
 
 def test_each_evaluation_set_has_its_own_figures_and_one_without_columns_has_none(tiny_model, tmp_path):
@@ -161,16 +175,13 @@ def test_streaming_data_train_alike_but_without_the_figures(tiny_model, tmp_path
 
 
 def test_tokenized_data_are_taken_as_they_are(tiny_model, trained, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-
-    def tokenize(row):
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
-        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"])["input_ids"]
-        return {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}
-
-    tokenized = train(tiny_model, tmp_path, rows().map(tokenize).remove_columns(["prompt", "completion"]))
+    data = [
+        row | {"input_ids": ids[0].tolist(), "labels": [-100] * start + ids[0, start:].tolist()}
+        for row, ids, start in tokenized(AutoTokenizer.from_pretrained(tiny_model))
+    ]
+    ours = train(tiny_model, tmp_path, Dataset.from_list(data).remove_columns(["prompt", "completion"]))
     for name in ("loss", "nll/en", "bpb/en", "share/en"):
-        assert tokenized.state.log_history[0][name] == trained.state.log_history[0][name]
+        assert ours.state.log_history[0][name] == trained.state.log_history[0][name]
 
 
 def test_a_filtered_data_set_is_judged_by_the_rows_it_has(tiny_model, tmp_path):
@@ -185,12 +196,8 @@ def without_kind(data):
 def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tiny_model, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 2}
     whole = train(tiny_model, tmp_path / "whole", **options)
-    torn = tmp_path / "torn" / "out"
-    shutil.copytree(tmp_path / "whole" / "out", torn)
-    # The last two checkpoints, each torn in another way
+    torn = shutil.copytree(tmp_path / "whole" / "out", tmp_path / "torn" / "out")
     (torn / "checkpoint-6" / "trainer_state.json").unlink()
-    weights = torn / "checkpoint-4" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
     resumed = make(tiny_model, tmp_path / "torn", **options)
     resumed.train(resume_from_checkpoint=True)
     assert_equal_weights(whole, resumed)
@@ -199,8 +206,9 @@ def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tiny_mo
 
 
 def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model, tmp_path, caplog):
-    train(tiny_model, tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
-    first, second = (tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2))
+    # Never one checkpoint alone, for the last may turn out to be torn
+    train(tiny_model, tmp_path, save_strategy="steps", save_steps=1, max_steps=3, save_total_limit=1)
+    first, second = (tmp_path / "out" / f"checkpoint-{step}" for step in (2, 3))
     assert last_complete_checkpoint(tmp_path / "out") == str(second)
     names = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert names < {file.name for file in second.iterdir()}
@@ -213,13 +221,6 @@ def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model
     assert all(f"{name} is missing or cut off" in caplog.text for name in names)
     train(tiny_model, tmp_path / "models", save_strategy="steps", save_steps=1, save_only_model=True)
     assert last_complete_checkpoint(tmp_path / "models" / "out") is None
-
-
-def test_the_configuration_is_read_from_yaml_and_from_the_command_line(tmp_path):
-    (tmp_path / "c.yaml").write_text("kl_coef: 1e-1\nuse_cpu: true\nbf16: false\n")
-    command = ["--config", str(tmp_path / "c.yaml"), "--output_dir", str(tmp_path), "--max_length", "7"]
-    (config,) = TrlParser((SDRRLConfig,)).parse_args_and_config(command)
-    assert (config.kl_coef, config.max_length) == (0.1, 7)
 
 
 @pytest.mark.parametrize(

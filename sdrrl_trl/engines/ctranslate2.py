@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.engines.seq2seq import TranslationModel
+from sdrrl_trl.engines.seq2seq import BATCH_TOKENS, TranslationModel
 from sdrrl_trl.engines.transformers import loading, own_device
-from sdrrl_trl.utils import SDRRLError, package_version, require
+from sdrrl_trl.utils import SDRRLError, package_version
 
 
 class CTranslate2Translator(TranslationModel):
@@ -17,15 +17,12 @@ class CTranslate2Translator(TranslationModel):
             Folder made by `ct2-transformers-converter`, with the files of the original model, but for the weights, in
             its folder `tokenizer`. CTranslate2 4.8 can convert M2M100 with transformers 4 only; once converted, the
             model works with any.
-        batch_tokens (`int`, *optional*, defaults to `8192`):
-            Most source tokens in a batch.
 
     Raises:
         `SDRRLError`: if the folder holds no converted model or no tokenizer, or one of no known family.
     """
 
-    def __init__(self, model: str, batch_tokens: int = 8192):
-        require("ctranslate2", "ct2", "The translator `ctranslate2`")
+    def __init__(self, model: str):
         import ctranslate2
 
         folder = Path(model)
@@ -36,7 +33,7 @@ class CTranslate2Translator(TranslationModel):
                 "DIR/tokenizer."
             )
         super().__init__(str(folder / "tokenizer"), folder.name)
-        self.batch_tokens, device = batch_tokens, own_device()
+        device = own_device()
         on_gpu = {"device": "cuda", "device_index": device.index} if device.type == "cuda" else {}
         with loading(f"the converted model {model!r}"):
             self._translator = ctranslate2.Translator(model, **on_gpu)
@@ -50,7 +47,7 @@ class CTranslate2Translator(TranslationModel):
         found = self._translator.translate_batch(
             list(map(self.tokenizer.convert_ids_to_tokens, rows)),
             target_prefix=None if first is None else [[self.tokenizer.convert_ids_to_tokens(first)]] * len(rows),
-            max_batch_size=self.batch_tokens,
+            max_batch_size=BATCH_TOKENS,
             batch_type="tokens",
             beam_size=1,
             # Its own limits off: what is too long is left out, not cut

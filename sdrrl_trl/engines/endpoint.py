@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
 
 
+_AT_A_TIME = 64  # requests
+_TIMEOUT = 600.0  # seconds for a whole answer
 _RETRIES = 8  # further attempts for each request
 _BACKOFF = 1.0  # seconds before the second attempt, doubled for each further one
 _LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a daily quota) ends the run
@@ -33,26 +35,15 @@ class EndpointGenerator:
             Address up to the version, such as `http://localhost:8000/v1`.
         model (`str`):
             Name of the model on the server.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
+        sampling ([`Sampling`]):
             How to answer.
-        max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests at a time.
-        timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds to wait for a whole answer.
 
     Raises:
         `SDRRLError`: for an address or key that cannot be used; while generating, if the server refuses a request, is
             not there, or stays broken.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        sampling: Sampling = GREEDY,
-        max_concurrency: int = 64,
-        timeout: float = 600.0,
-    ):
+    def __init__(self, url: str, model: str, sampling: Sampling):
         if not re.fullmatch(r"(?a)https?://([\w.-]+|\[[\w:]+\])(:\d+)?(/[^\s@?#]*)?", url):
             raise SDRRLError(
                 "The address of the server must look like `http://localhost:8000/v1`, without user name, password or "
@@ -62,8 +53,7 @@ class EndpointGenerator:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        self.model, self.sampling = model, sampling
-        self.max_concurrency, self.timeout, self._reached = max_concurrency, timeout, False
+        self.model, self.sampling, self._reached = model, sampling, False
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "endpoint", "host": self._url.host, "model": self.model, **vars(self.sampling)}
@@ -75,7 +65,7 @@ class EndpointGenerator:
     async def _generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         # Without compression, which could make a huge reply of a small one
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        turns, timeout = asyncio.Semaphore(self.max_concurrency), httpx.Timeout(None, connect=5.0)
+        turns, timeout = asyncio.Semaphore(_AT_A_TIME), httpx.Timeout(None, connect=5.0)
         async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=httpx.Limits()) as client:
             try:
                 async with asyncio.TaskGroup() as group:  # the first error stops all
@@ -91,12 +81,12 @@ class EndpointGenerator:
         for attempt in range(_RETRIES + 1):
             asked = 0.0
             try:
-                async with turns, asyncio.timeout(self.timeout):  # which begins with its turn
+                async with turns, asyncio.timeout(_TIMEOUT):  # which begins with its turn
                     return await self._post(client, body)
             except _Fault as fault:
                 problem, asked = fault.args
             except TimeoutError:  # of a whole reply; httpx's own limit is for each piece
-                problem = f"nothing whole within {self.timeout:g} s"
+                problem = f"nothing whole within {_TIMEOUT:g} s"
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
                 if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._reached:
@@ -127,7 +117,7 @@ class EndpointGenerator:
             asked = float(given[0]) if given else 0.0
             raise _Fault(f"{status}: {message}" + (f"; it asks to wait {asked:.0f} s" if asked else ""), asked)
         if status in (400, 413, 422) and _TOO_LONG.search(message):  # one such row must not stop the others
-            return Generation("", "prompt_too_long", 0)
+            return Generation("", "prompt_too_long")
         raise SDRRLError(  # redirections, too: they are not followed, for the questions and the key are for this host
             f"{self._url.host} refuses the request ({status}: {message}). Correct the address, the model's name, the "
             "key or the options. What was finished before is kept."
@@ -150,10 +140,9 @@ def _parse(text: str, shown: str) -> Generation:
         content = json.loads(text)
         choice = content["choices"][0]
         answer, reason = choice["message"].get("content") or "", choice.get("finish_reason") or "stop"
-        n_tokens = (content.get("usage") or {}).get("completion_tokens") or 0
-        whole = isinstance(answer, str) and isinstance(reason, str) and type(n_tokens) is int
+        whole = isinstance(answer, str) and isinstance(reason, str)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):  # nested too deep
         whole = False
     if not whole:
         raise _Fault(f"no answer in the reply: {shown}", 0.0)
-    return Generation(answer.strip(), reason, n_tokens)
+    return Generation(answer.strip(), reason)

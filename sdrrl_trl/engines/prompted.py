@@ -5,6 +5,7 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 # Ours. "Self-Translate-Train" (https://huggingface.co/papers/2407.00454) has the model translate its own data.
@@ -43,7 +44,7 @@ class PromptedTranslator:
 
 def _clean(original: str, reply: str, target: str) -> str:
     """The reply without thoughts, and without a label (`Translation:`) or quotes around it that the original lacks."""
-    reply = re.sub(r"^.*?</think>|^\s*<think>.*", "", reply, count=1, flags=re.DOTALL).strip()
+    reply = without_thoughts(reply)
     if not re.search("[:：]", original):
         reply = re.sub(rf"^[^\n:：]{{0,40}}\b(translation|{target})\W*[:：]\**\s*", "", reply, flags=re.IGNORECASE)
     marks = {*_QUOTES, *_QUOTES.values()}

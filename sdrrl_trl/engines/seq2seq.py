@@ -18,6 +18,8 @@ _LICENCES = {
     "m2m": "MIT",
     "opus-mt": "see the model's card (CC-BY-4.0 or Apache-2.0)",
 }
+# Of the source, with padding. Halved when memory runs out
+BATCH_TOKENS = 8192
 _T5 = ("t5", "umt5")
 # OPUS-MT's codes that are not the first half of FLORES's
 _OPUS = {"ar": "ara", "zh": "cmn_Hans"}
@@ -38,21 +40,19 @@ class TranslationModel:
             Local path or hub id of the original model, whose weights are not read.
         name (`str`):
             Name of the model, for errors and its licence.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit on the hub.
 
     Raises:
         `SDRRLError`: if there is no such model, it is of none of the four families, or its tokenizer is damaged.
     """
 
-    def __init__(self, files: str, name: str, revision: str = "main"):
+    def __init__(self, files: str, name: str):
         self.name = name
         with loading(f"the translation model {name!r}"):
-            config = AutoConfig.from_pretrained(files, revision=revision)
+            config = AutoConfig.from_pretrained(files)
             # As a `T5Tokenizer`, transformers 5 does not read the tokenizer of MADLAD-400 as it is: it takes token 2
             # for unknown characters, which here is the end of the text, and drops the fallback to bytes
             loader = PreTrainedTokenizerFast if config.model_type in _T5 else AutoTokenizer
-            self.tokenizer = loader.from_pretrained(files, revision=revision)
+            self.tokenizer = loader.from_pretrained(files)
         self.family = self._find_family(config.model_type)
         unknown = self.tokenizer("\U0010fffd", add_special_tokens=False)["input_ids"]
         if self.tokenizer.eos_token_id in unknown:
@@ -174,23 +174,16 @@ class Seq2SeqTranslator(TranslationModel):
     Args:
         model (`str`):
             Local path or hub id.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit on the hub.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
-        batch_tokens (`int`, *optional*, defaults to `8192`):
-            Most source tokens, with padding, in a batch. Halved when memory runs out.
 
     Raises:
         `SDRRLError`: if the model cannot be loaded or is of no known family.
     """
 
-    def __init__(self, model: str, revision: str = "main", dtype: str = "auto", batch_tokens: int = 8192):
+    def __init__(self, model: str):
         disable_progress_bar()
-        super().__init__(model, model, revision)
-        self.batch_tokens = batch_tokens
+        super().__init__(model, model)
         with loading(f"the translation model {model!r}"):
-            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, dtype=dtype)
+            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto")
         self.model.to(own_device()).eval()
         own, config = self.model.generation_config, self.model.config
         # Greedy, whatever the model recommends: four beams take four times as long
@@ -205,9 +198,7 @@ class Seq2SeqTranslator(TranslationModel):
         return {"engine": "seq2seq", **super().describe(), **weights_of(self.model)}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
-        return in_batches(
-            lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, self.batch_tokens
-        )
+        return in_batches(lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, BATCH_TOKENS)
 
     @torch.inference_mode()
     def _generate_batch(self, rows: list[list[int]], target: str) -> list[list[int]]:

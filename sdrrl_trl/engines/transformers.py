@@ -22,8 +22,12 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
+
+
+# Prompts and answers with padding. Halved when memory runs out
+BATCH_TOKENS = 32_768
 
 
 @contextmanager
@@ -145,26 +149,17 @@ class TransformersGenerator:
     Args:
         model (`str`):
             Local path or hub id.
+        sampling ([`Sampling`]):
+            How to answer. Each row has random numbers of its own, whatever batch it is in.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
-            How to answer. Each row has random numbers of its own, whatever batch it is in.
-        batch_tokens (`int`, *optional*, defaults to `32768`):
-            Most tokens, prompts and answers with padding, that a batch may grow to. Halved when memory runs out.
     """
 
-    def __init__(
-        self,
-        model: str,
-        sampling: Sampling = GREEDY,
-        revision: str = "main",
-        dtype: str = "auto",
-        batch_tokens: int = 32_768,
-    ):
+    def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
         check_model(model, needs_chat_template=True, revision=revision)
-        self.sampling, self.batch_tokens = sampling, batch_tokens
+        self.sampling = sampling
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
         own = self.model.generation_config
@@ -187,24 +182,23 @@ class TransformersGenerator:
         rows = [prompts[i] for i in fitting]
         seeds = [self.sampling.seed_of(conversations[i]) for i in fitting]
 
-        def answer(batch: list[int]) -> list[tuple[list[int], str]]:
+        def answer(batch: list[int]) -> list[Generation]:
             return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
 
-        found = in_batches(answer, rows, self.batch_tokens, longer=self.sampling.max_new_tokens)
-        answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
-        for i, (tokens, reason) in zip(fitting, found, strict=True):
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            answers[i] = Generation(text, reason, len(tokens))
+        found = in_batches(answer, rows, BATCH_TOKENS, longer=self.sampling.max_new_tokens)
+        answers = [Generation("", "prompt_too_long")] * len(prompts)
+        for i, generation in zip(fitting, found, strict=True):
+            answers[i] = generation
         return answers
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], seeds: list[int]) -> list[tuple[list[int], str]]:
-        """Tokens and finish reason of each answer in a batch."""
+    def _answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
+        """The answers of a batch."""
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
         ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache(config=self.model.config)
         start, ends = ids.shape[1], set(self._ends.tolist())
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        answers: dict[int, tuple[list[int], str]] = {}
+        answers: dict[int, Generation] = {}
         rows = list(range(len(prompts)))  # those that are still in the batch
         while True:
             sampler = [_Sampler(self.sampling, generators)] if self.sampling.temperature > 0 else []
@@ -220,9 +214,10 @@ class TransformersGenerator:
             at_limit = ids.shape[1] - start >= self.sampling.max_new_tokens
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
                 if ended:
-                    answers[row] = (tokens[: next(i for i, token in enumerate(tokens) if token in ends)], "stop")
-                elif at_limit:
-                    answers[row] = (tokens, "length")
+                    tokens = tokens[: next(i for i, token in enumerate(tokens) if token in ends)]
+                if ended or at_limit:
+                    text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                    answers[row] = Generation(text, "stop" if ended else "length")
             if len(answers) == len(prompts):
                 return [answers[row] for row in range(len(prompts))]
             keep = (~finished).nonzero().flatten()
@@ -246,14 +241,18 @@ class _SomeFinished(StoppingCriteria):
 class _Sampler(LogitsProcessor):
     """
     Sampling with random numbers of each row's own, by the Gumbel-max trick: the token with the highest sum of logit
-    and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples.
+    and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples. Logits that differ in
+    their last bits, as they do with the padding of a batch, nearly always give the same token.
     """
 
     def __init__(self, sampling: Sampling, generators: list[torch.Generator]):
         self.sampling, self.generators = sampling, generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores.float() / self.sampling.temperature)
-        # On the CPU, whose random numbers are the same everywhere
+        scores = scores.float() / self.sampling.temperature
+        if self.sampling.top_p < 1:  # at 1 it would only sort the vocabulary
+            scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
+        # On the CPU, whose random numbers are the same everywhere. In float32 they let tokens less likely than 6e-8
+        # come more rarely than they should, which is not worth twice the time
         noise = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         return scores - (-noise.clamp(min=1e-20).log()).log().to(scores.device)

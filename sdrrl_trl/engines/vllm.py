@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.transformers import check_model, load_tokenizer
-from sdrrl_trl.utils import package_version, require
+from sdrrl_trl.utils import package_version
 
 
 class VLLMGenerator:
@@ -14,16 +14,15 @@ class VLLMGenerator:
     Args:
         model (`str`):
             Local path or hub id.
+        sampling ([`Sampling`]):
+            How to answer.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
-            How to answer.
     """
 
-    def __init__(self, model: str, sampling: Sampling = GREEDY, revision: str = "main", dtype: str = "auto"):
-        require("vllm", "vllm", "The generator `vllm`")
+    def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 
@@ -48,9 +47,8 @@ class VLLMGenerator:
             [SamplingParams(seed=sampling.seed_of(conversations[i]), **options) for i in fitting],
             use_tqdm=False,
         )
-        answers = [Generation("", "prompt_too_long", 0)] * len(prompts)
+        answers = [Generation("", "prompt_too_long")] * len(prompts)
         for i, result in zip(fitting, results, strict=True):
             output = result.outputs[0]
-            n_tokens = len(output.token_ids) - (output.finish_reason == "stop")  # without the end of sequence
-            answers[i] = Generation(output.text.strip(), output.finish_reason, n_tokens)
+            answers[i] = Generation(output.text.strip(), output.finish_reason)
         return answers

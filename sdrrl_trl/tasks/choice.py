@@ -8,7 +8,8 @@ import math
 import re
 import unicodedata
 
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.languages import wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 # What stands before the letter in "The answer is B", "Richtig ist B", "答案是B", "Ответ: B"

@@ -29,8 +29,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from sdrrl_trl.languages import identifier, script_share
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.languages import identifier, script_share, wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 PHRASES = "phrases v3"  # a change of the phrases makes results incomparable
@@ -130,15 +130,14 @@ def label_of(text):
     return found[1].upper() if found else NO_LABEL
 
 
-def ask(question, answer):
+def ask_endpoint(question, answer):
     """Label of an answer, or the reason if the endpoint fails."""
     url, model, key = setting("URL"), setting("MODEL"), os.environ.get("SDRRL_JUDGE_API_KEY")
     content = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     try:
         with requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(max_retries=RETRIES))
+            session.mount(url, HTTPAdapter(max_retries=RETRIES))
             response = session.post(
                 url.rstrip("/") + "/chat/completions",
                 json={"model": model, "messages": messages, "temperature": 0},
@@ -160,7 +159,7 @@ def ask(question, answer):
 def by_endpoint(pairs):
     """Labels of questions and answers; where it fails, the reason."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda pair: ask(*pair), pairs))
+        return list(pool.map(lambda pair: ask_endpoint(*pair), pairs))
 
 
 # ---- What the tasks call

@@ -11,8 +11,8 @@ import sacrebleu
 from lm_eval.api import metrics
 from rouge_score.rouge_scorer import RougeScorer
 
-from sdrrl_trl.languages import UNSPACED
-from sdrrl_trl.tasks.language import without_thoughts, wrong_language
+from sdrrl_trl.languages import UNSPACED, wrong_language
+from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
 # ---- FLORES-200

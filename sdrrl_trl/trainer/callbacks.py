@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
+from trl import SFTTrainer
 
 from sdrrl_trl.evaluation.evaluate import prepare_tasks
 from sdrrl_trl.evaluation.models import watch_for_nan, wrap
@@ -20,9 +21,6 @@ from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.teacher import evaluation_mode
 from sdrrl_trl.utils import SDRRLError
 
-
-if TYPE_CHECKING:
-    from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class LMEvalCallback(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: "SFTTrainer", tasks: list[str], limit: int | None = 64, languages: list[str] | None = None
+        self, trainer: SFTTrainer, tasks: list[str], limit: int | None = 64, languages: list[str] | None = None
     ):
         state, parallelism = trainer.accelerator.state, trainer.accelerator.parallelism_config
         zero_stage = 0 if state.deepspeed_plugin is None else state.deepspeed_plugin.zero_stage
@@ -156,7 +154,7 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _undisturbed(trainer: "SFTTrainer") -> Iterator[None]:
+def _undisturbed(trainer: SFTTrainer) -> Iterator[None]:
     """Model in evaluation mode, no gradients; random states and each module's mode are afterwards as before."""
     device = trainer.accelerator.device
     python_state, numpy_state = random.getstate(), np.random.get_state()

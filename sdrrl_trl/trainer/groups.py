@@ -109,7 +109,8 @@ def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
 
 def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, **map_kwargs: Any) -> Any:
     """
-    Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`].
+    Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`]. Of answers
+    that were cut off (column `truncated`), the end of turn behind them is not trained.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -126,15 +127,20 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
     """
     ids = {group: index for index, group in enumerate(groups)}
     is_grouped = has_groups(dataset)
+    end = _end_of_turn(tokenizer) if "truncated" in get_dataset_column_names(dataset) else []
 
     def add(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         found = [NO_GROUP] * len(rows["labels"])
         if is_grouped:
             found = list(zip(*(rows[column] for column in GROUP_COLUMNS), strict=True))
-        texts = [[label for label in labels[1:] if label != -100] for labels in rows["labels"]]
+        all_labels = rows["labels"]
+        if end:
+            truncated = zip(all_labels, rows["truncated"], strict=True)
+            all_labels = [_without(end, labels) if is_cut else labels for labels, is_cut in truncated]
+        texts = [[label for label in labels[1:] if label != -100] for labels in all_labels]
         lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        columns: dict[str, list[list[int]]] = {"group_ids": [], "label_bytes": []}
-        for group, labels, length in zip(found, rows["labels"], lengths, strict=True):
+        columns: dict[str, list[list[int]]] = {"labels": all_labels, "group_ids": [], "label_bytes": []}
+        for group, labels, length in zip(found, all_labels, lengths, strict=True):
             if group not in ids:
                 raise SDRRLError(
                     f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
@@ -150,3 +156,15 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
     kept = ("input_ids", "labels", "seq_lengths")
     others = [name for name in get_dataset_column_names(dataset) if name not in kept]
     return dataset.map(add, batched=True, remove_columns=others, **map_kwargs)
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The tokens that the chat template puts behind an answer."""
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]
+    behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("¤")[2]
+    return tokenizer(behind, add_special_tokens=False)["input_ids"]
+
+
+def _without(end: list[int], labels: list[int]) -> list[int]:
+    """Labels without those of the end of turn, which a row that was cut to `max_length` may have lost already."""
+    return [*labels[: -len(end)], *[-100] * len(end)] if labels[-len(end) :] == end else labels

@@ -15,7 +15,8 @@ class SDRRLConfig(SFTConfig):
     This class includes only the parameters that are specific to SDRRL training. For a full list of training arguments,
     please refer to the [`~trl.SFTConfig`] documentation. With none of the parameters below set, [`SDRRLTrainer`]
     trains exactly as [`~trl.SFTTrainer`] does. None of them is in the paper as far as we know. `greater_is_better`
-    defaults to `False` for a `metric_for_best_model` such as `eval_bpb/pt`, `eval_nll/pt` or `eval_kl/pt`.
+    defaults to `False` for a `metric_for_best_model` such as `eval_bpb/pt`, `eval_nll/pt` or `eval_kl/pt`. A
+    `save_total_limit` of 1 becomes 2: the checkpoint before the last stays until the last one is complete.
 
     Parameters:
         kl_coef (`float`, *optional*, defaults to `0.0`):
@@ -23,11 +24,12 @@ class SDRRLConfig(SFTConfig):
             it off.
     """
 
-    kl_coef: float = field(
-        default=0.0, metadata={"help": "Coefficient of the token-level KL divergence KL(initial || model). 0.0: off."}
-    )
+    kl_coef: float = field(default=0.0, metadata={"help": "Coefficient of KL(initial || model). 0.0: off."})
 
     def __post_init__(self):
+        # A kill before a checkpoint is sealed must not leave that one alone
+        if self.save_total_limit == 1:
+            self.save_total_limit = 2
         # transformers takes the largest value of everything but a loss for the best
         if self.greater_is_better is None and re.search("(nll|bpb|kl)/", self.metric_for_best_model or ""):
             self.greater_is_better = False

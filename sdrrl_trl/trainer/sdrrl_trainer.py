@@ -107,9 +107,7 @@ class SDRRLTrainer(SFTTrainer):
         if args is None:
             args = SDRRLConfig(output_dir="sdrrl_output")
         if not isinstance(args, SDRRLConfig):
-            raise SDRRLError(
-                f"`args` must be an `SDRRLConfig`, got `{type(args).__name__}`. It takes the same parameters."
-            )
+            raise SDRRLError("`args` must be an `SDRRLConfig`, which takes the parameters of `SFTConfig` and its own.")
         if ref_model is model and not isinstance(model, str | None):
             raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
         if ref_model is not None and not args.kl_coef:
@@ -277,11 +275,3 @@ class SDRRLTrainer(SFTTrainer):
             if resume_from_checkpoint is None:
                 raise SDRRLError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and self._groups:
-            lines = ["## Training data", "", "| kind | question | answer |", "| --- | --- | --- |"]
-            lines += [f"| {kind} | {question} | {answer} |" for kind, question, answer in self._groups if kind]
-            path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")

@@ -8,14 +8,16 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import IntervalStrategy, PrinterCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.stages import check_options, record_options
+from sdrrl_trl.stages import check_options, write_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.groups import check_can_carry_groups
@@ -53,12 +55,8 @@ class TrainArguments:
     """
 
     transfer_set: str = field(metadata={"help": "Folder made by `sdrrl build`."})
-    eval_tasks: list[str] | None = field(
-        default=None, metadata={"help": "lm-eval tasks, groups or tags to evaluate on every `eval_steps` steps."}
-    )
-    forgetting_bound: float | None = field(
-        default=None, metadata={"help": "Warn if the bits per byte of held-out source-language answers rise by more."}
-    )
+    eval_tasks: list[str] | None = field(default=None, metadata={"help": "lm-eval tasks to evaluate on in between."})
+    forgetting_bound: float | None = field(default=None, metadata={"help": "Warn if the model forgets more than so."})
 
 
 def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> Path:
@@ -81,7 +79,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         trainer = make_trainer(script_args, training_args, model_args)
         checkpoint = last_complete_checkpoint(folder)
         if is_main:
-            record_options(folder, options, "train")
+            write_options(folder, options, "train")
             if checkpoint is not None:
                 print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
         if checkpoint is not None:
@@ -90,7 +88,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
                 trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         with timed(folder / "timings.json", "train") if is_main else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
-            if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+            if not all(gather_object([_is_finite(trainer.model)])):
                 raise SDRRLError(
                     "The model's weights are no longer finite numbers: the training has diverged, or the model came "
                     "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
@@ -100,6 +98,13 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
             write_json(folder / "training.json", {"log": trainer.state.log_history})
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _is_finite(model: torch.nn.Module) -> bool:
+    """Whether the weights that this process holds, all or its part of them, are finite numbers."""
+    # ZeRO-3 keeps the part of a process there, and leaves the parameter itself empty
+    parts = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
+    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The model answers the questions itself."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from sdrrl_trl.engines import Generation, Generator
+from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.filters import reject_answer
 from sdrrl_trl.transfer.prompts import rewrite_prompt
@@ -27,11 +27,12 @@ def answer_seeds(seeds: list[Seed], generator: Generator | None, config: Transfe
     """
     asked = [seed for seed in seeds if sum(map(len, seed.turns)) <= MAX_CHARACTERS]
     if generator is None:
-        replies = [Generation(seed.reference or "", "stop", 0) for seed in asked]
+        replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
-        replies = ask(generator.generate, [_conversation(seed, config) for seed in asked], Generation)
+        conversations = [_conversation(seed, config) for seed in asked]
+        replies = ask(generator.generate, conversations, Generation)
     by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
-    too_long = Generation("", "prompt_too_long", 0)
+    too_long = Generation("", "prompt_too_long")
     return [_answer(seed, by_id.get(seed.source_id, too_long), config) for seed in seeds]
 
 
@@ -43,18 +44,14 @@ def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
 
 
 def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
-    text, system = _without_thoughts(reply.text), seed.system or config.system_prompt
+    # Lone surrogates could not be written. The last character may have been cut in two
+    text = without_thoughts(reply.text).encode("utf-8", "replace").decode().rstrip("\ufffd")
     # The system message that came with the data is part of the question, the one of the options is in all of them
     key = key_of("\n".join((seed.system or "", *seed.turns)))
     found = reject_answer(replace(reply, text=text), config.source_language)
-    return Answer(seed.source_id, key, seed.turns, text, system, found and f"answer/{found}")
-
-
-def _without_thoughts(text: str) -> str:
-    """Without what a reasoning model thinks before it answers. Thoughts that do not end leave no answer."""
-    # Some templates put the opening tag into the prompt
-    text = re.sub(r"^.*?</think>|^\s*<think>.*", "", text, count=1, flags=re.DOTALL)
-    return text.encode("utf-8", "replace").decode().strip()  # lone surrogates could not be written
+    system = seed.system or config.system_prompt
+    truncated = reply.finish_reason == "length"
+    return Answer(seed.source_id, key, seed.turns, text, system, truncated, found and f"answer/{found}")
 
 
 def read_answers(folder: Path) -> Iterator[Answer]:
@@ -69,6 +66,6 @@ def read_answers(folder: Path) -> Iterator[Answer]:
         yield answer
 
 
-def good_answers(folder: Path) -> Iterator[Answer]:
-    """The answers that are not rejected."""
-    return (answer for answer in read_answers(folder) if answer.reason is None)
+def whole_answers(folder: Path) -> Iterator[Answer]:
+    """The answers that can be translated: neither rejected nor cut off."""
+    return (answer for answer in read_answers(folder) if answer.reason is None and not answer.truncated)

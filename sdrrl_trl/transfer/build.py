@@ -11,11 +11,11 @@ from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.stages import clear_stage, write_options
-from sdrrl_trl.transfer.answer import answer_seeds, good_answers
+from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
-from sdrrl_trl.transfer.lexicon import Entry, Lexicon, translate_words
+from sdrrl_trl.transfer.lexicon import Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
 from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, publish, summary
@@ -23,7 +23,7 @@ from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 from sdrrl_trl.transfer.shards import map_shards, read_shards
 from sdrrl_trl.transfer.translate import translate_answers
-from sdrrl_trl.utils import locked, timed
+from sdrrl_trl.utils import locked, read_json, timed, write_json
 
 
 def build_transfer_set(
@@ -78,17 +78,17 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
     map_shards(inputs.seeds, answer, stages["answer"], size, len(inputs.seeds))
     answers, pairs = stages["answer"].folder, []
     # Translated without the bad ones, so that their number is not that of the questions
-    n_good = sum(1 for _ in good_answers(answers))
+    n_whole = sum(1 for _ in whole_answers(answers))
     for target in config.target_languages:
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
-        map_shards(good_answers(answers), translate, stage, size, n_good)
+        map_shards(whole_answers(answers), translate, stage, size, n_whole)
         if target in config.lexicon:
             lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
             # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
             switcher = CodeSwitcher(lexicon, source, target, config.code_switch_rate, config.seed)
-            map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_good)
+            map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_whole)
         pairs.append(stage.folder)
     if config.parallel:
         check = partial(check_sentences, source=source, system=config.system_prompt)
@@ -102,15 +102,14 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
 
 
 def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: str) -> Lexicon:
-    """A word list by the translator: a stage of one shard, for its words are those of all answers."""
-    stage, answers = inputs.stages[f"lexicon_{target}"], inputs.stages["answer"].folder
-
-    def translate(folders: list[Path]) -> list[Entry]:
-        texts = (text for answer in good_answers(*folders) for text in (*answer.turns, answer.text))
-        return translate_words(texts, translator, source, target)
-
-    map_shards([answers], translate, stage, 1, 1)
-    return {entry.word: entry.translation for entry in read_shards(stage.folder, Entry)}
+    """A word list by the translator of the words of all answers, in a file beside their translations."""
+    path, state = inputs.stages[f"translate_{target}"].folder / "lexicon.json", PartialState()
+    if state.is_main_process and not path.exists():
+        answers = whole_answers(inputs.stages["answer"].folder)
+        texts = (text for answer in answers for text in (*answer.turns, answer.text))
+        write_json(path, translate_words(texts, translator, source, target))
+    state.wait_for_everyone()
+    return read_json(path)
 
 
 def _choose_and_publish(
@@ -134,7 +133,12 @@ def _choose_and_publish(
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, **mix.counts},
+        "counts": {
+            "seeds": len(inputs.seeds),
+            "left_out": left_out,
+            "truncated": mix.n_truncated,
+            "rejected": mix.rejected,
+        },
     }
     publish(config, mix.rows(), facts)
 

@@ -103,9 +103,10 @@ class CodeSwitcher:
 
 def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
     """The pairs of a shard with a code-switched question, where one of its words has an entry."""
-    return [_switch_question(pair, switcher) if pair.reason is None else pair for pair in pairs]
-
-
-def _switch_question(pair: Pair, switcher: CodeSwitcher) -> Pair:
-    text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
-    return replace(pair, switched=text, n_switched=n_switched) if n_switched else pair
+    result = []
+    for pair in pairs:
+        if pair.reason is None:
+            text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
+            pair = replace(pair, switched=text) if n_switched else pair
+        result.append(pair)
+    return result

@@ -66,8 +66,9 @@ class TransferConfig:
             System message put before every question that has none.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest answer in tokens. Longer ones are cut off, hence rejected.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 for greedy decoding.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of sampling. Only at 1, with `top_p` 1, are answers samples of what the model would say, on
+            which training changes it least (`docs/method.md`). 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
 
@@ -120,17 +121,13 @@ class TransferConfig:
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
     source_language: str = field(default="en", metadata={"help": "Language of the seeds."})
     parallel: dict | str | None = field(default=None, metadata={"help": "Parallel sentences: file, or JSON mapping."})
-    answer_source: Literal["own", "reference", "rewrite"] = field(
-        default="own", metadata={"help": "Answers of the model, those of the seeds, or those rewritten by the model."}
-    )
+    answer_source: Literal["own", "reference", "rewrite"] = field(default="own", metadata={"help": "Whose answers."})
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights."}
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
-    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
     translator: str = field(default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."})
     translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})
@@ -141,7 +138,7 @@ class TransferConfig:
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions held out, in all languages."})
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
     shard_size: int = field(default=512, metadata={"help": "Questions answered, translated and saved at a time."})
-    overwrite_stage: Literal[STAGES] | None = field(default=None, metadata={"help": "Stage to redo, and the later."})
+    overwrite_stage: Literal[STAGES] | None = field(default=None, metadata={"help": "Stage to do again."})
     dry_run: bool = field(default=False, metadata={"help": "Only show what would be made."})
 
     def __post_init__(self):
@@ -195,17 +192,13 @@ class TransferConfig:
         if self.lexicon == TRANSLATOR:
             self.lexicon = dict.fromkeys(self.target_languages, TRANSLATOR)
         lexicon, source = self.lexicon or {}, LANGUAGES[self.source_language]
-        _check(
-            _maps_to_text(lexicon),
-            f'`lexicon` must map languages to files, such as {{"pt": "x.tsv"}}, got {lexicon!r}.',
-        )
+        _check(_maps_to_text(lexicon), f"`lexicon` must map languages to files, got {lexicon!r}.")
         self.lexicon = _by_tag(lexicon)
         unknown = sorted(self.lexicon.keys() - self.target_languages)
         _check(not unknown, f"`lexicon` names {', '.join(unknown)}, which is no target language.")
-        spaces = source.spaces or not lexicon
-        _check(spaces, f"`lexicon`: code-switching needs spaces between words, which {source.name} has not.")
-        has_rate = self.code_switch_rate > 0 or not lexicon
-        _check(has_rate, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
+        if lexicon:
+            _check(source.spaces, f"`lexicon`: code-switching needs spaces between words; {source.name} has none.")
+            _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
 
     def _check_proportions(self) -> None:
         needs = {"translation": self.parallel, "completion": self.parallel, "code_switch": self.lexicon}

@@ -21,19 +21,13 @@ def reject_answer(answer: Generation, language: str) -> str | None:
     """Reason to reject an answer of the model in its source language."""
     if answer.finish_reason == "prompt_too_long":
         return "question_too_long"
-    if answer.finish_reason == "length":
-        return "truncated"
-    if answer.finish_reason != "stop":  # such as "content_filter"
+    if answer.finish_reason not in ("stop", "length"):  # such as "content_filter"
         return answer.finish_reason or "unfinished"
     if not answer.text:
         return "empty"
     if language == "en" and len(answer.text) < 300 and _REFUSAL.match(answer.text.replace("’", "'")):
         return "refusal"
-    if is_repetitive(answer.text, LANGUAGES[language].spaces):
-        return "repetition"
-    if not in_language(answer.text, language):
-        return "wrong_language"
-    return None
+    return _reject_text(answer.text, language)
 
 
 def reject_translation(original: str, translation: str | None, language: str) -> str | None:
@@ -48,11 +42,13 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     longer, shorter = sorted((len(original), len(translation)), reverse=True)
     if original and longer >= 40 and longer / shorter > 3:
         return "length_ratio"
-    if is_repetitive(translation, LANGUAGES[language].spaces):
+    return _reject_text(translation, language)
+
+
+def _reject_text(text: str, language: str) -> str | None:
+    if is_repetitive(text, LANGUAGES[language].spaces):
         return "repetition"
-    if not in_language(translation, language):
-        return "wrong_language"
-    return None
+    return None if in_language(text, language) else "wrong_language"
 
 
 def is_repetitive(text: str, spaces: bool, n: int = 4, max_repeated: float = 0.5) -> bool:

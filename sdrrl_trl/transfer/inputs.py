@@ -23,9 +23,6 @@ from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
 
-TOKENS_PER_SECOND = 1_000  # of `--dry_run`: a small model on one GPU, for the order of magnitude
-
-
 @dataclass(frozen=True)
 class Inputs:
     """
@@ -71,9 +68,8 @@ def check_inputs(
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
-            f'`answer_source="{config.answer_source}"` needs a reference answer to every question; '
-            f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use the model's own "
-            "answers."
+            f"`answer_source={config.answer_source}` needs a reference answer to every question; "
+            f"{seeds.without_reference} has none. Name their column in `columns` of `seeds`, or use own answers."
         )
     files = {target: path for target, path in config.lexicon.items() if path != TRANSLATOR}
     lexicons = {target: read_lexicon(path, config.source_language, target) for target, path in files.items()}
@@ -92,14 +88,10 @@ def check_inputs(
             f"{folder} holds {', '.join(foreign)}, which `sdrrl build` has not written and would replace. Choose "
             "another `output_dir`."
         )
-    hashes = {
-        "seeds": seeds.sha256,
-        "lexicons": _hash([sorted(config.lexicon), lexicons]),
-        "parallel": digest.hexdigest(),
-    }
+    hashes = seeds.sha256, _hash([sorted(config.lexicon), lexicons]), digest.hexdigest()
     # An engine that the caller gives is known by what it says of itself
     given = [{"engine": engine.describe()} if engine else {} for engine in (generator, translator)]
-    stages = _stages(config, hashes, given)
+    stages = _make_stages(config, *hashes, *given)
     for stage in stages.values():
         if stage.name not in config.stages_to_do_again:
             check_options(stage.folder, stage.options, stage.name)
@@ -122,39 +114,43 @@ def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
 
-def _stages(config: TransferConfig, hashes: dict[str, str], given: list[dict]) -> dict[str, Stage]:
+def _make_stages(
+    config: TransferConfig, seeds: str, lexicons: str, parallel: str, generator: dict, translator: dict
+) -> dict[str, Stage]:
     """The stages, each with the options and inputs that its rows depend on, and with a hash of what comes before."""
 
     def options(*names: str) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names}
 
     answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
-    answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | given[0]
-    answer |= {"seeds_sha256": hashes["seeds"]}
+    answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | generator
+    answer |= {"seeds_sha256": seeds}
     # Greedy answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0:
         answer |= options("seed")
     # What weights a server has is not known
     if config.answer_source != "reference" and not is_address(config.generator):
         answer |= {"model": fingerprint(config.model_name_or_path)}
-    translate = options("translator", "translator_model") | given[1] | {"version": package_version(config.translator)}
+    translate = (
+        options("translator", "translator_model") | translator | {"version": package_version(config.translator)}
+    )
     if config.translator_model and not is_address(config.translator):
         translate |= {"translator_weights": fingerprint(config.translator_model)}
     # Rows made from others are refused with them
     translate |= {"answer_stage": _hash(answer)}
-    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": hashes["lexicons"]} if config.lexicon else {}
+    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": lexicons} if config.lexicon else {}
     switch |= {"translate_stage": _hash(translate)}
-    parallel = options("source_language", "target_languages", "system_prompt", "shard_size")
-    parallel |= {"parallel_sha256": hashes["parallel"]}
+    sentences = options("source_language", "target_languages", "system_prompt", "shard_size")
+    sentences |= {"parallel_sha256": parallel}
     mix = options("target_languages", "proportions", "size", "test_size", "seed")
-    mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(parallel)}
-    folders = {"answer": ("answer", answer)}
-    for target in config.target_languages:  # not all of them are needed for all
-        folders[f"translate_{target}"] = folders[f"lexicon_{target}"] = ("translate", translate)
-        folders[f"code_switch_{target}"] = ("code_switch", switch)
-    folders |= {"parallel": ("parallel", parallel), "mix": ("mix", mix)}
+    mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(sentences)}
     root = Path(config.output_dir) / "stages"
-    return {folder: Stage(name, root / folder, options) for folder, (name, options) in folders.items()}
+    stages = [Stage("answer", root / "answer", answer)]
+    for target in config.target_languages:
+        stages.append(Stage("translate", root / f"translate_{target}", translate))
+        stages.append(Stage("code_switch", root / f"code_switch_{target}", switch))
+    stages += [Stage("parallel", root / "parallel", sentences), Stage("mix", root / "mix", mix)]
+    return {stage.folder.name: stage for stage in stages}
 
 
 def _hash(value: Any) -> str:
@@ -163,10 +159,4 @@ def _hash(value: Any) -> str:
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
     """What would be made, if nothing were rejected, and how long the answers may take."""
-    return render(
-        "transfer_preview.txt",
-        inputs=inputs,
-        targets=config.target_languages,
-        tokens=0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens,
-        tokens_per_second=TOKENS_PER_SECOND,
-    )
+    return render("transfer_preview.txt", inputs=inputs, config=config)

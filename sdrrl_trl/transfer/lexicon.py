@@ -4,7 +4,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
@@ -85,31 +84,17 @@ def _split(field: str) -> list[str]:
     return [" ".join(part.split()) for part in (part.strip(_MARGIN) for part in parts) if part]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """
-    An entry of a word list made by the translator.
-
-    Args:
-        word (`str`): Word of the source language, in lower case.
-        translation (`str`): Its translation.
-    """
-
-    word: str
-    translation: str
-
-
-def translate_words(texts: Iterable[str], translator: Translator, source: str, target: str) -> list[Entry]:
+def translate_words(texts: Iterable[str], translator: Translator, source: str, target: str) -> Lexicon:
     """A word list made by translating the words of some texts one by one, without those that come back odd."""
     words = vocabulary(texts, source)
-    entries = []
+    lexicon: Lexicon = {}
     for word, result in zip(words, translate_texts(words, translator, source, target), strict=True):
-        translation = to_key((result.text or "").strip(_MARGIN))
+        translation = to_key((result or "").strip(_MARGIN))
         # More is an explanation, or several senses
         is_short = len(translation.split()) <= 3 and not re.search("[.!?。！？]", translation)
         if is_short and translation != word and any(map(str.isalpha, translation)):
-            entries.append(Entry(word, translation))
-    return entries
+            lexicon[word] = translation
+    return lexicon
 
 
 def vocabulary(texts: Iterable[str], language: str, max_words: int = 5000) -> list[str]:

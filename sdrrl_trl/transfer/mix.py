@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.transfer.answer import read_answers
+from sdrrl_trl.transfer.answer import read_answers, whole_answers
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
@@ -38,12 +38,13 @@ class Mix:
         sentences (`Path`):
             Folder of the parallel sentences; there may be none.
 
-    Attributes:
+    Attributes, after [`choose`]:
         available (`Counter[tuple[str, str]]`):
             Number of training records that can be made, by kind and language.
-        counts (`dict[str, Any]`):
-            For the manifest: `rejected` rows by reason and language; of the `translated` texts, by language, how many
-            have masks and how many lost some, and how many words of the code-switched questions were switched.
+        rejected (`dict[str, int]`):
+            Number of rejected rows by reason and language.
+        n_truncated (`int`):
+            Number of answers that were cut off. They are of use in records of the kind `source` alone.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -51,14 +52,10 @@ class Mix:
         # The two kinds besides are those that the evaluation on held-out questions needs
         self._kinds = {*config.proportions, "source", "target"}
         # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
-        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
+        ranks = array("Q", map(self._rank, whole_answers(answers)))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
         self._test_questions = set(self._find_test_questions())
-        self._ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
-        self._last_ranks: dict[tuple[str, str], int] = {}
-        self._count()
-        self.available = Counter({cell: len(ranks) for cell, ranks in self._ranks.items()})
 
     def _rank(self, answer: Answer) -> int:
         """
@@ -71,7 +68,9 @@ class Mix:
         """Each question with its translations, and whether it is held out."""
         pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
         for answer in read_answers(self._answers):
-            if answer.reason is not None:
+            if answer.truncated and "source" not in self._config.proportions:  # there is no other use for it
+                answer = replace(answer, reason=answer.reason or "answer/truncated")
+            if answer.reason is not None or answer.truncated:
                 yield answer, (), False
                 continue
             translated = next(pairs, ())
@@ -117,34 +116,6 @@ class Mix:
     def _asks_test_question(self, texts: tuple[str, ...]) -> bool:
         return any(_question_key(text) in self._test_questions for text in texts)
 
-    def _count(self) -> None:
-        """Ranks of all training records, and counts of all rows."""
-        rejected: Counter[str] = Counter()
-        translated = {target: Counter() for target in self._config.target_languages}
-        for row, is_test in self:
-            if isinstance(row, Pair) and not row.is_sentence:
-                n_words = len(row.source[-2].split()) if row.switched else 0
-                translated[row.language].update(
-                    texts=len(row.target),
-                    with_masks=row.n_masked,
-                    lost_masks=row.n_lost,
-                    words=n_words,
-                    switched_words=row.n_switched,
-                )
-            if row.reason:
-                language = rejected_row(row, self._config.source_language)["language"]
-                rejected[f"{row.reason} {language}"] += 1
-            elif not is_test:
-                for record in self.records(row):
-                    self._ranks[record.kind, record.language].append(record.rank(self._config.seed))
-        self.counts: dict[str, Any] = {"rejected": dict(sorted(rejected.items()))}
-        self.counts["translated"] = {target: dict(found) for target, found in translated.items()}
-
-    def records(self, row: Answer | Pair) -> Iterator[Record]:
-        """The records of a row that can be of use."""
-        found = records_of(row, self._config.source_language)
-        return (record for record in found if record.kind in self._kinds)
-
     def choose(self) -> dict[tuple[str, str], int]:
         """
         Decides which training records are taken: at random, but the same each time. Returns how many of each kind and
@@ -153,10 +124,28 @@ class Mix:
         Raises:
             `SDRRLError`: if there would be none of a kind or language that was asked for.
         """
-        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts["rejected"].items())
+        rejected: Counter[str] = Counter()
+        self.n_truncated = 0
+        ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
+        for row, is_test in self:
+            if row.reason:
+                language = rejected_row(row, self._config.source_language)["language"]
+                rejected[f"{row.reason} {language}"] += 1
+            elif not is_test:
+                self.n_truncated += isinstance(row, Answer) and row.truncated
+                for record in self.records(row):
+                    ranks[record.kind, record.language].append(record.rank(self._config.seed))
+        self.available = Counter({cell: len(found) for cell, found in ranks.items()})
+        self.rejected = dict(sorted(rejected.items()))
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.rejected.items())
         chosen = quotas(self.available, self._config, f" Rejected: {reasons or 'nothing'}.")
-        self._last_ranks = {cell: _smallest(self._ranks[cell], n) for cell, n in chosen.items()}
+        self._last_ranks = {cell: _smallest(ranks[cell], n) for cell, n in chosen.items()}
         return chosen
+
+    def records(self, row: Answer | Pair) -> Iterator[Record]:
+        """The records of a row that can be of use."""
+        found = records_of(row, self._config.source_language)
+        return (record for record in found if record.kind in self._kinds)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of the data set, each with the split that it belongs to, or `"rejected"`; after [`choose`]."""
@@ -192,7 +181,7 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
         source (`str`): Tag of the source language.
     """
     if isinstance(row, Answer):
-        yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system)
+        yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system, row.truncated)
         return
     if row.is_sentence:
         yield from _records_of_sentence(row, source)
@@ -260,10 +249,9 @@ def quotas(
         for (kind, language), n in sorted(available.items())
         if kind in config.proportions and n
     }
-    most = min((available[cell] / share for cell, share in shares.items()), default=0)
+    size = config.size or min((available[cell] / share for cell, share in shares.items()), default=0)
     # 1e-9 against products such as 9.999999, where 10 records are asked for
-    rounded = {cell: int((config.size or most) * share + 1e-9) for cell, share in shares.items()}
-    chosen = {cell: min(available[cell], n) for cell, n in rounded.items()}
+    chosen = {cell: min(available[cell], int(size * share + 1e-9)) for cell, share in shares.items()}
     missing = []
     for kind in config.proportions:
         for language in [config.source_language] if kind == "source" else config.target_languages:

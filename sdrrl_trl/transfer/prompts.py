@@ -16,7 +16,7 @@ _WORDINGS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(en
 
 
 @cache
-def language_name(tag: str, in_language: str) -> str:
+def name_in(tag: str, in_language: str) -> str:
     """Name of a language in another one (or in itself), from the CLDR; `no` stands for Norwegian in general."""
     return Locale.parse(in_language).languages["no" if tag == "nb" else tag]
 
@@ -24,14 +24,14 @@ def language_name(tag: str, in_language: str) -> str:
 def answer_hint(question_language: str, answer_language: str) -> str:
     """Sentence that asks for an answer in `answer_language`, in the language of the question where there is one."""
     wording = question_language if question_language in _WORDINGS["answer"] else "en"
-    return _WORDINGS["answer"][wording].format(language_name(answer_language, wording))
+    return _WORDINGS["answer"][wording].format(name_in(answer_language, wording))
 
 
 def translation_prompt(source: str, target: str, number: int) -> str:
     """Request to translate, in the language of the text; `number` picks one of several wordings."""
     wording = source if source in _WORDINGS["translate"] else "en"
     templates = _WORDINGS["translate"][wording]
-    return templates[number % len(templates)].format(language_name(target, wording))
+    return templates[number % len(templates)].format(name_in(target, wording))
 
 
 def completion_prompt(language: str, number: int) -> str:
@@ -41,12 +41,5 @@ def completion_prompt(language: str, number: int) -> str:
 
 
 def rewrite_prompt(question: str, reference: str) -> str:
-    """
-    Request to answer a question in one's own words along a reference answer, the idea of self-distillation fine-tuning
-    (SDFT, https://huggingface.co/papers/2402.13669). English only; the wording is not from there.
-    """
-    return (
-        f"{question}\n\nHere is a reference answer:\n\n{reference}\n\n"
-        "Write your own answer to the question above, in your own words, with the reference answer as a guide. Reply "
-        "with the answer only."
-    )
+    """Request to answer in one's own words along a reference (SDFT, https://huggingface.co/papers/2402.13669)."""
+    return _WORDINGS["rewrite"].format(question=question, reference=reference)

@@ -33,8 +33,6 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
     folder, counts = Path(config.output_dir), {"train": Counter(), "test": Counter()}
-    # From here to the end the set is not complete, and has no manifest that says it were
-    (folder / "manifest.json").unlink(missing_ok=True)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
         for split, row in rows:
@@ -69,7 +67,12 @@ def _writer(path: Path) -> Iterator[Any]:
 
     text, temporary = Value("string"), path.with_name(f".{path.name}.tmp")
     message = List({"role": text, "content": text})
-    features = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}
+    features = {
+        "prompt": message,
+        "completion": message,
+        **dict.fromkeys(PROVENANCE, text),
+        "truncated": Value("bool"),
+    }
     if path.name == "rejected.parquet":
         features = dict.fromkeys(REJECTED, text)
     with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:

@@ -42,6 +42,7 @@ class Answer:
         turns (`tuple[str, ...]`): The conversation so far, as in the seed.
         text (`str`): The answer.
         system (`str`, *optional*): System message.
+        truncated (`bool`): Whether it was cut off at `max_new_tokens`. Then it is not translated.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -50,6 +51,7 @@ class Answer:
     turns: tuple[str, ...]
     text: str
     system: str | None = None
+    truncated: bool = False
     reason: str | None = None
 
 
@@ -65,10 +67,7 @@ class Pair:
         target (`tuple[str, ...]`): Their translations, `""` for those that failed.
         system (`str`, *optional*): System message.
         is_sentence (`bool`): Whether it is a parallel sentence.
-        n_masked (`int`): Number of texts with spans that the translator must not touch.
-        n_lost (`int`): Number of texts of which the translator has lost such spans; they were translated in pieces.
         switched (`str`, *optional*): The question with some words of the target language in it.
-        n_switched (`int`): Number of words or expressions that are in the target language there.
         reason (`str`, *optional*): Why the row is rejected.
     """
 
@@ -78,10 +77,7 @@ class Pair:
     target: tuple[str, ...]
     system: str | None = None
     is_sentence: bool = False
-    n_masked: int = 0
-    n_lost: int = 0
     switched: str | None = None
-    n_switched: int = 0
     reason: str | None = None
 
 
@@ -99,6 +95,7 @@ class Record:
         language (`str`): Tag of the language that it counts for: the target language, but for the kind `source`.
         source_id (`str`): Id of the seed, or `parallel-<number>`.
         system (`str`, *optional*): System message.
+        truncated (`bool`): Whether the answer was cut off, so that no end of turn belongs behind it.
     """
 
     kind: str
@@ -109,6 +106,7 @@ class Record:
     language: str
     source_id: str
     system: str | None = None
+    truncated: bool = False
 
     def rank(self, seed: int) -> int:
         """Place in a random order of all records that does not depend on the others: a number of 64 bits."""
@@ -127,6 +125,7 @@ class Record:
             "question_language": self.question_language,
             "answer_language": self.answer_language,
             "source_id": self.source_id,
+            "truncated": self.truncated,
         }
 
 

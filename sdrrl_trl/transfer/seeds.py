@@ -80,28 +80,30 @@ def _seed(row: dict[str, Any], columns: dict[str, tuple[str, ...]], where: str, 
     given = {name: next((row[c] for c in names if row.get(c) is not None), None) for name, names in columns.items()}
     source_id = default_id if given["id"] in (None, "") else str(given["id"])
     question, reference, messages = given["question"], given["reference"], given["messages"]
-    if messages is None and isinstance(question, list):  # prompt and completion as messages, as in TRL
-        messages = [*question, *(reference or [])]
     if messages is None:
-        if not isinstance(question, str) or not question.strip():
+        if not isinstance(question, list) and not (isinstance(question, str) and question.strip()):
             raise SDRRLError(
                 f"{where}: no text in {' or '.join(columns['question'])}, which the model is to answer; there are "
                 f"{', '.join(row)}. Complete or remove the row, or name the right one in `columns` of `seeds`."
             )
-        messages = [{"role": "user", "content": f"{question.strip()}\n\n{given['input'] or ''}"}]
-        messages += [{"role": "assistant", "content": reference}] if reference else []
+        # Each may be text, or messages as in TRL
+        if isinstance(question, str):
+            question = [{"role": "user", "content": f"{question.strip()}\n\n{given['input'] or ''}"}]
+        if isinstance(reference, str):
+            reference = [{"role": "assistant", "content": reference}]
     try:
+        messages = messages if messages is not None else [*question, *(reference or [])]
         roles = [message["role"] for message in messages]
         texts = [message["content"].strip() for message in messages]
     except (TypeError, KeyError, AttributeError) as error:
         raise SDRRLError(
             f"{where}: answers must be text, `messages` must list `role` and `content` (text)."
         ) from error
-    reference = None
-    system = texts[0] if roles[:1] == ["system"] else None
-    roles, texts = (roles, texts) if system is None else (roles[1:], texts[1:])
+    system = reference = None
+    if roles[:1] == ["system"]:
+        roles, system = roles[1:], texts.pop(0)
     if roles[-1:] == ["assistant"]:
-        roles, texts, reference = roles[:-1], texts[:-1], texts[-1] or None
+        roles, reference = roles[:-1], texts.pop() or None
     if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)] or not all(texts):
         raise SDRRLError(
             f"{where}: the roles of `messages` are {', '.join(map(str, roles)) or 'none'}; they must be user and "

