@@ -15,18 +15,20 @@ from sdrrl_trl import __version__
 from sdrrl_trl.utils import SDRRLError
 
 
+_EPILOG = "--config FILE reads options from YAML; in build and train, --recipe paper or anchored sets several at once"
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate")
 
 
 def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:
     """
-    Instances of option classes, from a YAML section and command-line arguments, which win.
+    Instances of option classes, from a YAML section and command-line arguments, which win. A `recipe` in the section
+    stands for the options that `recipes.yaml` has under its name; those of the section win.
 
     The section is read as if it stood on the command line, so that types and choices are checked alike.
 
     Raises:
-        `SDRRLError`: for unknown options, and for values of a wrong type.
+        `SDRRLError`: for unknown options and recipes, and for values of a wrong type.
     """
     from trl.scripts.utils import TrlParser
 
@@ -34,7 +36,8 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
             raise SDRRLError(f"{self.prog}: {message}")
 
-    parser = Parser(dataclasses, prog=prog, allow_abbrev=False)
+    parser = Parser(dataclasses, prog=prog, allow_abbrev=False, epilog=_EPILOG)
+    section = _with_recipe(section, prog.rpartition(" ")[2])
     actions = {action.dest: action for action in parser._actions}
     given = []
     for name, value in section.items():
@@ -59,16 +62,30 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
 
 
+def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
+    if "recipe" not in section or command not in ("build", "train"):
+        return section
+    recipes, recipe = read_yaml(str(Path(__file__).with_name("recipes.yaml"))), str(section["recipe"])
+    if recipe not in recipes:
+        raise SDRRLError(f"Unknown recipe {recipe!r}. Known: {', '.join(recipes)}.")
+    own = {name: value for name, value in section.items() if name != "recipe"}
+    return recipes[recipe][command] | own
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"sdrrl {command}", description=COMMANDS[command][1])
 
 
-def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
-    """Parses `--config FILE` and the options of one command."""
+def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
+    """Parses `--config FILE`, `--recipe NAME` and the options of one command."""
     config = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     config.add_argument("--config")
+    config.add_argument("--recipe")
     found, rest = config.parse_known_args(arguments)
-    return parse(dataclasses, read_yaml(found.config) if found.config is not None else {}, rest, prog)
+    section = read_yaml(found.config) if found.config is not None else {}
+    if found.recipe is not None:
+        section["recipe"] = found.recipe
+    return parse(dataclasses, section, rest, prog)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 def _build(arguments: list[str]) -> None:
     from sdrrl_trl.transfer.config import TransferConfig
 
-    (config,) = _with_config((TransferConfig,), arguments, "sdrrl build")
+    (config,) = parse_command((TransferConfig,), arguments, "sdrrl build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
     build_transfer_set(config)
@@ -116,14 +133,14 @@ def _train(arguments: list[str]) -> None:
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, train
 
-    configs = _with_config((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
+    configs = parse_command((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
     print(f"Model: {train(*configs)}")
 
 
 def _evaluate(arguments: list[str]) -> None:
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
-    (config,) = _with_config((EvaluationConfig,), arguments, "sdrrl evaluate")
+    (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
     print(f"Results: {evaluate(config)}")
 
 
@@ -132,7 +149,7 @@ def _report(arguments: list[str]) -> None:
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
-    (config,) = _with_config((ReportConfig,), arguments, "sdrrl report")
+    (config,) = parse_command((ReportConfig,), arguments, "sdrrl report")
     _print_report(report(config))
 
 
