@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from sdrrl_trl import SDRRLConfig, SDRRLTrainer
+from sdrrl_trl.trainer import sdrrl_trainer
 
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "evidence"))
-import cpu  # noqa: E402, F401
+import cpu  # noqa: E402
 import data  # noqa: E402
 import decide  # noqa: E402
 import likelihood  # noqa: E402
@@ -85,6 +90,36 @@ def test_rows_of_a_pack_attend_as_if_each_was_alone():
     model.set_attn_implementation("row_by_row")
     packed = model(ids, position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(packed, torch.cat(alone, dim=1))
+
+
+def test_the_initial_model_is_asked_about_anchored_answers_alone_and_training_stays_the_same(
+    tiny_model, tmp_path, monkeypatch
+):
+    asked, weights, teacher_states = [], [], sdrrl_trainer.teacher_states
+    monkeypatch.setattr(sdrrl_trainer, "teacher_states", lambda *args: asked.append(1) or teacher_states(*args))
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {number}"}],
+            "completion": [{"role": "assistant", "content": f"Answer {language} {number}"}],
+            "kind": kind,
+            "question_language": language,
+            "answer_language": language,
+        }
+        for number in range(4)
+        for kind, language in (("source", "en"), ("target", "pt"))
+    ]
+    for number, trainer_class in enumerate((SDRRLTrainer, cpu.SparingTrainer)):
+        args = SDRRLConfig(
+            str(tmp_path / str(number)), kl_coef=4.0, anchor_languages=["en"], learning_rate=1e-2, use_cpu=True,
+            bf16=False, per_device_train_batch_size=1, gradient_accumulation_steps=2, num_train_epochs=1,
+            save_strategy="no", report_to="none",
+        )  # fmt: skip
+        peft_config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = trainer_class(tiny_model, args, train_dataset=Dataset.from_list(rows), peft_config=peft_config)
+        trainer.train()
+        weights.append([p.detach() for p in trainer.model.parameters() if p.requires_grad])
+    assert len(asked) == 8 + 4
+    torch.testing.assert_close(*weights)
 
 
 def test_texts_that_share_a_context_are_as_likely_as_each_by_itself():

@@ -88,6 +88,7 @@ def read_pool(model: str, name: str, tokenizer) -> list[dict]:
         asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         whole = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], return_dict=False)
         row["n_supervised"], row["n_tokens"] = len(whole) - len(asked), len(whole)
+        row.setdefault("truncated", False)  # none is in pools of before there was such a column
     return rows
 
 
@@ -98,12 +99,15 @@ def pool_hash(model: str) -> str:
     return sha256("".join([*hashes, sha256((WORK / model / "drift.json").read_bytes())]))[:12]
 
 
-def training_rows(model: str, answers: str, tokenizer) -> dict[str, list[dict]]:
+def training_rows(model: str, options: dict, tokenizer) -> dict[str, list[dict]]:
     """Records to train on, by kind: short enough, and of no question that is held out."""
     closed = {*ITEMS["dev_questions"], *ITEMS["open_questions"]}
     found = defaultdict(list)
-    for row in read_pool(model, answers, tokenizer):
-        if row["source_id"] not in closed and row["n_tokens"] <= CONFIG["training"]["max_tokens"]:
+    for row in read_pool(model, options["answers"], tokenizer):
+        is_good = row["n_tokens"] <= CONFIG["training"]["max_tokens"] and (
+            options["truncated"] or not row["truncated"]
+        )
+        if row["source_id"] not in closed and is_good:
             found[row["kind"]].append(row)
     return found
 

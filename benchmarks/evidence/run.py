@@ -30,8 +30,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from sdrrl_trl import SDRRLConfig, SDRRLTrainer
-from sdrrl_trl.stages import record_options
+from sdrrl_trl import SDRRLConfig
+from sdrrl_trl.stages import check_options, write_options
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.utils import SDRRLError, locked, read_json, write_atomic, write_json
 
@@ -60,12 +60,15 @@ def train(folder: Path, run: decide.Run, facts: dict) -> str:
     """Trains; notes in `facts` what it cost. Returns the folder of the adapter."""
     options, training = decide.options_of(run.arm), CONFIG["training"]
     cost, steps = folder / "cost.json", training["steps"]
-    record_options(folder, {**options, **training, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}, "train")
+    # Refuses checkpoints of other options
+    of_run = {**options, **training, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}
+    check_options(folder, of_run, "train")
+    write_options(folder, of_run, "train")
     if cost.exists():
         facts["training"] = read_json(cost)
         return str(folder / f"checkpoint-{steps}")
     path, anchored = data.model_path(run.model), options["anchor_languages"]
-    pool = data.training_rows(run.model, options["answers"], AutoTokenizer.from_pretrained(path))
+    pool = data.training_rows(run.model, options, AutoTokenizer.from_pretrained(path))
     rows = data.draw(pool, options["proportions"], run.seed)
     n_packs = steps * training["packs_in_a_step"]
     rows, size = data.spend(rows, training["processed_tokens"], n_packs, set(anchored))
@@ -81,25 +84,25 @@ def train(folder: Path, run: decide.Run, facts: dict) -> str:
         lr_scheduler_type="cosine",
         warmup_steps=steps // 10,
         kl_coef=options["kl_coef"],
-        **({"anchor_languages": anchored} if anchored else {}),
+        anchor_languages=anchored,
         seed=run.seed,
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
         model_init_kwargs={"dtype": "float32", "attn_implementation": "row_by_row"},
         save_steps=steps // 4,
-        save_total_limit=1,
+        save_total_limit=1,  # and the one before
         logging_steps=steps // 8,
         report_to="none",
         disable_tqdm=True,
     )
-    columns = ("prompt", "completion", "kind", "question_language", "answer_language")
+    columns = ("prompt", "completion", "kind", "question_language", "answer_language", "truncated")
     dataset = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
     cpu.score_supervised_tokens_only()
     lora = LoraConfig(
         r=training["lora_r"], lora_alpha=2 * training["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    trainer = SDRRLTrainer(path, config, train_dataset=dataset, peft_config=lora)
+    trainer = cpu.SparingTrainer(path, config, train_dataset=dataset, peft_config=lora)
     if len(trainer.train_dataset) != n_packs:
         raise RuntimeError(f"{len(trainer.train_dataset)} packs for {steps} steps of {training['packs_in_a_step']}")
     checkpoint = last_complete_checkpoint(folder)
@@ -113,11 +116,20 @@ def train(folder: Path, run: decide.Run, facts: dict) -> str:
         "tokens": sum(row["n_tokens"] for row in rows),
         "processed_tokens": data.processed(data.pack(rows, n_packs)[1], set(anchored)),
         "supervised_tokens": sum(row["n_supervised"] for row in rows),
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "log": [_logged(entry, anchored) for entry in trainer.state.log_history if "loss" in entry],
     }
     write_json(cost, found)
     facts["training"] = found
     return str(folder / f"checkpoint-{steps}")
+
+
+def _logged(entry: dict, anchored: list[str]) -> dict:
+    """Without the divergence on answers in other languages, of which the initial model was asked only about some."""
+    return {
+        name: value
+        for name, value in entry.items()
+        if not name.startswith(("kl/", "drift/")) or name.partition("/")[2] in anchored
+    }
 
 
 def _commit() -> str:

@@ -8,6 +8,7 @@ plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import decide
@@ -19,12 +20,12 @@ from jinja2 import Environment, FileSystemLoader
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
-# Measures on the test items: name, what it is made of, digits shown, factor
+# On the test items: name in the tables, name in the results, factor
 BITS = {
-    "T1 human answers, pt": ("human/pt",),
-    "T2 FLORES, pt": ("flores/pt",),
-    "S3 human answers, en": ("human/en",),
-    "S3 FLORES, en": ("flores/en",),
+    "T1 human answers, pt": "human/pt",
+    "T2 FLORES, pt": "flores/pt",
+    "S3 human answers, en": "human/en",
+    "S3 FLORES, en": "flores/en",
 }
 OTHERS = {
     "T3 translation en-pt, bits saved": ("translation/en-pt", 1),
@@ -38,6 +39,7 @@ OTHERS = {
     "W repetitive, %": ("texts/repetitive", 100),
     "W characters": ("texts/characters", 1),
 }
+NOT_YET = "Not measured yet."
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -47,78 +49,70 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def progress(model: str) -> str:
     jobs = decide.jobs(model)
-    done = sum(decide.is_done(*job) for job in jobs)
-    return f"{model}: {done} of {len(jobs)} runs and measurements known to be needed are done."
-
-
-def stage_1_table() -> str:
-    """All arms at both rates on the dev items, the better rate of each arm in bold."""
-    rows, base = [], Run("smollm2", "base")
-    runs = [run for run in decide.stage_1() if decide.is_done(run, "dev")]
-    for run in runs if decide.is_done(base, "dev") else []:
-        found = decide.read(run, "dev")
-        composite, drift = decide.dev_scores(run)
-        same_arm = [other for other in runs if other.arm == run.arm]
-        mark = "**" if run == min(same_arm, key=lambda other: decide.dev_scores(other)[0]) else ""
-        cells = [f"{_percent(found, decide.read(base, 'dev'), name):+.2f}" for name in decide.TEXTS]
-        training = found["training"]
-        rows.append([f"{run.arm}, {run.rate:g}", f"{mark}{100 * composite:+.2f}{mark}", f"{drift:.4f}", *cells])
-        rows[-1] += [f"{training['tokens']:,}", f"{training['seconds'] or float('nan'):.0f}"]
-    head = ["arm, rate", "composite, %", "drift", *(f"{name}, %" for name in decide.TEXTS), "tokens", "seconds"]
-    return table(head, rows)
-
-
-def _percent(found: dict, base: dict, name: str) -> float:
-    after, before = (decide.nats(content["likelihoods"][name]) for content in (found, base))
-    return 100 * float(np.log(after / before))
+    return f"{sum(decide.is_done(*job) for job in jobs)} of the {len(jobs)} measurements that are due by now are done."
 
 
 def gate_table(model: str) -> str:
+    """Shares of right choices of the initial model, and whether each measure is used."""
     if not decide.is_done(Run(model, "base"), "test"):
-        return "not measured yet"
-    rows = [
-        [
-            measure,
-            f"{100 * decide.CHANCE[measure]:.1f}",
-            f"{100 * share:.1f}",
-            f"{100 * low:.1f}",
-            "yes" if used else "no",
-        ]
-        for measure, (share, low, used) in decide.gate(model).items()
-    ]
-    return table(["measure", "chance, %", "right, %", "lower bound, %", "used"], rows)
-
-
-def contestants(model: str) -> tuple[list[Run], list[Run]]:
-    """Runs of stage 2 that are measured on the test items: the winner's and T-SFT's."""
-    runs = [run for run, part in decide.jobs(model) if part == "test" and decide.is_done(run, "test")]
-    seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
-    repeated = [run for run in runs if run.seed in seeds]
-    return [run for run in repeated if run.arm != "t_sft"], [run for run in repeated if run.arm == "t_sft"]
-
-
-def test_table(model: str) -> str:
-    """The initial model, T-SFT, the winner, and the difference of the last two with both intervals."""
-    ours, theirs = contestants(model)
-    base = [Run(model, "base")]
-    if not (ours and theirs):
-        return "not measured yet"
+        return NOT_YET
     rows = []
-    for fitted in (False, True):
-        for name, measures in BITS.items():
-            cells = [f"{_score(runs, measures[0], fitted):.4f}" for runs in (base, theirs, ours)]
-            found = decide.contrast(ours, theirs, measures, fitted=fitted)
-            label = f"D {name}, at the fitted temperature" if fitted else name
-            rows.append([label, *cells, *_intervals(found, 100, " %")])
+    for measure, (share, low, used) in decide.gate(model).items():
+        percents = [f"{100 * value:.1f}" for value in (decide.CHANCE[measure], share, low)]
+        rows.append([measure, *percents, "yes" if used else "no"])
+    drift = score([Run(model, "base")], "drift")
+    return table(["measure", "chance, %", "right, %", "lower bound, %", "used"], rows) + f"\n\nDrift: {drift:g}."
+
+
+def stage_1_table() -> str:
+    """All arms at both rates on the dev items: changes in per cent of the initial model's bits, and drift."""
+    runs = [run for run in decide.stage_1() if decide.is_done(run, "dev")]
+    if not decide.is_done(Run("smollm2", "base"), "dev"):
+        return NOT_YET
+    before = decide.read(Run("smollm2", "base"), "dev")["likelihoods"]
+    rows = []
+    for run in runs:
+        found, (composite, drift) = decide.read(run, "dev"), decide.dev_scores(run)
+        ratios = [decide.nats(found["likelihoods"][name]) / decide.nats(before[name]) for name in decide.TEXTS]
+        changes = [f"{100 * value:+.2f}" for value in (composite, *np.log(ratios))]
+        cost = [f"{found['training'][name] or math.nan:,.0f}" for name in ("tokens", "supervised_tokens", "seconds")]
+        rows.append([f"{run.arm}, {run.rate:g}", changes[0], f"{drift:.4f}", *changes[1:], *cost])
+    texts = [f"{name}, %" for name in decide.TEXTS]
+    return table(["arm, rate", "composite, %", "drift", *texts, "tokens", "supervised", "seconds"], rows)
+
+
+def stage_2_table(model: str) -> str:
+    """The initial model, T-SFT, the winner, and the difference of the last two with both intervals."""
+    base, ours, theirs = [Run(model, "base")], *contestants(model)
+    if not (ours and theirs):
+        return NOT_YET
+    rows = []
+    for prefix, fitted in (("", False), ("D, ", True)):
+        for name, measure in BITS.items():
+            cells = [f"{score(runs, measure, fitted):.4f}" for runs in (base, theirs, ours)]
+            found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
+            rows.append([prefix + name, *cells, *_intervals(found, 100, " %")])
     for name, (measure, factor) in OTHERS.items():
-        cells = [f"{factor * _score(runs, measure):.4g}" for runs in (base, theirs, ours)]
+        cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), decide.same)
         rows.append([name, *cells, *_intervals(found, factor)])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
 
 
-def _score(runs: list[Run], measure: str, fitted: bool = False) -> float:
+def contestants(model: str) -> tuple[list[Run], list[Run]]:
+    """The winner's and T-SFT's runs with the seeds of stage 2 that are measured on the test items."""
+    seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
+    runs = [run for run in _tested(model) if run.seed in seeds]
+    return [run for run in runs if run.arm != "t_sft"], [run for run in runs if run.arm == "t_sft"]
+
+
+def _tested(model: str) -> list[Run]:
+    return [run for run, part in decide.jobs(model) if part == "test" and decide.is_done(run, part)]
+
+
+def score(runs: list[Run], measure: str, fitted: bool = False) -> float:
+    """A measure on the test items, the mean over the runs."""
     sums = [decide.items(run, measure, fitted).sum(0) for run in runs]
     return float(np.mean([number / of for number, of in sums]))
 
@@ -129,26 +123,22 @@ def _intervals(found: decide.Contrast, factor: float, unit: str = "") -> list[st
 
 
 def arms_table() -> str:
-    """Every arm of stage 1 at its better rate on the test items, one seed each: what the parts of the recipe do."""
-    rows = []
-    runs = [run for run, part in decide.jobs("smollm2") if part == "test" and decide.is_done(run, "test")]
-    for run in [run for run in runs if run.seed in (0, decide.CONFIG["stage_1"]["seed"])]:
-        bits = [f"{_score([run], measures[0]):.4f}" for measures in BITS.values()]
-        rows.append([f"{run.arm}, {run.rate:g}", *bits])
-        rows[-1] += [f"{factor * _score([run], measure):.4g}" for measure, factor in OTHERS.values()]
-    return table(["arm, rate", *BITS, *OTHERS], rows)
+    """The initial model and each arm at its better rate on the test items, one seed each."""
+    runs = [run for run in _tested("smollm2") if run.seed not in decide.CONFIG["stage_2"]["seeds"]]
+    rows = [[name, *(f"{score([run], measure):.4f}" for run in runs)] for name, measure in BITS.items()]
+    for name, (measure, factor) in OTHERS.items():
+        rows.append([name, *(f"{factor * score([run], measure):.4g}" for run in runs)])
+    return table(["measure", *(f"{run.arm}, {run.rate:g}" for run in runs)], rows)
 
 
 def decision_table(model: str) -> str:
     ours, theirs = contestants(model)
     control = next(run for run in decide.stage_1() if run.arm == "positive_control")
     if not (len(ours) == len(theirs) > 1 and decide.is_done(control, "test")):
-        return "not decided yet"
-    found = decide.decision(ours, theirs, control)
-    names = {True: "yes", False: "no", None: "nothing can be said"}
-    c = decide.contrast(ours, theirs, decide.T)
-    rows = [[condition, names[value]] for condition, value in found.items()]
-    rows.insert(0, ["C of the winner minus C of t_sft, %", f"{100 * c.delta:+.2f}, bound {100 * c.upper:+.2f}"])
+        return "Not decided yet."
+    found, c = decide.decision(ours, theirs, control), decide.contrast(ours, theirs, decide.T)
+    rows = [["C(winner) - C(t_sft)", f"{100 * c.delta:+.2f} %, bound {100 * c.upper:+.2f} %"]]
+    rows += [[name, {True: "yes", False: "no", None: "unknown"}[holds]] for name, holds in found.items()]
     return table(["condition", "holds"], [*rows, ["decision", decide.verdict(found)]])
 
 
@@ -158,58 +148,46 @@ def blocks() -> dict[str, str]:
         "progress": progress("smollm2"),
         "gate": gate_table("smollm2"),
         "stage 1": stage_1_table(),
-        "stage 2": test_table("smollm2"),
+        "stage 2": stage_2_table("smollm2"),
         "arms": arms_table(),
         "decision": decision_table("smollm2"),
-        "second model": test_table("qwen"),
+        "second model": stage_2_table("qwen"),
     }
 
 
 def plots() -> dict[str, str]:
-    """Both plots as SVG by name: gain in the target language against drift, on the dev and on the test items."""
-    base = Run("smollm2", "base")
-    dev = [run for run in decide.stage_1() if decide.is_done(run, "dev")] if decide.is_done(base, "dev") else []
-    scores = {f"{run.arm} {run.rate:g}": decide.dev_scores(run) for run in dev}
-    points = [(name, drift, -100 * composite) for name, (composite, drift) in scores.items()]
-    ours, theirs = contestants("smollm2")
-    repeated = [
-        (f"{run.arm} {run.seed}", _score([run], "drift"), -100 * decide.contrast([run], [base], decide.T).delta)
-        for run in (*ours, *theirs)
-    ]
+    """Gain in the target language against drift, as SVG by name: on the dev items and on the test items."""
+    base, first, second = Run("smollm2", "base"), [], []
+    for run in decide.stage_1() if decide.is_done(base, "dev") else []:
+        if decide.is_done(run, "dev"):
+            composite, drift = decide.dev_scores(run)
+            first.append((f"{run.arm} {run.rate:g}", drift, -100 * composite))
+    for run in sum(contestants("smollm2"), []):
+        gain = -100 * decide.contrast([run], [base], decide.T).delta
+        second.append((f"{run.arm} {run.seed}", score([run], "drift"), gain))
     return {
-        "evidence_stage_1": scatter("Stage 1: one seed, dev items", points),
-        "evidence_stage_2": scatter("Stage 2: four seeds, test items", repeated),
+        "evidence_stage_1": scatter("Stage 1, dev items, arms and rates", first),
+        "evidence_stage_2": scatter("Stage 2, test items, arms and seeds", second),
     }
 
 
 def scatter(title: str, points: list[tuple[str, float, float]]) -> str:
-    """A plot of gain against drift with each point's name beside it."""
-    width, height, left, bottom = 720, 420, 60, 370
-    most_x, most_y = (max([point[i] for point in points], default=1) * 1.1 or 1 for i in (1, 2))
-    least_y = min([0.0, *(y for _, _, y in points)]) * 1.1
-    dots = [
-        {
-            "name": name,
-            "x": round(left + (width - left - 160) * drift / most_x, 1),
-            "y": round(bottom - (bottom - 40) * (gain - least_y) / (most_y - least_y), 1),
-            "value": f"drift {drift:.4f}, gain {gain:.2f} %",
-        }
-        for name, drift, gain in points
-    ]
-    # From the top down, a label that would lie on another one moves below it
-    placed: list[dict] = []
-    for dot in sorted(dots, key=lambda dot: dot["y"]):
+    """A plot of points, each with its name beside it."""
+    most_x, most_y = (1.1 * max([point[axis] for point in points], default=1) for axis in (1, 2))
+    least_y = min([0.0, *(1.1 * y for *_, y in points)])
+    dots: list[dict] = []
+    # From the top down: a name that would lie on another one moves below it
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        dot = {"name": name, "x": 60 + 500 * x / most_x, "y": 40 + 330 * (most_y - y) / (most_y - least_y)}
         dot["label_y"] = dot["y"]
-        near = [other for other in placed if abs(other["x"] - dot["x"]) < 150]
-        for other in sorted(near, key=lambda other: other["label_y"]):
-            if abs(other["label_y"] - dot["label_y"]) < 13:
+        for other in sorted(dots, key=lambda other: other["label_y"]):
+            if abs(other["x"] - dot["x"]) < 150 and abs(other["label_y"] - dot["label_y"]) < 13:
                 dot["label_y"] = other["label_y"] + 13
-        placed.append(dot)
-    zero = round(bottom - (bottom - 40) * -least_y / (most_y - least_y), 1)
+        dots.append(dot)
+    zero = 40 + 330 * most_y / (most_y - least_y)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    size = {"width": width, "height": height, "left": left, "bottom": bottom, "zero": zero}
-    limits = {"most_x": f"{most_x:.3g}", "most_y": f"{most_y:.3g}"}
-    return environment.get_template("plot.svg.jinja").render(title=title, dots=dots, **size, **limits)
+    template = environment.get_template("plot.svg.jinja")
+    return template.render(title=title, dots=dots, zero=zero, most_x=most_x, most_y=most_y)
 
 
 def fill(page: str, found: dict[str, str]) -> str:
