@@ -75,7 +75,7 @@ def stage_1(model: str = "smollm2") -> list[Run]:
 def jobs(model: str) -> list[tuple[Run, str]]:
     """All that can be said to be needed by now, in order: each stage shows when the one before is complete."""
     base, seeds = Run(model, "base"), CONFIG["stage_2"]["seeds"]
-    found = [(base, "dev"), (base, "test")]
+    found = [(base, "gate"), (base, "dev")]
     found += [(run, "dev") for run in stage_1()]
     if not all(is_done(*job) for job in found if job[0].model == "smollm2"):
         return found
@@ -87,7 +87,7 @@ def jobs(model: str) -> list[tuple[Run, str]]:
     if not all(is_done(run, "dev") for run in repeated):
         return found
     # The test items are opened only now
-    shown = [*repeated, *(best_runs() if model == "smollm2" else [])]
+    shown = [base, *repeated, *(best_runs() if model == "smollm2" else [])]
     return found + [(run, "test") for run in shown]
 
 
@@ -127,12 +127,12 @@ def winner() -> tuple[str, float]:
     return best.arm, best.rate
 
 
-def items(run: Run, measure: str, fitted: bool = False) -> np.ndarray:
+def items(run: Run, measure: str, fitted: bool = False, part: str = "test") -> np.ndarray:
     """
     A measure of a run on the test items: of each item a number and what it is divided by, shape `(items, 2)`: bits
     and bytes, or 0 or 1 and 1, or for translations the bits that the original saves and 1.
     """
-    found = read(run, "test")
+    found = read(run, part)
     kind, _, rest = measure.partition("/")
     if kind in ("human", "flores"):
         rows = np.array(found[measure], dtype=float)
@@ -203,7 +203,7 @@ def gate(model: str = "smollm2") -> dict[str, tuple[float, float, bool]]:
     """Of each measure of choices the initial model's share, its lower 95 % bound (Wilson), and whether it is used."""
     found = {}
     for measure, chance in CHANCE.items():
-        values = items(Run(model, "base"), measure)[:, 0]
+        values = items(Run(model, "base"), measure, part="gate")[:, 0]
         n, share, z = len(values), values.mean(), 1.96
         centre = share + z**2 / (2 * n)
         low = (centre - z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))) / (1 + z**2 / n)

