@@ -23,7 +23,7 @@ TEMPERATURES = (0.8, 1.0, 1.2, 1.4)
 
 
 def load(model: str, adapter: str | None) -> TransformersGenerator:
-    generator = TransformersGenerator(model_path(model), Sampling(max_new_tokens=128), dtype="float32")
+    generator = TransformersGenerator(model_path(model), Sampling(128, temperature=0.0), dtype="float32")
     if adapter is not None:
         PeftModel.from_pretrained(generator.model, adapter).merge_adapter()  # into the generator's weights
     return generator
