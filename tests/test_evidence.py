@@ -58,6 +58,15 @@ def test_every_arm_names_pools_and_kinds_that_exist():
         assert options["proportions"] and set(options["proportions"]) <= set(data.KINDS)
 
 
+def test_no_test_item_is_a_dev_item_or_was_trained_on():
+    items = data.ITEMS
+    for dev, test in (("dev_questions", "open_questions"), ("dev_flores", "flores"), ("dev_drift", "drift")):
+        assert items[dev] and items[test] and not set(items[dev]) & set(items[test])
+    assert min(items["drift"] + items["dev_drift"]) > data.N_QUESTIONS
+    for corpora in items["pairs"].values():
+        assert min(corpora["flores"]) > max(items["dev_flores"]) and min(corpora["tatoeba"]) > data.N_PARALLEL
+
+
 def test_rows_are_drawn_in_their_proportions_and_none_again_before_all_were():
     rows = list(islice(data.draw(POOL, {"source": 1, "target": 3}, seed=0), 2000))
     assert abs(Counter(row["kind"] for row in rows)["source"] / 2000 - 1 / 4) < 0.03
