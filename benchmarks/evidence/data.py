@@ -94,8 +94,8 @@ def read_pool(model: str, name: str, tokenizer) -> list[dict]:
 
 def pool_hash(model: str) -> str:
     """Tells whether two results were made from the same records and measured on the same answers."""
-    pools = WORK / model / "pools"
-    hashes = [read_json(pools / name / "manifest.json")["sha256"]["train.parquet"] for name in POOLS]
+    manifests = [WORK / model / "pools" / name / "manifest.json" for name in CONFIG["models"][model]["pools"]]
+    hashes = [read_json(manifest)["sha256"]["train.parquet"] for manifest in manifests]
     return sha256("".join([*hashes, sha256((WORK / model / "drift.json").read_bytes())]))[:12]
 
 
@@ -197,7 +197,7 @@ def lines(corpus: str, language: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    for model in CONFIG["models"]:
-        for name in POOLS:
+    for model, options in CONFIG["models"].items():
+        for name in options["pools"]:
             make_pool(model, name)
         initial_answers(model)
