@@ -1,12 +1,15 @@
 """
 The data of the evidence: pools of records, built by `sdrrl build`'s own code from the same questions with the model's
 greedy answers, with its sampled answers and with the references; human answers to other questions; and what of all
-this is trained on, and what is held out. Run by itself, it makes all of them that are not there.
+this is trained on, and what is held out. Run by itself, it makes all of a model that is not there:
+
+    python benchmarks/evidence/data.py smollm2
 """
 
 import json
 import os
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -197,7 +200,7 @@ def lines(corpus: str, language: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    for model, options in CONFIG["models"].items():
-        for name in options["pools"]:
-            make_pool(model, name)
-        initial_answers(model)
+    (wanted,) = sys.argv[1:]
+    for pool_name in CONFIG["models"][wanted]["pools"]:
+        make_pool(wanted, pool_name)
+    initial_answers(wanted)

@@ -4,9 +4,10 @@ Trains and measures the arms of `config.yaml`, one process each, and goes on whe
     python benchmarks/evidence/run.py [--model smollm2] [--list] [--only RUN PART]
 
 Needs `pip install -e '.[demo]'`, benchmark data (`SDRRL_DATA_DIR`, default: ../shared/data) and a folder for pools
-and adapters (`EVIDENCE_DIR`, default: evidence). Results are in `results/`, a file for each run; what is there is not
-made again. First every arm is trained once at each rate and measured on dev items; then the winner and T-SFT with four
-more seeds; last, all of these are measured on the test items. `tables.py` shows the results.
+and adapters (`EVIDENCE_DIR`, default: evidence), in which `data.py` has made the pools. Results are in `results/`, a
+file for each run and part; what is there is not made again. First every arm is trained once at each rate and measured
+on dev items; then the winner and T-SFT with four more seeds; last, all of these are measured on the test items.
+`tables.py` shows the results.
 """
 
 import argparse
