@@ -38,8 +38,8 @@ def test_help_loads_no_torch(command):
 
 
 def test_importing_the_package_loads_no_torch():
-    code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules; print(sdrrl_trl.__version__)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages", "pt"]

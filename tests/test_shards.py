@@ -36,6 +36,7 @@ def run(stage, rows=ROWS):
 def test_rows_are_cut_once_and_read_back_in_their_order(stage):
     assert run(stage) == [4, 4, 2]
     assert sorted(path.name for path in stage.folder.glob("*.jsonl")) == [f"0000{n}.jsonl" for n in range(3)]
+    (stage.folder / "00099.jsonl").write_text("of somebody else")
     assert list(read_shards(stage.folder, Row)) == [Row(row.text, row.numbers * 2) for row in ROWS]
 
 

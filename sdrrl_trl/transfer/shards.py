@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,8 +97,8 @@ def read_shards(folder: Path, shape: type[Row]) -> Iterator[Row]:
     Raises:
         `SDRRLError`: if a shard was damaged since it was written.
     """
-    # By number: from 100000 on, names do not sort as numbers do
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem)):
+    # By number: what else lies there, as a copy of a shard, is not of this stage
+    for path in takewhile(Path.exists, (_path(folder, number) for number in count())):
         rows = _read(path)
         if rows is None:
             raise SDRRLError(f"{path} is damaged. Run the same command again: this file, no other, is made anew.")
