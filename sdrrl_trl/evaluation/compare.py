@@ -95,8 +95,9 @@ class Row:
             return "drift from the base model: bits per byte of its own answers"
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
-        measure, _, by = self.metric.partition(",")
-        return f"{task.removeprefix('sdrrl_')}: {measure.replace('_', ' ')}" + (f" ({by})" if by else "")
+        name, _, by = self.metric.partition(",")
+        measure = name.removeprefix("answer_").replace("_", " ") + (f" ({by})" if by else "")
+        return f"{task.removeprefix('sdrrl_')}: {measure}"
 
     @property
     def digits(self) -> int:
