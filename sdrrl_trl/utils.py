@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
-# Weights, tokenizer, chat template, configurations; not what training, evaluation and report leave beside them
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.model", "*.jinja", "*config.json", "*token*.json", "vocab*")
+# Files of a model: weights, tokenizer, template, configurations; not what training and evaluation leave beside them
+_OF_MODEL = ("*.safetensors", "*model*.bin", "*.gguf", "*.model", "*.jinja", "*config.json", "*token*.json", "vocab*")
 
 
 class SDRRLError(ValueError):
@@ -93,7 +93,7 @@ def fingerprint(path: str) -> str:
         if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
             raise SDRRLError(f"There is no model in {path}. Give a folder with a model or adapter, or a hub id.")
         return path
-    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+    files = sorted({file for pattern in _OF_MODEL for file in folder.glob(pattern)})
     if not files:
         raise SDRRLError(f"There is no model in {path}: it holds no weights.")
     digest = hashlib.sha256()

@@ -29,7 +29,7 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
     """
     files = {file: rows for file in sorted(source.rglob("samples_*.jsonl")) if (rows := judged_rows(file))}
     if not files:
-        raise SDRRLError(f"No answers to judge in {source}: no `samples_*.jsonl` with such. Set --log_samples.")
+        raise SDRRLError(f"No answers to judge in {source}: no `samples_*.jsonl` of a judged task. Set --log_samples.")
     if output.exists():
         raise SDRRLError(f"{output} is there already, and may be of another judge. Name a new folder.")
     try:

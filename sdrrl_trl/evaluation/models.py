@@ -79,8 +79,10 @@ def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
 
     # lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them
     model.tie_weights = lambda: None
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
-    del model.tie_weights
+    try:
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    finally:  # a model in training goes on to be used
+        del model.tie_weights
     if accelerator.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
         lm.accelerator, lm._device = accelerator, accelerator.device
         lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
