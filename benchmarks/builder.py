@@ -46,7 +46,7 @@ def generation_speeds(n_rows, rounds, max_new_tokens=256):
     from sdrrl_trl.engines.fast_translate import smollm2
     from sdrrl_trl.engines.transformers import TransformersGenerator
 
-    ours = TransformersGenerator(smollm2()[0], Sampling(max_new_tokens), dtype="bfloat16")
+    ours = TransformersGenerator(smollm2()[0], Sampling(max_new_tokens, temperature=0.0), dtype="bfloat16")
     conversations = [[{"role": "user", "content": question}] for question, _ in instructions(n_rows)]
 
     @torch.inference_mode()

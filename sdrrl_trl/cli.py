@@ -15,18 +15,20 @@ from sdrrl_trl import __version__
 from sdrrl_trl.utils import SDRRLError
 
 
+_EPILOG = "--config FILE reads options from YAML; in build and train, --recipe paper or anchored sets several at once"
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate")
 
 
 def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:
     """
-    Instances of option classes, from a YAML section and command-line arguments, which win.
+    Instances of option classes, from a YAML section and command-line arguments, which win. A `recipe` in the section
+    stands for the options that `recipes.yaml` has under its name; those of the section win.
 
     The section is read as if it stood on the command line, so that types and choices are checked alike.
 
     Raises:
-        `SDRRLError`: for unknown options, and for values of a wrong type.
+        `SDRRLError`: for unknown options and recipes, and for values of a wrong type.
     """
     from trl.scripts.utils import TrlParser
 
@@ -34,7 +36,8 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
             raise SDRRLError(f"{self.prog}: {message}")
 
-    parser = Parser(dataclasses, prog=prog, allow_abbrev=False)
+    parser = Parser(dataclasses, prog=prog, allow_abbrev=False, epilog=_EPILOG)
+    section = _with_recipe(section, prog.rpartition(" ")[2])  # of `sdrrl build`; of `build` in a run
     actions = {action.dest: action for action in parser._actions}
     given = []
     for name, value in section.items():
@@ -60,16 +63,31 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
 
 
+def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
+    """The options of the section's recipe, and those of the section over them."""
+    if "recipe" not in section or command not in ("build", "train"):
+        return section
+    recipes, recipe = read_yaml(str(Path(__file__).with_name("recipes.yaml"))), str(section["recipe"])
+    if recipe not in recipes:
+        raise SDRRLError(f"Unknown recipe {recipe!r}. Known: {', '.join(recipes)}.")
+    own = {name: value for name, value in section.items() if name != "recipe"}
+    return recipes[recipe][command] | own
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"sdrrl {command}", description=COMMANDS[command][1])
 
 
-def _with_config(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
-    """Parses `--config FILE` and the options of one command."""
+def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
+    """Parses `--config FILE`, `--recipe NAME` and the options of one command."""
     config = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     config.add_argument("--config")
+    config.add_argument("--recipe")
     found, rest = config.parse_known_args(arguments)
-    return parse(dataclasses, read_yaml(found.config) if found.config is not None else {}, rest, prog)
+    section = read_yaml(found.config) if found.config is not None else {}
+    if found.recipe is not None:
+        section["recipe"] = found.recipe
+    return parse(dataclasses, section, rest, prog)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -94,7 +112,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 def _build(arguments: list[str]) -> None:
     from sdrrl_trl.transfer.config import TransferConfig
 
-    (config,) = _with_config((TransferConfig,), arguments, "sdrrl build")
+    (config,) = parse_command((TransferConfig,), arguments, "sdrrl build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
     build_transfer_set(config)
@@ -111,20 +129,32 @@ def _inspect(arguments: list[str]) -> None:
     print(inspect_transfer_set(options.folder, options.n, options.width))
 
 
+def _export(arguments: list[str]) -> None:
+    parser = _parser("export")
+    parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
+    parser.add_argument("output", type=Path, help="new folder for the Parquet files")
+    parser.add_argument("--for", dest="method", required=True, choices=("dpo", "sdft"), help="the trainer of TRL")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.transfer.export import export
+
+    n_rows = export(options.folder, options.output, options.method)
+    print(f"{n_rows} training rows: {options.output}")
+
+
 def _train(arguments: list[str]) -> None:
     from trl import ModelConfig
 
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, train
 
-    configs = _with_config((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
+    configs = parse_command((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
     print(f"Model: {train(*configs)}")
 
 
 def _evaluate(arguments: list[str]) -> None:
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
-    (config,) = _with_config((EvaluationConfig,), arguments, "sdrrl evaluate")
+    (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
     print(f"Results: {evaluate(config)}")
 
 
@@ -133,7 +163,7 @@ def _report(arguments: list[str]) -> None:
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
-    (config,) = _with_config((ReportConfig,), arguments, "sdrrl report")
+    (config,) = parse_command((ReportConfig,), arguments, "sdrrl report")
     _print_report(report(config))
 
 
@@ -144,6 +174,17 @@ def _print_report(path: Path) -> None:
     # Names in it come from files of others: no control characters to a terminal
     lines = ["".join(char for char in line if char.isprintable()) for line in lines]
     print("\n".join([*lines, "", f"Report: {path}"]))
+
+
+def _merge(arguments: list[str]) -> None:
+    parser = _parser("merge")
+    parser.add_argument("model", help="tuned model or adapter, as PATH or PATH@STRENGTH")
+    parser.add_argument("output", type=Path, help="new folder")
+    parser.add_argument("--base", help="model that it was trained from (default: the one that the adapter names)")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.merge import merge
+
+    print(f"Model: {merge(options.model, options.output, options.base)}")
 
 
 def _run(arguments: list[str]) -> None:
@@ -197,9 +238,11 @@ def _doctor(arguments: list[str]) -> None:
 COMMANDS = {
     "build": (_build, "make a transfer set: the model answers, the answers are translated, records are mixed"),
     "inspect": (_inspect, "show what is in a transfer set: counts, samples of each kind, rejected rows"),
+    "export": (_export, "write a transfer set as TRL's DPO or SDFT trainer takes it"),
     "train": (_train, "fine-tune the model on a transfer set"),
     "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
     "report": (_report, "compare base and tuned: table, JSON, plot"),
+    "merge": (_merge, "write full weights between the base model and a tuned one"),
     "run": (_run, "all four from one YAML file"),
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
     "tasks": (_tasks, "print the folder of the lm-eval tasks"),

@@ -19,8 +19,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
 
     Args:
         config (`dict[str, Any]`):
-            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name. What one stage
-            hands to the next (folders, the model's name) is filled in.
+            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name, and `recipe`, that
+            of build and train. What one stage hands to the next (folders, the model's name) is filled in.
         config_folder (`Path`):
             Folder that relative paths of `seeds`, `parallel` and `lexicon` start from.
         output_dir (`Path`):
@@ -53,11 +53,17 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
+    answered_in = {"source", build_config.source_language, *build_config.target_languages}
+    if others := sorted({*(train_configs[1].anchor_languages or ())} - answered_in):
+        raise SDRRLError(f"`anchor_languages` names {', '.join(others)}, which no record will be answered in.")
     check_inputs(build_config)
     select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
     check(*train_configs)
-    if HELD_OUT in evaluation_config.tasks and build_config.test_size == 0:
-        raise SDRRLError(f"The task `{HELD_OUT}` needs held-out questions. Set `test_size` in `build` above 0.")
+    needs_held_out = HELD_OUT in evaluation_config.tasks or train_configs[0].forgetting_bound is not None
+    if needs_held_out and build_config.test_size == 0:
+        raise SDRRLError(
+            f"`{HELD_OUT}` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
+        )
 
     build_transfer_set(build_config)
     # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
@@ -79,13 +85,15 @@ def _clear(folder: Path, stage: str) -> None:
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    unknown = sorted(map(str, set(config) - set(SECTIONS)))
+    unknown = sorted(map(str, set(config) - {*SECTIONS, "recipe"}))
     if unknown:
         raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
     sections = {name: dict(config.get(name) or {}) for name in SECTIONS}
+    for name in ("build", "train") if "recipe" in config else ():
+        sections[name] = {"recipe": config["recipe"]} | sections[name]
     model = sections["build"].get("model_name_or_path")
     if not isinstance(model, str):
         raise SDRRLError("`build` names no `model_name_or_path`: the model that answers and is trained. Set it.")

@@ -34,11 +34,15 @@ def one_language_a_rank() -> Dataset:
     return data.select([i for k in range(0, 8, 4) for i in (*english[k : k + 4], *portuguese[k : k + 4])])
 
 
+ALTERNATING = {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"}
+ANCHOR = {"kl_coef": 4.0, "anchor_languages": ["en"]}
 CASES = {
     "plain": {},
     "kl, full": {"kl_coef": 0.5},
     "kl, lora, packed evaluation": {"kl_coef": 0.5, "peft_config": LORA, "eval_packing": True, "max_length": 64},
-    "one language a rank": {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"},
+    "one language a rank": ALTERNATING,
+    "anchor, full, one language a rank": ANCHOR | ALTERNATING,
+    "anchor, lora": ANCHOR | {"peft_config": LORA},
 }
 
 
@@ -87,7 +91,8 @@ def shard(model: torch.nn.Module, policy: MixedPrecisionPolicy, head_alone: bool
 
 def loss_and_gradients(model, ref_model, inputs):
     teacher = teacher_states(model, ref_model, None, inputs)
-    outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7})
+    anchored = inputs["input_ids"][:, 1:] % 2 == 0
+    outputs = model(**inputs, distillation={"teacher": teacher, "kl_coef": 0.7, "anchored": anchored})
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return outputs.loss.detach(), {name: g.full_tensor() if sharded(g) else g for name, g in gradients.items()}

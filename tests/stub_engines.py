@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,10 @@ from datasets import Dataset
 
 from sdrrl_trl import TransferConfig, build_transfer_set
 from sdrrl_trl.engines import Generation
+from sdrrl_trl.transfer.answer import answer_seeds
+from sdrrl_trl.transfer.seeds import Seeds
+from sdrrl_trl.transfer.select_engines import make_generator
+from sdrrl_trl.transfer.shards import Stage, map_shards
 
 
 WORDS = "the sky water light people house small great river through between under over from with and a of in".split()
@@ -110,8 +115,18 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
     return Dataset.from_parquet(str(folder / f"{split}.parquet")).to_list()
 
 
+def answer_with_model(seeds, folder, model):
+    """The shards of answers that a model samples, by their names."""
+    config = stub_config(seeds, folder, model_name_or_path=str(model), max_new_tokens=12, dtype="float32")
+    answer = partial(answer_seeds, generator=make_generator(config), config=config)
+    questions, stage = list(Seeds(config.seeds)), Stage("answer", folder / "stages" / "answer", {})
+    map_shards(questions, answer, stage, config.shard_size, len(questions))
+    return {path.name: path.read_bytes() for path in stage.folder.glob("*.jsonl")}
+
+
 if __name__ == "__main__":  # run under torchrun by test_build_runs.py: one build shared by processes
-    seeds, folder, logs = sys.argv[1:]
+    seeds, folder, logs, model = sys.argv[1:]
     asked, sent = (Path(logs) / f"{name}-{os.environ['RANK']}" for name in ("asked", "sent"))
     build(seeds, folder, StubGenerator(asked), StubTranslator(sent))
+    answer_with_model(seeds, Path(logs) / "two_sampled", model)
     dist.destroy_process_group()

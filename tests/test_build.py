@@ -154,9 +154,26 @@ def test_questions_that_differ_in_case_or_punctuation_only_count_as_one(tmp_path
 
 
 def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path):
-    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "content_filter"))
     folder = build(questions(tmp_path, sentence("x"), sentence("x"), n=6), tmp_path / "set", cut, **PLAIN)
     assert {"q0", "q1"} & {row["source_id"] for row in rows_of(folder)} == {"q1"}
+
+
+def test_an_answer_that_was_cut_off_is_in_source_records_alone_or_rejected(stub_seeds, tmp_path):
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
+    options = {"lexicon": None, "test_size": 0.3}
+    folder = build(stub_seeds, tmp_path / "set", cut, proportions={"source": 1}, **options)
+    rows = [row for split in ("train", "test") for row in rows_of(folder, split)]
+    truncated = {row["source_id"] for row in rows if row["truncated"]}
+    assert len(truncated) == 14  # one of each shard
+    assert {row["kind"] for row in rows if row["source_id"] in truncated} == {"source"}
+    assert truncated.isdisjoint(row["source_id"] for row in rows_of(folder, "test"))
+    translated = (folder / "stages" / "translate_pt").glob("*.jsonl")
+    assert sum(path.read_text().count('"source_id"') for path in translated) == 40 - 14
+    assert "cut off at max_new_tokens: 14 answers" in summary(load_manifest(folder))
+    folder = build(stub_seeds, tmp_path / "other", cut, proportions={"target": 1}, **options)
+    assert reasons(folder, "answer")["truncated"] == 14
+    assert not any(row["truncated"] for row in rows_of(folder))
 
 
 def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):
@@ -320,11 +337,12 @@ def test_reference_answers_load_no_model_and_rewriting_shows_them_to_it(tmp_path
 
 def test_without_a_word_list_the_translator_makes_one(stub_seeds, tmp_path):
     folder, translator = tmp_path / "set", StubTranslator(tmp_path / "sent")
-    build(stub_seeds, folder, None, translator, lexicon="translator", seed=1)
+    options = {"lexicon": "translator", "temperature": 0}  # greedy answers do not depend on the seed
+    build(stub_seeds, folder, None, translator, seed=1, **options)
     lexicon = json.loads((folder / "stages" / "translate_pt" / "lexicon.json").read_text(encoding="utf-8"))
     assert lexicon["light"] == "luz" and "the" not in lexicon
     assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
-    build(stub_seeds, folder, None, translator, lexicon="translator", seed=2, overwrite_stage="code_switch")
+    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="code_switch", **options)
     assert translator.log.read_text().count("'light'") == 1  # the words are not translated again
     both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
     assert both.lexicon == {"pt": "file.tsv", "th": "translator"}

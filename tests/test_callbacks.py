@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
 from test_build import config as build_config
-from test_trainer import CPU, make, rows
+from test_trainer import CPU, LORA, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import ModelConfig, SFTTrainer
 
@@ -169,66 +169,74 @@ def test_scores_of_a_model_that_gives_nan_are_nan(benchmarks, tiny_model, tmp_pa
     assert len(lines()) == 1 and "NaN" in lines()[0]
 
 
-def other_answers():
-    """What a model unlearns that trains on `rows`."""
-    answer = [{"role": "assistant", "content": "Because air scatters it, 0123456789."}]
-    return rows().map(lambda row: {"completion": answer})
+EVALUATIONS = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "eval_dataset": rows()}
 
 
-def watch(model, folder, callback, poison=False, **options):
-    """A training whose evaluations are watched."""
-    evaluations = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "learning_rate": 0.3}
-    options = {**evaluations, "max_steps": 6, "eval_dataset": other_answers(), **options}
-    trainer = make(model, folder, **options)
+def watch(model, folder, bound=0.05, stop=False, poison=False, **options):
+    """A training whose drift is watched."""
+    trainer = make(model, folder, **{**EVALUATIONS, "max_steps": 6, "learning_rate": 3e-2, **options})
     if poison:
         trainer.add_callback(Poison())
-    trainer.add_callback(callback)
+    trainer.add_callback(ForgettingCallback(trainer, bound, stop))
     return trainer
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_beyond_the_bound_it_warns_once_or_stops(tiny_model, tmp_path, lines, stop):
-    trainer = watch(tiny_model, tmp_path, ForgettingCallback(0.01, stop=stop))
+@pytest.mark.parametrize("peft_config", [None, LORA])
+def test_beyond_the_bound_it_warns_once_or_stops(tiny_model, tmp_path, lines, peft_config, stop):
+    trainer = watch(tiny_model, tmp_path, 1e-3, stop, peft_config=peft_config)
     trainer.train()
-    bpb = logged(trainer, "eval_bpb/source")
-    assert bpb[2] - bpb[0] > 0.01
-    assert list(bpb) == ([0, 2] if stop else [0, 2, 4, 6])
+    drift, bpb = logged(trainer, "eval_drift/source"), logged(trainer, "eval_bpb/source")
+    # The same rows are trained on, so they get likelier than the initial model finds them: that is drift, too
+    assert drift[0] == 0 and drift[2] > 1e-3 and bpb[2] < bpb[0]
+    assert list(drift) == ([0, 2] if stop else [0, 2, 4, 6])
     assert trainer.state.global_step == (2 if stop else 6)
     (line,) = lines()
-    assert "at step 2" in line and f"{bpb[2] - bpb[0]:.3f} more" in line and "bound=0.01" in line
+    assert "at step 2" in line and f"{drift[2]:.3f} bits per byte" in line and "bound=0.001" in line
 
 
 def test_within_the_bound_nothing_happens_and_nan_is_beyond_any_bound(tiny_model, tmp_path, lines):
-    trainer = watch(tiny_model, tmp_path, ForgettingCallback(stop=True), learning_rate=1e-6)
+    trainer = watch(tiny_model, tmp_path, stop=True, learning_rate=1e-6)
     trainer.train()
     assert trainer.state.global_step == 6 and lines() == []
-    trainer = watch(tiny_model, tmp_path, ForgettingCallback(1e9, stop=True), poison=True)
+    trainer = watch(tiny_model, tmp_path, 1e9, stop=True, poison=True)
     trainer.train()
     assert trainer.state.global_step == 2 and len(lines()) == 1
 
 
-def test_a_resumed_run_is_compared_with_the_initial_model(tiny_model, tmp_path, lines):
+def test_a_watched_run_trains_bit_for_bit_as_one_that_only_evaluates(tiny_model, tmp_path):
+    options = {"learning_rate": 3e-2, "model_init_kwargs": {"attention_dropout": 0.2}}
+    evaluated = make(tiny_model, tmp_path, **EVALUATIONS, **options, max_steps=6)
+    evaluated.train()
+    watched = watch(tiny_model, tmp_path, **options)
+    watched.train()
+    for p, q in zip(evaluated.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert logged(evaluated, "loss") == logged(watched, "loss")
+    assert logged(evaluated, "eval_loss") == pytest.approx(logged(watched, "eval_loss"), rel=1e-5)
+
+
+def test_a_resumed_run_is_compared_with_the_initial_model(tiny_model, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
-    whole = watch(tiny_model, tmp_path, ForgettingCallback(), **options)
+    whole = watch(tiny_model, tmp_path, **options)
     whole.train()
-    resumed = watch(tiny_model, tmp_path, ForgettingCallback(), **options)
+    resumed = watch(tiny_model, tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
-    first = logged(whole, "eval_bpb/source")[0]
-    before, after = lines()
-    # `eval_on_start` evaluates the resumed model, too
-    assert f"it was {first:.3f} at step 0" in before and f"it was {first:.3f} at step 0" in after and "step 4" in after
+    assert logged(resumed, "eval_drift/source") == logged(whole, "eval_drift/source")
 
 
-def test_a_bound_below_zero_and_evaluations_without_the_figure_are_refused(tiny_model, tmp_path):
+def test_what_cannot_be_watched_is_refused_when_the_callback_is_made(tiny_model, tmp_path):
     for bound in (-0.1, math.nan):
         with pytest.raises(SDRRLError, match="`bound`"):
-            ForgettingCallback(bound)
-    others = rows().filter(lambda row: row["kind"] == "target")
-    with pytest.raises(SDRRLError, match="no `eval_bpb/source`"):
-        watch(tiny_model, tmp_path, ForgettingCallback(), eval_dataset=others).train()
+            watch(tiny_model, tmp_path, bound)
+    for options in ({"eval_dataset": rows().filter(lambda row: row["kind"] == "target")}, {"eval_strategy": "no"}):
+        with pytest.raises(SDRRLError, match="records of kind `source`"):
+            watch(tiny_model, tmp_path, **options)
+    with pytest.raises(SDRRLError, match="needs the frozen initial model"):
+        watch(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
 
 
-@pytest.mark.parametrize("metric", ["eval_bpb/pt", "nll/source", "eval_all_kl/pt"])
+@pytest.mark.parametrize("metric", ["eval_bpb/pt", "nll/source", "eval_all_kl/pt", "eval_drift/source"])
 def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
     assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
     assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
@@ -250,10 +258,10 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path,
     assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
     command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
     log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
-    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source"):
+    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
         assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
     shown = capsys.readouterr().err
-    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_bpb/source " in shown
+    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
 
 
 @pytest.mark.parametrize("command", [0.0], indirect=True)

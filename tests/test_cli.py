@@ -5,8 +5,11 @@ import sys
 import pytest
 import yaml
 from conftest import DEMO, ROOT
+from trl import ModelConfig
 
-from sdrrl_trl.cli import main
+from sdrrl_trl import SDRRLConfig
+from sdrrl_trl.cli import main, parse_command
+from sdrrl_trl.transfer.config import TransferConfig
 
 
 def sdrrl(*arguments, **options):
@@ -73,6 +76,9 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"packing": True, "packing_strategy": "wrapped"}}, "`packing_strategy` must be 'bfd'"),
         ({"train": {"kl_coef": -1}}, "kl_coef"),
+        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "names fr, which no record"),
+        ({"train": {"recipe": "anchored", "kl_coef": 0}}, "`anchor_languages` needs a `kl_coef` above 0"),
+        ({"build": {"recipe": "anchord"}}, "Unknown recipe 'anchord'. Known: paper, anchored."),
         ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
         ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
         ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
@@ -85,7 +91,8 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"build": {"system_prompt": ["Be brief.", "Be kind."]}}, "Put it in quotes"),
         ({"build": {"model_name_or_path": ["a"]}}, "model_name_or_path"),
         ({"build": {"model_name_or_path": "nowhere"}}, "Cannot load the model 'nowhere'"),
-        ({"build": {"test_size": 0}}, "needs held-out questions"),
+        ({"build": {"test_size": 0}}, "need held-out questions"),
+        ({"train": {"forgetting_bound": -1}}, "`forgetting_bound` must be at least 0"),
         ({"train": {"dtype": "foo"}}, "invalid choice: 'foo'"),
         ({"train": {"learning_rate": -1}}, "`learning_rate` must be above 0"),
         ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
@@ -110,6 +117,19 @@ def test_run_finds_a_mistake_in_any_section_before_it_starts(tiny_model, tmp_pat
     error = capsys.readouterr().err
     assert exit.value.code == 2 and named in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
+    base = ["--seeds", "x", "--output_dir", "y", "--model_name_or_path", "z", "--target_languages", "pt"]
+    (build,) = parse_command((TransferConfig,), [*base, "--recipe", "anchored", "--temperature", "0.5"], "sdrrl build")
+    assert build.proportions == {"target": 4, "source_to_target": 1.5, "source": 1.5} and build.temperature == 0.5
+    (tmp_path / "train.yaml").write_text("recipe: anchored\nlora_r: 8\nuse_cpu: true\nbf16: false\nkl_coef: 2\n")
+    arguments = ["--config", str(tmp_path / "train.yaml"), "--kl_coef", "3", "--lora_target_modules", "q_proj"]
+    training, model = parse_command((SDRRLConfig, ModelConfig), arguments, "sdrrl train")
+    assert (training.kl_coef, training.anchor_languages, training.learning_rate) == (3, ["source"], 1e-3)
+    assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, "q_proj")
+    training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments, "--recipe", "paper"], "sdrrl train")
+    assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-5, False)
 
 
 def test_no_network_and_no_model_is_one_clear_error(tmp_path):

@@ -30,10 +30,11 @@ def inputs(dtype=torch.float64, bias=True):
     return student, weight, offset, teacher, teacher_weight, labels
 
 
+@pytest.mark.parametrize("anchors", [False, True])
 @pytest.mark.parametrize(
     "scale, cap, bias", [(1.0, None, True), (0.3, None, False), (1.0, 2.0, False), (0.5, 3.0, True)]
 )
-def test_values_and_gradients_are_those_of_plain_logits(scale, cap, bias):
+def test_values_and_gradients_are_those_of_plain_logits(scale, cap, bias, anchors):
     student, weight, offset, teacher, teacher_weight, labels = inputs(bias=bias)
     logits, teacher_logits = scale * F.linear(student, weight, offset), scale * (teacher @ teacher_weight.T)
     if cap is not None:
@@ -41,11 +42,12 @@ def test_values_and_gradients_are_those_of_plain_logits(scale, cap, bias):
     log_p, log_q = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
     nll, kl = F.cross_entropy(logits, labels, reduction="none"), (log_p.exp() * (log_p - log_q)).sum(-1)
     leaves = [student, weight, offset] if bias else [student, weight]
-    expected = (nll + 0.7 * kl).sum()
+    anchored = torch.arange(N) % 3 == 1 if anchors else None
+    expected = nll[~anchored].sum() + 0.7 * kl[anchored].sum() if anchors else (nll + 0.7 * kl).sum()
     expected_grads = torch.autograd.grad(3 * expected, leaves)
 
     heads = Head(weight, offset, scale, cap), Head(teacher_weight, None, scale, cap)
-    result = chunked_distillation(student, heads[0], labels, teacher, heads[1], 0.7, chunk_size=4)
+    result = chunked_distillation(student, heads[0], labels, teacher, heads[1], 0.7, anchored, chunk_size=4)
     torch.testing.assert_close((result.loss, result.nll, result.kl), (expected, nll, kl))
     for actual, grad in zip(torch.autograd.grad(3 * result.loss, leaves), expected_grads, strict=True):
         torch.testing.assert_close(actual, grad)
@@ -103,14 +105,18 @@ def gradients(model, loss):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def expected(trainer, teacher_logits, kl_coef=0.7):
+def expected(trainer, teacher_logits, kl_coef=0.7, anchors=None):
     """The same from plain logits, one row after the other."""
     total, n = 0.0, 0
-    for _, ids, start in tokenized(trainer.processing_class):
+    for row, ids, start in tokenized(trainer.processing_class):
         logits = trainer.model(input_ids=ids).logits[0, start - 1 : -1]
         log_p, log_q = teacher_logits(ids)[0, start - 1 : -1].log_softmax(-1), logits.log_softmax(-1)
         nll = F.cross_entropy(logits, ids[0, start:], reduction="sum")
-        total = total + nll + kl_coef * (log_p.exp() * (log_p - log_q)).sum()
+        kl = kl_coef * (log_p.exp() * (log_p - log_q)).sum()
+        if anchors:
+            total = total + (kl if row["answer_language"] in anchors else nll)
+        else:
+            total = total + nll + kl
         n += len(logits)
     return gradients(trainer.model, total / n)
 
@@ -134,16 +140,28 @@ def assert_same(actual, reference):
         )
 
 
+@pytest.mark.parametrize("anchors", [None, ["en"]])
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("peft", [False, True])
-def test_the_loss_is_that_of_plain_logits(tiny_model, tmp_path, packing, peft):
+def test_the_loss_is_that_of_plain_logits(tiny_model, tmp_path, packing, peft, anchors):
     options = {"packing": packing, "max_length": 2048, "per_device_train_batch_size": 16, "kl_coef": 0.7}
-    dataset = plain_rows() if packing else rows()  # with kinds and languages or without
+    options["anchor_languages"] = anchors
+    dataset = rows() if anchors or not packing else plain_rows()  # with kinds and languages or without
     trainer = make(tiny_model, tmp_path, dataset, peft_config=LORA if peft else None, **options)
     disturb(trainer)
     initial = AutoModelForCausalLM.from_pretrained(tiny_model)
     teacher = of(trainer.model, trainer.model.disable_adapter) if peft else of(initial)
-    assert_same(measured(trainer), expected(trainer, teacher))
+    assert_same(measured(trainer), expected(trainer, teacher, anchors=anchors))
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_the_gradient_of_anchored_records_is_exactly_zero_at_the_start(tiny_model, tmp_path, peft):
+    options = {"kl_coef": 4.0, "per_device_train_batch_size": 16, "peft_config": LORA if peft else None}
+    english = rows().filter(lambda row: row["answer_language"] == "en")
+    loss, grads = measured(make(tiny_model, tmp_path, english, anchor_languages=["en"], **options))
+    assert loss == 0 and grads and all(grad.abs().max() == 0 for grad in grads.values())
+    loss, grads = measured(make(tiny_model, tmp_path, rows(), anchor_languages=["en"], **options))
+    assert loss > 0 and any(grad.abs().max() > 0 for grad in grads.values())
 
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
@@ -169,10 +187,12 @@ def test_soft_capped_and_scaled_logits_are_right(tiny_model, tmp_path, config):
     assert_same(measured(trainer), expected(trainer, of(models[2].eval())))
 
 
-def test_accumulation_does_not_change_the_loss(tiny_model, tmp_path):
+@pytest.mark.parametrize("anchors", [None, ["en"]])
+def test_accumulation_does_not_change_the_loss(tiny_model, tmp_path, anchors):
     logs = []
     for batch, steps in ((16, 1), (2, 8)):
         options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 1}
+        options["anchor_languages"] = anchors
         trainer = make(tiny_model, tmp_path, kl_coef=0.7, peft_config=LORA, **options)
         disturb(trainer)
         trainer.train()
@@ -252,8 +272,6 @@ def test_a_teacher_must_be_there_another_model_and_of_the_same_vocabulary(tiny_m
     for peft_config in (None, LORA):
         with pytest.raises(SDRRLError, match="the model itself"):
             of_objects(model, tiny_model, tmp_path, ref_model=model, peft_config=peft_config)
-    with pytest.raises(SDRRLError, match="does nothing without `kl_coef`"):
-        SDRRLTrainer(tiny_model, SDRRLConfig(str(tmp_path), **CPU), train_dataset=rows(), ref_model=tiny_model)
     config = AutoModelForCausalLM.from_pretrained(tiny_model).config
     config.vocab_size += 5
     with pytest.raises(SDRRLError, match="vocabulary"):

@@ -12,13 +12,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import DEMO, ROOT, CannedGenerator, cases, write_json_lines
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
+from sdrrl_trl.evaluation.heldout import whole_conversation
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -40,6 +41,16 @@ def make_adapter(base, folder, seed, factor=1.0, **more):
     model.get_output_embeddings().weight.data.mul_(factor)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def make_tuned(base, folder):
+    """An adapter, one that trains the head, too, and a full model, all tuned from a base."""
+    make_adapter(base, folder / "adapter", 1)
+    make_adapter(base, folder / "head", 2, 1.1, modules_to_save=["lm_head"])
+    full = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "head").merge_and_unload()
+    for part in (full, AutoTokenizer.from_pretrained(base)):
+        part.save_pretrained(folder / "full")
+    return {name: str(folder / name) for name in ("adapter", "head", "full")}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +93,8 @@ def bits_per_byte(model, tokenizer, rows):
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         answer = row["completion"][0]["content"]
         # lm-eval counts the white space at the end of the prompt with the answer
-        context, whole = (
-            tokenizer(text, return_tensors="pt").input_ids for text in (prompt.rstrip(), prompt + answer)
-        )
+        texts = prompt.rstrip(), f"{prompt}{answer}<|im_end|>"
+        context, whole = (tokenizer(text, return_tensors="pt").input_ids for text in texts)
         labels = whole.clone()
         labels[:, : context.shape[1]] = -100
         with torch.no_grad():
@@ -130,6 +140,23 @@ def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(tiny_model
         assert answers_of(tasks_of(together, name)) == answers_of(tasks_of(alone, name))
         scores.add(tasks_of(together, name)["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"])
     assert len(scores) == 4
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head", "full"])
+def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, options, tmp_path, kind, monkeypatch):
+    load_model = Mock(wraps=transformers.load_model)
+    monkeypatch.setattr(transformers, "load_model", load_model)
+    tuned = make_tuned(tiny_model, tmp_path)[kind]
+    models = {"base": tiny_model, "all": tuned} | {f"at_{strength}": f"{tuned}@{strength}" for strength in (0, 0.5, 1)}
+    named = [f"{name}={path}" for name, path in models.items()]
+    folder = evaluate(options(tmp_path / "evaluation", models=named, languages=["pt"], limit=3))
+    found = {name: tasks_of(folder, name) for name in models}
+    assert answers_of(found["at_0"]) == answers_of(found["base"])
+    scores = {name: tasks["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"] for name, tasks in found.items()}
+    assert scores["at_1"] == pytest.approx(scores["all"], abs=1e-5 if kind == "head" else 0)  # merging rounds
+    assert len({round(scores[name], 5) for name in ("at_0", "at_0.5", "at_1")}) == 3
+    if kind == "adapter":
+        assert load_model.call_count == 1 and load(folder / "at_0.5").model == f"{tuned}@0.5"
 
 
 def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
@@ -254,6 +281,31 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options,
         assert all(message["content"] in item.prompt for message in rows[number]["messages"])
         assert "Be kind" not in item.prompt
         assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
+
+
+class Templated:
+    """As lm-eval's wrapper of a model."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+
+@pytest.mark.parametrize("truncated, said", [(False, "It is<|im_end|>"), (True, "It is")])
+def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, truncated, said):
+    lm = Templated(AutoTokenizer.from_pretrained(tiny_model))
+    doc = {
+        "messages": [{"role": "user", "content": "Why?"}],
+        "answer": "It is",
+        "said": "It is",
+        "truncated": truncated,
+    }
+    assert whole_conversation(doc, True, lm.apply_chat_template).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
+    assert doc["said"] == said
 
 
 def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not_mixed_in(

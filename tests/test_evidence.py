@@ -1,73 +1,293 @@
-"""The evidence: its arms, how their data are drawn, and that docs/results.md shows what the results say."""
+"""The evidence: what is drawn, measured and decided, and that the pages show what the results say."""
 
+import json
+import math
+import re
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from sdrrl_trl import SDRRLConfig, SDRRLTrainer
+from sdrrl_trl.trainer import sdrrl_trainer
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from evidence import cpu, data, run, tables  # noqa: E402, F401
+sys.path.append(str(ROOT / "benchmarks" / "evidence"))
+import cpu  # noqa: E402
+import data  # noqa: E402
+import decide  # noqa: E402
+import likelihood  # noqa: E402
+import measure  # noqa: E402
+import pairs  # noqa: E402
+import tables  # noqa: E402
 
 
-POOL = {kind: [{"kind": kind, "n": n, "n_supervised": 10 + n % 7} for n in range(50)] for kind in ("source", "target")}
+POOL = {
+    kind: [{"kind": kind, "n": n, "n_tokens": 100 + n % 7, "answer_language": language} for n in range(50)]
+    for kind, language in (("source", "en"), ("target", "pt"))
+}
+CONTROL = decide.Run("smollm2", "positive_control", 1e-2, 10)
 
 
-def test_every_run_names_an_arm_with_kinds_that_exist():
-    for target, arms, seeds in run.CONFIG["runs"]:
-        assert target in data.CORPORA and seeds
-        for arm in arms:
-            options = run.options_of(arm)
-            assert options["answers"] in ("own", "reference")
-            assert options["proportions"] and set(options["proportions"]) <= set(data.KINDS)
+def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
-def test_an_arm_without_a_kind_has_all_others():
-    default = run.CONFIG["defaults"]["proportions"]
-    assert run.options_of("sdrrl")["proportions"] == default
-    assert set(run.options_of("without_source")["proportions"]) == set(default) - {"source"}
+def characters(texts: list[str], add_special_tokens: bool) -> dict:
+    """A tokenizer: a token for each character."""
+    return {"input_ids": [[ord(character) for character in text] for text in texts]}
 
 
-def test_all_arms_get_the_same_number_of_supervised_tokens_in_their_proportions():
-    for proportions in ({"source": 1}, {"source": 1, "target": 3}):
-        rows = data.draw(POOL, proportions, 5000, seed=0)
-        assert 5000 <= sum(row["n_supervised"] for row in rows) < 5017
-        counts = Counter(row["kind"] for row in rows)
-        assert abs(counts["source"] / len(rows) - 1 / sum(proportions.values())) < 0.1
+def test_every_arm_names_pools_and_kinds_that_exist():
+    for arm in data.CONFIG["arms"]:
+        options = decide.options_of(arm)
+        assert options["answers"] in data.POOLS and options["rates"]
+        assert options["proportions"] and set(options["proportions"]) <= set(data.KINDS)
 
 
-def test_no_row_comes_again_before_all_of_its_kind_were_used():
-    rows = data.draw(POOL, {"source": 1}, 1500, seed=0)
-    counts = Counter(row["n"] for row in rows)
-    assert len(rows) > 50 and max(counts.values()) - min(counts.values()) <= 1
+def test_no_test_item_is_a_dev_item_or_was_trained_on():
+    items = data.ITEMS
+    for dev, test in (("dev_questions", "open_questions"), ("dev_flores", "flores"), ("dev_drift", "drift")):
+        assert items[dev] and items[test] and not set(items[dev]) & set(items[test])
+    assert min(items["drift"] + items["dev_drift"]) > data.N_QUESTIONS
+    for corpora in items["pairs"].values():
+        assert min(corpora["flores"]) > max(items["dev_flores"]) and min(corpora["tatoeba"]) > data.N_PARALLEL
+
+
+def test_rows_are_drawn_in_their_proportions_and_none_again_before_all_were():
+    rows = list(islice(data.draw(POOL, {"source": 1, "target": 3}, seed=0), 2000))
+    assert abs(Counter(row["kind"] for row in rows)["source"] / 2000 - 1 / 4) < 0.03
+    counts = Counter(row["n"] for row in rows if row["kind"] == "target")
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_the_seed_decides_what_is_drawn():
-    draws = [[row["n"] for row in data.draw(POOL, {"source": 1}, 300, seed)] for seed in (0, 0, 1)]
+    draws = [[row["n"] for row in islice(data.draw(POOL, {"source": 1}, seed), 30)] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_all_arms_cost_the_same_and_fit_into_as_many_packs():
+    spent = []
+    for anchored in (set(), {"en"}):
+        rows, size = data.spend(data.draw(POOL, {"source": 1, "target": 1}, 0), 6000, 12, anchored)
+        same_size, packs = data.pack(rows, 12)
+        assert size == same_size and len(packs) == 12 and sum(map(len, packs)) == len(rows)
+        assert 6000 <= data.processed(packs, anchored) < 6000 + 4 / 3 * 2 * 106
+        spent.append(sum(row["n_tokens"] for row in rows))
+    # The forward pass of the initial model on packs with an anchored answer is paid for with tokens
+    assert 4500 <= spent[1] < spent[0]
+
+
 def test_rows_of_a_pack_attend_as_if_each_was_alone():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, attn_implementation="row_by_row",
-    )  # fmt: skip
-    model, lengths = LlamaForCausalLM(config).eval(), [7, 1, 12]
+    model, lengths = tiny_model(), [7, 1, 12]
     ids = torch.randint(0, 50, (1, sum(lengths)))
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    packed = model(ids, position_ids=positions, use_cache=False).logits
-    model.set_attn_implementation("sdpa")
     alone = [model(row, use_cache=False).logits for row in ids.split(lengths, dim=1)]
+    model.set_attn_implementation("row_by_row")
+    packed = model(ids, position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(packed, torch.cat(alone, dim=1))
 
 
+def test_the_initial_model_is_asked_about_anchored_answers_alone_and_training_stays_the_same(
+    tiny_model, tmp_path, monkeypatch
+):
+    asked, weights, teacher_states = [], [], sdrrl_trainer.teacher_states
+    monkeypatch.setattr(sdrrl_trainer, "teacher_states", lambda *args: asked.append(1) or teacher_states(*args))
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {number}"}],
+            "completion": [{"role": "assistant", "content": f"Answer {language} {number}"}],
+            "kind": kind,
+            "question_language": language,
+            "answer_language": language,
+        }
+        for number in range(4)
+        for kind, language in (("source", "en"), ("target", "pt"))
+    ]
+    for number, trainer_class in enumerate((SDRRLTrainer, cpu.SparingTrainer)):
+        args = SDRRLConfig(
+            str(tmp_path / str(number)), kl_coef=4.0, anchor_languages=["en"], learning_rate=1e-2, use_cpu=True,
+            bf16=False, per_device_train_batch_size=1, gradient_accumulation_steps=2, num_train_epochs=1,
+            save_strategy="no", report_to="none",
+        )  # fmt: skip
+        peft_config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = trainer_class(tiny_model, args, train_dataset=Dataset.from_list(rows), peft_config=peft_config)
+        trainer.train()
+        weights.append([p.detach() for p in trainer.model.parameters() if p.requires_grad])
+    assert len(asked) == 8 + 4
+    torch.testing.assert_close(*weights)
+
+
+def test_texts_that_share_a_context_are_as_likely_as_each_by_itself():
+    model, rows = tiny_model(), [("What?", ["yes", "nobody knows"]), ("A", ["b"]), ("Long context ", ["x", "y", "zz"])]
+    expected = []
+    for context, texts in rows:
+        for text in texts:
+            ids = torch.tensor(characters([context + text], False)["input_ids"])
+            for temperature in (1.0, 2.0):
+                log_p = (model(ids).logits[0, :-1] / temperature).log_softmax(-1)
+                expected.append(log_p.gather(-1, ids[0, 1:, None])[len(context) - 1 :].sum().item())
+    found = likelihood.log_likelihoods(model, characters, rows, (1.0, 2.0))
+    assert np.array(found).flatten() == pytest.approx(expected, abs=1e-3)
+
+
+def test_drift_is_the_divergence_from_the_initial_model_and_zero_of_itself():
+    initial, model, rows = tiny_model(), tiny_model(seed=1), [("Why", [" not"]), ("Because it is", [" so", "n't"])]
+    assert likelihood.divergence(initial, tiny_model(), characters, rows) == [0.0, 0.0, 0.0]
+    ids = torch.tensor(characters(["Why not"], False)["input_ids"])
+    log_p, log_q = (each(ids).logits[0, 2:-1].log_softmax(-1) for each in (initial, model))
+    expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+    assert likelihood.divergence(initial, model, characters, rows)[0] == pytest.approx(expected, abs=1e-3) != 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence", "right", "wrong"),
+    [
+        ("agreement", "Ele saiu do carro novo", " do carro novo", " da carro novo"),
+        ("agreement", "Gosto das casas antigas", " das casas antigas", " dos casas antigas"),
+        ("é/são", "A casa é grande", " é grande", " são grande"),
+        ("foi/foram", "Eles foram embora cedo", " foram embora cedo", " foi embora cedo"),
+        ("swap", "Uma casa de pedra velha", " de pedra velha", " pedra de velha"),
+    ],
+)
+def test_a_minimal_pair_differs_in_what_is_wrong_alone(kind, sentence, right, wrong):
+    beginning, *found = pairs.minimal_pair(sentence, kind)
+    assert found == [right, wrong] and beginning + right == sentence
+
+
+@pytest.mark.parametrize("kind", pairs.KINDS)
+def test_a_sentence_without_its_words_makes_no_minimal_pair(kind):
+    assert pairs.minimal_pair("Muito obrigado, senhor", kind) is None
+    # Not where the ending does not tell the gender
+    assert kind != "agreement" or pairs.minimal_pair("Um problema do clima", kind) is None
+
+
+def test_the_temperature_that_fits_best_is_found_between_those_tried():
+    loss = [100 + 50 * (t - 1.14) ** 2 for t in measure.TEMPERATURES]
+    dev = {"likelihoods": {"flores/pt": [[10, *(-x for x in loss)]], "flores/en": [[10, *loss]]}}
+    assert measure.fitted_temperature(dev, "pt") == pytest.approx(1.14)
+    assert measure.TEMPERATURES[decide.AT_1] == 1
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Results of a made-up round: `write` sets what the arms reach."""
+    monkeypatch.setattr(decide, "result_file", lambda run, part: tmp_path / f"{run.name}.{part}.json")
+    decide.read.cache_clear()
+
+    def write(run: decide.Run, composite: float = 1.0, drift: float = 0.1, right: float = 0.8, english: float = 1.0):
+        dev = {name: [[100, *[-100 * composite] * 4]] * 3 for name in decide.TEXTS}
+        training = {"tokens": 1, "supervised_tokens": 1, "seconds": 1}
+        content = {"likelihoods": dev, "drift": [[100, 100 * drift]], "training": training, "pool": "p"}
+        (tmp_path / f"{run.name}.dev.json").write_text(json.dumps(content))
+        n, noise = 400, 1 + 1e-4 * run.seed  # seeds differ a little
+        content = {
+            "pool": "p",
+            "drift": [[100, 100 * drift]] * n,
+            "translation": {"en-pt": [[0, -1]] * n, "pt-en": [[0, -1]] * n},
+        }
+        for name in (*decide.T, *decide.SOURCE):
+            nats = -100 * (composite if name.endswith("pt") else english) * noise
+            content[name] = [[100, nats, nats]] * n
+        choices = ("pairs/swap", "questions", "stories", "inferences")
+        content["choices"] = {name: [int(i < right * n) for i in range(n)] for name in choices}
+        content["texts"] = dict.fromkeys(("wrong_language", "repetitive", "characters"), [0] * n)
+        for part in ("gate", "test"):
+            (tmp_path / f"{run.name}.{part}.json").write_text(json.dumps(content))
+        decide.read.cache_clear()
+
+    write(decide.Run("smollm2", "base"), drift=0.0)
+    for run in decide.stage_1():
+        drifts = {"t_sft": 0.1, "anchored": 0.04, "sampled": 0.06, "positive_control": 0.5}
+        write(run, composite=0.9 + 0.01 * (run.rate < 2e-3), drift=drifts.get(run.arm, 0.2))
+    yield write
+    decide.read.cache_clear()
+
+
+def test_the_winner_has_at_most_half_the_drift_of_t_sft(results):
+    assert decide.better_rate("t_sft") == 3e-3
+    assert decide.winner() == ("anchored", 3e-3)
+    results(decide.Run("smollm2", "sampled", 1e-3, 10), composite=0.8, drift=0.05)
+    assert decide.winner() == ("sampled", 1e-3)
+    for run in decide.stage_1():
+        if run.arm in decide.CANDIDATES:
+            results(run, composite=0.5, drift=0.051)
+    assert decide.winner() == ("target_sampled", 3e-3)
+
+
+def test_a_stage_opens_when_the_one_before_is_complete(results):
+    jobs = decide.jobs("smollm2")
+    assert {run.arm for run, _ in jobs if run.seed > 10} == {"anchored", "t_sft"}
+    assert not any(part == "test" for _, part in jobs)
+    for run in [run for run, _ in jobs if run.seed > 10]:
+        results(run)
+    assert sum(part == "test" for _, part in decide.jobs("smollm2")) == 1 + 8 + len(data.CONFIG["arms"])
+    decide.result_file(CONTROL, "dev").unlink()
+    assert all(run.seed in (0, 10) for run, _ in decide.jobs("smollm2"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "control", "expected"),
+    [
+        ({"composite": 0.95}, 0.5, "WIN"),
+        ({"composite": 1.005}, 0.5, "PARTIAL"),
+        ({"composite": 1.05}, 0.5, "FAIL"),
+        ({"composite": 0.95, "drift": 0.2}, 0.5, "FAIL"),
+        ({"composite": 0.95, "english": 1.02}, 0.5, "FAIL"),
+        ({"composite": 0.95, "right": 0.7}, 0.5, "FAIL"),
+        ({"composite": 0.95}, 0.05, "FAIL"),  # of keeping nothing can be said
+    ],
+)
+def test_the_decision_follows_the_rule(results, ours, control, expected):
+    results(CONTROL, drift=control)
+    groups = [[decide.Run("smollm2", arm, 3e-3, seed) for seed in (11, 12, 13, 14)] for arm in ("anchored", "t_sft")]
+    for run in groups[0]:
+        results(run, **{"drift": 0.04, **ours})
+    for run in groups[1]:
+        results(run)
+    assert decide.verdict(decide.decision(*groups, CONTROL)) == expected
+
+
+def test_a_difference_has_welchs_interval_over_seeds(results):
+    groups = [[decide.Run("smollm2", arm, 3e-3, seed) for seed in (11, 12, 13)] for arm in ("anchored", "t_sft")]
+    drifts = [0.1, 0.2, 0.3], [0.5, 0.5, 0.8]
+    for runs, values in zip(groups, drifts, strict=True):
+        for run, drift in zip(runs, values, strict=True):
+            results(run, drift=drift)
+    found = decide.contrast(*groups, ("drift",), decide.same)
+    assert found.delta == pytest.approx(-0.4 / math.log(2))
+    error = math.sqrt(0.01 / 3 + 0.03 / 3)  # variances of the two groups
+    freedom = error**4 / ((0.01 / 3) ** 2 / 2 + (0.03 / 3) ** 2 / 2)
+    reach = decide.student.ppf(0.975, freedom) * error / math.log(2)
+    assert found.of_seeds == pytest.approx((found.delta - reach, found.delta + reach))
+    assert found.of_items == pytest.approx((found.delta, found.delta))  # all items are alike
+
+
+def test_tables_and_plots_are_made_of_what_there_is(results):
+    assert "| anchored, 0.003 |" in tables.blocks()["stage 1"]
+    svg = tables.plots()["evidence_stage_1"]
+    assert svg.count("<circle") == len(decide.stage_1()) and ">t_sft 0.001</text>" in svg
+
+
 def test_the_pages_show_what_the_results_say():
-    found = tables.blocks(tables.read_all())
+    first_round = (tables.HERE / "round1" / "tables.txt").read_text(encoding="utf-8")
+    found = tables.blocks()
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
-        assert "<!-- end of pt " in text
         assert tables.fill(text, found) == text, "run `python benchmarks/evidence/tables.py --write`"
+        shown = re.findall(r"<!-- ((?:pt|es) .+?) -->(.+?)<!-- end of \1 -->", text, re.DOTALL)
+        assert shown or "<!-- end of stage 2 -->" in text
+        assert all(f"<!-- {name} -->{block}<!-- end of {name} -->" in first_round for name, block in shown)

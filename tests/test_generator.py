@@ -1,3 +1,5 @@
+import json
+import shutil
 import weakref
 
 import pytest
@@ -13,7 +15,7 @@ QUESTIONS = [[{"role": "user", "content": "Why " * n + "?"}] for n in (1, 9, 3, 
 @pytest.fixture(scope="module")
 def generator(tiny_model):
     """A tiny random model that ends its answers now and then."""
-    generator = TransformersGenerator(tiny_model, Sampling(max_new_tokens=24), dtype="float32")
+    generator = TransformersGenerator(tiny_model, Sampling(24, temperature=0.0), dtype="float32")
     with torch.no_grad():
         generator.model.get_output_embeddings().weight[generator.tokenizer.eos_token_id] *= 2
     return generator
@@ -90,7 +92,7 @@ def test_running_out_of_memory_halves_a_batch_and_leaves_nothing_behind(monkeypa
 
 @pytest.fixture
 def sampling(generator, monkeypatch):
-    monkeypatch.setattr(generator, "sampling", Sampling(24, temperature=1.0))
+    monkeypatch.setattr(generator, "sampling", Sampling(24))
     return generator
 
 
@@ -98,8 +100,17 @@ def test_a_sampled_answer_depends_on_its_row_and_the_seed_alone(sampling, monkey
     answers = sampling.generate(QUESTIONS)
     assert sampling.generate(QUESTIONS[::-1])[::-1] == answers
     assert [sampling.generate([question])[0] for question in QUESTIONS] == answers
-    monkeypatch.setattr(sampling, "sampling", Sampling(24, temperature=1.0, seed=1))
+    monkeypatch.setattr(sampling, "sampling", Sampling(24, seed=1))
     assert sampling.generate(QUESTIONS) != answers
+
+
+def test_what_a_model_recommends_for_sampling_stays_off(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    plain = TransformersGenerator(str(folder), Sampling(12)).generate(QUESTIONS)
+    recommended = json.loads((folder / "generation_config.json").read_text())
+    recommended |= {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 2.0}
+    (folder / "generation_config.json").write_text(json.dumps(recommended))
+    assert TransformersGenerator(str(folder), Sampling(12)).generate(QUESTIONS) == plain
 
 
 def test_samples_follow_the_distribution_of_the_model():

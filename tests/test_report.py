@@ -40,7 +40,7 @@ ANSWERS = {
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
 FILTER = defaultdict(lambda: "none", sdrrl_pku_saferlhf_gen="judge")
-LOWER = {"bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
+LOWER = {"bits_per_byte", "answer_bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
 
 
 def result(values, responses=None, prompt="Question {}"):
@@ -83,6 +83,7 @@ def one_model(boost):
         }
         results[f"sdrrl_multijail_{tag}"] = result(rates, [ANSWERS[tag]] * N, prompt=HARMFUL_TEXT + " {}")
         results[f"sdrrl_heldout_bpb_{tag}"] = result({"bits_per_byte": bits(1.2 - gain)})
+        results[f"sdrrl_heldout_bpb_{tag}"]["about"] = {"metadata": {"answers": "reference"}}
     wrong = [ANSWERS["en"] if i < (N if not boost else N // 4) else ANSWERS["pt"] for i in range(N - 2)]
     results["sdrrl_xlsum_pt"] = result(
         {"rougeL": [0.1 + boost / 2 + 0.001 * (i % 3 + boost * i) for i in range(N)]}, [*wrong, "", "não sei " * 30]
@@ -96,7 +97,7 @@ def save(folder, models, paths=None):
         about = {t: {"version": 1.0, "shots": 0, "n": len(one["items"])} | one["about"] for t, one in tasks.items()}
         content = {
             "results": {t: {f"{m},{FILTER[t]}": v for m, v in one["metrics"].items()} for t, one in tasks.items()},
-            "configs": {task: {"task": task} for task in tasks},
+            "configs": {task: {"task": task, "metadata": about[task].get("metadata")} for task in tasks},
             "versions": {task: about[task]["version"] for task in tasks},
             "n-shot": {task: about[task]["shots"] for task in tasks},
             "n-samples": {task: {"original": N, "effective": about[task]["n"]} for task in tasks},
@@ -166,7 +167,7 @@ def test_the_verdict_follows_the_adjusted_p_direction_and_number_of_items(higher
 @pytest.mark.parametrize("task, metric, language, benchmark, of_answers, role", cases("roles"))
 def test_benchmark_language_of_the_answers_and_role_of_a_row(task, metric, language, benchmark, of_answers, role):
     assert benchmark_of(task, language) == benchmark and answer_language(task, language) == of_answers
-    assert role_of(task, metric, language, "en") == role
+    assert role_of(task, metric, language, "en", {}) == role
 
 
 def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models, tmp_path):
@@ -186,6 +187,44 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     assert "gained on 5 of 5 measures; 0 got worse" in text and "in a wrong language" in text
     assert "English, the source language, shows no evidence of loss on 2 measures" in text
     assert "Safety: 0 of 6 measures better, 0 worse" in text
+
+
+def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path):
+    def drift_to(level, answers="own, temperature 1, top_p 1"):
+        task = {"sdrrl_heldout_bpb_en": result({"answer_bits_per_byte": bits(level)})}
+        task["sdrrl_heldout_bpb_en"]["about"]["metadata"] = {"answers": answers}
+        return task
+
+    for name, level, verdict, said in (
+        ("up", 1.4, "worse", "The model drifted from the base model: 0.2"),
+        ("down", 1.0, "no drift measured", "No significant drift from the base model was measured: -0.2"),
+    ):
+        content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
+        (row,) = content["rows"]
+        c = row["comparison"]
+        assert (row["role"], row["verdict"], c["base"], c["tuned"]) == ("drift", verdict, 0, c["delta"])
+        assert c["delta"] == pytest.approx(level - 1.2) and row["p_holm"] < 0.05
+        for file in ("report.md", "report.html", "README.md"):
+            assert said in (path.parent / file).read_text()
+    for own, role, verdict in (
+        ("own, temperature 0, top_p 1", "agreement", "no verdict"),
+        ("reference, temperature 1, top_p 1", "source", "worse"),
+    ):
+        content, path = run(tmp_path / role, {"base": drift_to(1.2, own), "tuned": drift_to(1.4, own)})
+        assert (content["rows"][0]["role"], content["rows"][0]["verdict"]) == (role, verdict)
+        assert ("Drift from the base model cannot be estimated" in path.read_text()) == (role == "agreement")
+
+
+def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
+    models = {"base": one_model(0.0), "half": one_model(0.2), "all": one_model(0.35), "other": one_model(0.1)}
+    paths = {"half": "out/model@0.5", "all": "out/model", "other": "out/other@0.5"}
+    content, path = run(tmp_path, models, paths)
+    half, whole = content["trade_off"]
+    assert [list(row.values())[:3] for row in (half, whole)] == [["model", 0.5, "half"], ["model", 1.0, "all"]]
+    assert 0 < half["target"] < whole["target"] and half["source"] == whole["source"] == 0 and half["drift"] is None
+    assert "## Gain and loss by strength" in path.read_text()
+    with pytest.raises(SDRRLError, match="`push_to_hub`.*sdrrl merge"):
+        run(tmp_path / "2", {"base": models["base"], "half": models["half"]}, paths, push_to_hub="me/it")
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):

@@ -58,6 +58,7 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     canned(monkeypatch)
     run_config["build"]["seeds"] = {"path": run_config["build"]["seeds"], "split": "train"}
     (tmp_path / "train").mkdir()  # what lies beside the configuration is no split
+    run_config["recipe"] = "anchored"
     path = run(run_config, tmp_path, tmp_path / "out")
     assert path == tmp_path / "out" / "report" / "report.md"
     content = json.loads((path.parent / "report.json").read_text())
@@ -65,6 +66,8 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
     assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
+    options = json.loads((tmp_path / "out" / "model" / "options.json").read_text())["options"]
+    assert (options["anchor_languages"], options["kl_coef"], options["learning_rate"]) == (["en"], 4.0, 1e-2)
     # once more: nothing is done again
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     run(run_config, tmp_path, tmp_path / "out")

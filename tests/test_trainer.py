@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer
@@ -65,6 +65,18 @@ def assert_equal_weights(one, other):
         assert torch.equal(p, q)
 
 
+def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model, tmp_path):
+    dataset = rows(4).add_column("truncated", [False, True, False, True])
+    trainer = make(tiny_model, tmp_path, dataset)
+    for row, made in zip(dataset, trainer.train_dataset, strict=True):
+        text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
+        assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
+        assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
+    # What `max_length` has cut has no end of turn to lose
+    short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - 3)
+    assert short.train_dataset[3]["labels"] == made["labels"][:-3]
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):
     return train(tiny_model, tmp_path_factory.mktemp("trained"))
@@ -106,29 +118,33 @@ def test_what_kinds_and_languages_cannot_follow_is_taken_without_them_and_refuse
         make(tiny_model, tmp_path, **options)
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_the_logged_figures_of_each_kind_and_language_are_sums_over_its_tokens(tiny_model, tmp_path, packing):
-    trainer = train(tiny_model, tmp_path, packing=packing)
+@pytest.mark.parametrize(
+    "options", [{}, {"packing": True, "kl_coef": 0.7}, {"kl_coef": 0.7, "anchor_languages": ["en"]}]
+)
+def test_the_logged_figures_of_each_kind_and_language_are_sums_over_its_tokens(tiny_model, tmp_path, options):
+    trainer = make(tiny_model, tmp_path, peft_config=LORA, **options)
+    trainer.watch_drift()
+    assert trainer.evaluate({"all": rows()})["eval_all_drift/source"] == 0
+    trainer.train()
     metrics = trainer.evaluate({"all": rows()})  # TRL 1.16 prepares these data twice
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
-    model.load_state_dict(trainer.model.state_dict())
     sums = {}
-    for row, ids, start in tokenized(tokenizer):
+    for row, ids, start in tokenized(trainer.processing_class):
         with torch.no_grad():
-            nll = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-        nll = nll[start - 1 :]
+            log_q = trainer.model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+            with trainer.model.disable_adapter():
+                log_p = trainer.model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        nll, kl = -log_q.gather(-1, ids[0, start:, None]).sum(), (log_p.exp() * (log_p - log_q)).sum()
         # The template ends the turn with a line break
         n_bytes = len((row["completion"][0]["content"] + "\n").encode())
         for name in (row["kind"], row["answer_language"]):
-            old = sums.get(name, (0.0, 0, 0))
-            sums[name] = (old[0] + nll.sum().item(), old[1] + len(nll), old[2] + n_bytes)
+            sums[name] = sums.get(name, 0) + torch.tensor([nll, kl, len(log_q), n_bytes], dtype=torch.float64)
     assert set(sums) == {"source", "target", "source_to_target", "translation", "en", "pt"}
-    n_tokens = sums["en"][1] + sums["pt"][1]
-    for name, (total, count, n_bytes) in sums.items():
-        assert metrics[f"eval_all_nll/{name}"] == pytest.approx(total / count, abs=1e-4)
-        assert metrics[f"eval_all_share/{name}"] == pytest.approx(count / n_tokens, abs=1e-6)
-        if name in ("en", "pt"):
-            assert metrics[f"eval_all_bpb/{name}"] == pytest.approx(total / n_bytes / math.log(2), abs=1e-4)
+    n_all = sums["en"][2] + sums["pt"][2]
+    for name, (nll, kl, n_tokens, n_bytes) in sums.items():
+        figures = {"nll": nll / n_tokens, "kl": kl / n_tokens, "share": n_tokens / n_all}
+        figures |= {"bpb": nll / n_bytes / math.log(2), "drift": kl / n_bytes / math.log(2)}
+        for figure, value in figures.items():
+            assert metrics[f"eval_all_{figure}/{name}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), figure
 
 
 def test_the_card_names_the_method_and_its_paper(trained):
@@ -217,6 +233,7 @@ def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model
         ({"kl_coef": -0.1}, "kl_coef"),
         ({"kl_coef": float("nan")}, "kl_coef"),
         ({"kl_coef": "much"}, "kl_coef"),
+        ({"anchor_languages": ["en"]}, "`anchor_languages` needs a `kl_coef` above 0"),
         ({"kl_coef": 1.0, "loss_type": "dft"}, "loss_type"),
         ({"kl_coef": 1.0, "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ],
@@ -233,6 +250,8 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (lambda data: data.map(lambda row: {"kind": 1}), {}, "16 of 16 rows have no text in `kind`"),
         (lambda data: data.map(lambda row: {"kind": "pt"}), {}, "'pt' names a kind and a language"),
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
+        (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
+        (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
         (None, {"max_length": 8}, "no supervised token"),
         (None, {"max_length": 8, "packing": True}, "no supervised token"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),

@@ -1,108 +1,45 @@
 """
-Tables and plots of what `run.py` has measured.
+Tables, plots and the decision from whatever results of `run.py` there are.
 
     python benchmarks/evidence/tables.py [--write]
 
 Prints the tables as Markdown; `--write` puts them between their marks in docs/results.md and README.md, and draws the
-plots. Scores are those of seed 0, which all arms have. Differences take all seeds that both arms have, and all their
-items together, paired by item and seed; 95 % intervals and p-values are from the paired bootstrap over the items
-(2,000 resamples, seed 1234): they say how far other items would change the difference, not how far another training
-would. Bold is p below 0.05 after Holm's correction over the table.
+plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
-import json
 import math
-from collections import defaultdict
 from pathlib import Path
 
+import decide
 import numpy as np
-
-from sdrrl_trl.evaluation.significance import bootstrap, holm
+from decide import Run
+from jinja2 import Environment, FileSystemLoader
 
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
-TARGETS = {"pt": "Portuguese", "es": "Spanish"}
-# Held-out text: name, where it is in the results, what it is. "T" stands for the target language
-LIKELIHOODS = {
-    "T own": "test/T/own",
-    "T references": "test/T/reference",
-    "T FLORES": "test/T/flores",
-    "en own": "test/en/own",
-    "en references": "test/en/reference",
-    "en FLORES": "test/en/flores",
+# On the test items: name in the tables, name in the results, factor
+BITS = {
+    "T1 human answers, pt": "human/pt",
+    "T2 FLORES, pt": "flores/pt",
+    "S3 human answers, en": "human/en",
+    "S3 FLORES, en": "flores/en",
 }
-DEV = {"T own, dev": "dev/T/own", "T references, dev": "dev/T/reference"}
-# Arms that change one thing in `sdrrl`
-PARTS = ("sdrrl_references", "sdrrl_lr_", "sdrrl_full", "without_", "kl_")
-TEXTS = {
-    "answers T chrF++": ("answers/T", "chrf++/reference"),
-    "answers en chrF++": ("answers/en", "chrf++/reference"),
-    "answers T chrF++ to own": ("answers/T", "chrf++/own"),
-    "answers en chrF++ to own": ("answers/en", "chrf++/own"),
-    "en-T chrF++": ("flores/en-T", "chrf++/reference"),
-    "T-en chrF++": ("flores/T-en", "chrf++/reference"),
-    "repetitive, T": ("answers/T", "repetitive"),
-    "wrong language, T": ("answers/T", "wrong_language"),
-    "characters, T": ("answers/T", "characters"),
+OTHERS = {
+    "T3 translation en-pt, bits saved": ("translation/en-pt", 1),
+    "T3 translation pt-en, bits saved": ("translation/pt-en", 1),
+    "T4 minimal pairs, % right": ("pairs", 100),
+    "T5 questions, % right": ("questions", 100),
+    "S1 drift, bits per byte": ("drift", 1),
+    "S2 XStoryCloze-en, % right": ("stories", 100),
+    "S2 XNLI-en, % right": ("inferences", 100),
+    "W wrong language, %": ("texts/wrong_language", 100),
+    "W repetitive, %": ("texts/repetitive", 100),
+    "W characters": ("texts/characters", 1),
 }
-CURVES = ("t_sft_curve", "sdrrl_curve")
-Runs = dict[str, dict[int, dict]]  # by arm and seed
-
-
-def read(target: str) -> Runs:
-    runs: Runs = defaultdict(dict)
-    for file in sorted((HERE / "results").glob(f"{target}-*.json")):
-        run = json.loads(file.read_text())
-        runs[run["arm"]][run["seed"]] = run
-    pools = {run["pool"] for seeds in runs.values() for run in seeds.values()}
-    if len(pools) > 1:
-        raise SystemExit(f"The {target} runs were made from {len(pools)} different pools: they cannot be compared.")
-    return runs
-
-
-def statistics(runs: Runs, arm: str, seeds: list[int], measure: str, target: str) -> tuple[str, np.ndarray]:
-    """Metric and statistics of each item, summed over seeds. The base model is the same for all seeds."""
-    found = []
-    for seed in seeds:
-        run = runs[arm][0 if arm == "base" else seed]
-        if measure not in TEXTS:
-            metric, items = "bits_per_byte", run["likelihoods"][(LIKELIHOODS | DEV)[measure].replace("T", target)]
-        else:
-            place, name = TEXTS[measure]
-            texts = run["texts"][place.replace("T", target)]
-            # Without spaces: the number of unigrams in chrF's statistics
-            items = [item[0] for item in texts["chrf++/own"]] if name == "characters" else texts[name]
-            metric = name.partition("/")[0]
-            items = items if metric == "chrf++" else [[item, 1] for item in items]
-        found.append(np.array(items, dtype=int if measure in TEXTS else float))
-    return metric, sum(found)
-
-
-def first_seed(runs: Runs) -> Runs:
-    """All arms have this one, so that an arm with more seeds is compared like with like."""
-    return {arm: {0: seeds[0]} for arm, seeds in runs.items()}
-
-
-def score(runs: Runs, arm: str, measure: str, target: str) -> float:
-    metric, values = statistics(runs, arm, sorted(runs[arm]), measure, target)
-    return bootstrap([(metric, values, values)], 1, seed=1234)[0].base
-
-
-def difference(runs: Runs, a: str, b: str, measure: str, target: str):
-    """`b` against `a` on the seeds that both have."""
-    seeds = sorted(runs[b] if a == "base" else set(runs[a]) & set(runs[b]))
-    metric, before = statistics(runs, a, seeds, measure, target)
-    _, after = statistics(runs, b, seeds, measure, target)
-    return bootstrap([(metric, before, after)], 2000, seed=1234)[0], len(seeds)
-
-
-def shown(measure: str, value: float, sign: str = "") -> str:
-    if measure.startswith("characters"):
-        return f"{value:{sign}.0f}"
-    return f"{value:{sign}.1f}" if "chrF++" in measure else f"{value:{sign}.3f}"
+NOT_YET = "Not measured yet."
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -110,174 +47,156 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def scores_table(runs: Runs, target: str, measures: dict, arms: list[str]) -> str:
-    runs = first_seed(runs)
-    rows = [[arm, *(shown(measure, score(runs, arm, measure, target)) for measure in measures)] for arm in arms]
-    return table(["arm", *(measure.replace("T", target) for measure in measures)], rows)
+def progress(model: str) -> str:
+    """
+    How far the runs are.
+
+    Raises:
+        `SystemExit`: if some were made from other records than the rest.
+    """
+    jobs = decide.jobs(model)
+    done = [job for job in jobs if decide.is_done(*job)]
+    if len({decide.read(*job)["pool"] for job in done}) > 1:
+        raise SystemExit(f"The runs of {model} were made from different pools: they cannot be compared.")
+    return f"{len(done)} of the {len(jobs)} measurements that are due by now are done."
 
 
-def differences_table(runs: Runs, target: str, pairs: list[tuple[str, str]], measures: list[str]) -> str:
-    """A row for each pair of arms, the second against the first, with intervals."""
-    pairs = [(a, b) for a, b in pairs if a in runs and b in runs and (a == "base" or set(runs[a]) & set(runs[b]))]
-    found = [(a, b, m, *difference(runs, a, b, m, target)) for a, b in pairs for m in measures]
-    corrected = holm([comparison.p for *_, comparison, _ in found])
-    rows = defaultdict(list)
-    for (a, b, measure, c, n_seeds), p in zip(found, corrected, strict=True):
-        mark = "**" if p < 0.05 else ""
-        interval = f"{shown(measure, c.low, '+')} to {shown(measure, c.high, '+')}"
-        rows[f"{b} against {a}", n_seeds].append(f"{mark}{shown(measure, c.delta, '+')}{mark} ({interval})")
-    return table(
-        ["arms", "seeds", *(m.replace("T", target) for m in measures)],
-        [[name, str(n_seeds), *cells] for (name, n_seeds), cells in rows.items()],
-    )
+def gate_table(model: str) -> str:
+    """Shares of right choices of the initial model, and whether each measure is used."""
+    base, rows = Run(model, "base"), []
+    if not decide.is_done(base, "gate"):
+        return NOT_YET
+    for measure, (share, low, used) in decide.gate(model).items():
+        percents = [f"{100 * value:.1f}" for value in (decide.CHANCE[measure], share, low)]
+        rows.append([measure, *percents, "yes" if used else "no"])
+    drift = decide.items(base, "drift", part="gate").sum(0)[0]
+    return table(["measure", "chance, %", "right, %", "lower bound, %", "used"], rows) + f"\n\nDrift: {drift:g}."
 
 
-def curve(runs: Runs, arm: str, measure: str, target: str) -> list[tuple[int, float]]:
-    """Supervised tokens and bits per byte at the start and at each checkpoint."""
-    run = runs[arm][0]
-    points = {int(name.split("-")[1]): found for name, found in run["points"].items()}
-    points |= {0: runs["base"][0]["likelihoods"], run["options"]["steps"]: run["likelihoods"]}
-    key = LIKELIHOODS[measure].replace("T", target)
-    sums = {step: np.sum(found[key], axis=0) for step, found in sorted(points.items())}
-    tokens = run["supervised_tokens"] / run["options"]["steps"]
-    return [(round(step * tokens), -nats / n_bytes / math.log(2)) for step, (nats, n_bytes) in sums.items()]
-
-
-def curves_table(runs: Runs, target: str) -> str:
+def stage_1_table() -> str:
+    """All arms at both rates on the dev items: changes in per cent of the initial model's bits, and drift."""
+    runs = [run for run in decide.stage_1() if decide.is_done(run, "dev")]
+    if not decide.is_done(Run("smollm2", "base"), "dev"):
+        return NOT_YET
+    before = decide.read(Run("smollm2", "base"), "dev")["likelihoods"]
     rows = []
-    for arm in CURVES:
-        if arm in runs:
-            curves = [curve(runs, arm, measure, target) for measure in LIKELIHOODS]
-            for point in zip(*curves, strict=True):
-                rows.append([arm, f"{point[0][0]:,}", *(f"{value:.3f}" for _, value in point)])
-    return table(["arm", "supervised tokens", *(measure.replace("T", target) for measure in LIKELIHOODS)], rows)
+    for run in runs:
+        found, (composite, drift) = decide.read(run, "dev"), decide.dev_scores(run)
+        ratios = [decide.nats(found["likelihoods"][name]) / decide.nats(before[name]) for name in decide.TEXTS]
+        changes = [f"{100 * value:+.2f}" for value in (composite, *np.log(ratios))]
+        cost = [f"{found['training'][name] or math.nan:,.0f}" for name in ("tokens", "supervised_tokens", "seconds")]
+        rows.append([f"{run.arm}, {run.rate:g}", changes[0], f"{drift:.4f}", *changes[1:], *cost])
+    texts = [f"{name}, %" for name in decide.TEXTS]
+    return table(["arm, rate", "composite, %", "drift", *texts, "tokens", "supervised", "seconds"], rows)
 
 
-def tasks_table(target: str) -> str:
-    """Benchmark tasks: the score of the arm compared with, and the difference of the other from it."""
-    file = HERE / "results" / f"tasks-{target}.json"
-    content = json.loads(file.read_text()) if file.exists() else {"rows": []}
+def stage_2_table(model: str) -> str:
+    """The initial model, T-SFT, the winner, and the difference of the last two with both intervals."""
+    base, ours, theirs = [Run(model, "base")], *contestants(model)
+    if not (ours and theirs):
+        return NOT_YET
     rows = []
-    for row, p in zip(content["rows"], holm([row["comparison"]["p"] for row in content["rows"]]), strict=True):
-        c, mark, task = row["comparison"], "**" if p < 0.05 else "", row["task"]
-        chance = f"{content['most_frequent'][task]:.3f}" if row["metric"] in ("acc", "accuracy") else ""
-        rows.append(
-            [f"{task} {row['metric']}", f"{row['model']} against {row['base']}", str(c["n"]), chance]
-            + [f"{c['base']:.3f}", f"{c['tuned']:.3f}"]
-            + [f"{mark}{c['delta']:+.3f}{mark} ({c['low']:+.3f} to {c['high']:+.3f})"]
-        )
-    return table(["task", "arms", "n", "most frequent answer", "before", "after", "difference"], sorted(rows))
+    for prefix, fitted in (("", False), ("D, ", True)):
+        for name, measure in BITS.items():
+            cells = [f"{score(runs, measure, fitted):.4f}" for runs in (base, theirs, ours)]
+            found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
+            rows.append([prefix + name, *cells, *_intervals(found, 100, " %")])
+    for name, (measure, factor) in OTHERS.items():
+        cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
+        found = decide.contrast(ours, theirs, (measure,), decide.same)
+        rows.append([name, *cells, *_intervals(found, factor)])
+    head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
+    return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
 
 
-def seeds_table(runs: Runs, target: str) -> str:
-    """How far the seed of the training changes scores: the mean over seeds, and the lowest and highest."""
-
-    def cells(by_measure: list[list[float]]) -> list[str]:
-        return [f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in by_measure]
-
-    scores = {
-        arm: [
-            [score({arm: {seed: run}}, arm, measure, target) for seed, run in sorted(seeds.items())]
-            for measure in LIKELIHOODS
-        ]
-        for arm, seeds in runs.items()
-        if len(seeds) > 1
-    }
-    rows = [[arm, str(len(runs[arm])), *cells(values)] for arm, values in scores.items()]
-    if {"sdrrl", "t_sft"} <= set(scores) and set(runs["sdrrl"]) == set(runs["t_sft"]):
-        changes = [np.subtract(*pair) for pair in zip(scores["sdrrl"], scores["t_sft"], strict=True)]
-        rows.append(["sdrrl minus t_sft", str(len(runs["sdrrl"])), *cells(changes)])
-    return table(["arm", "seeds", *(measure.replace("T", target) for measure in LIKELIHOODS)], rows)
+def contestants(model: str) -> tuple[list[Run], list[Run]]:
+    """The winner's and T-SFT's runs with the seeds of stage 2 that are measured on the test items."""
+    seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
+    runs = [run for run in _tested(model) if run.seed in seeds]
+    return [run for run in runs if run.arm != "t_sft"], [run for run in runs if run.arm == "t_sft"]
 
 
-def cost_table(all_runs: dict[str, Runs]) -> str:
-    rows = []
-    for target, runs in all_runs.items():
-        for arm, seeds in runs.items():
-            for seed, run in seeds.items():
-                if "cost" not in run:
-                    continue
-                cost = run["cost"]
-                seconds = cost["seconds"]
-                rate = f"{run['tokens'] / seconds:.0f}" if seconds else "resumed"
-                rows.append(
-                    [f"{target} {arm}", str(seed), f"{run['supervised_tokens']:,}"]
-                    + [f"{run['supervised_bytes'].get(tag, 0) / 1000:.0f}" for tag in (target, "en")]
-                    + [f"{run['tokens']:,}", str(run["rows"]), f"{seconds or math.nan:.0f}", rate]
-                    + [str(cost["peak_memory_mb"])]
-                )
-    head = ["arm", "seed", "supervised tokens", "kB in target language", "kB in English", "all tokens", "rows"]
-    head += ["seconds", "tokens/s", "peak MB"]
-    return table(head, rows)
+def _tested(model: str) -> list[Run]:
+    return [run for run, part in decide.jobs(model) if part == "test" and decide.is_done(run, part)]
 
 
-def plot(runs: Runs, target: str, path: Path) -> None:
-    """Gain in the target language against loss in the source language, both on FLORES, against the base model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    runs, points = first_seed(runs), {}
-    for arm in runs:
-        if arm in ("base", *CURVES):
-            continue
-        gain, loss = (difference(runs, "base", arm, f"{name} FLORES", target)[0] for name in ("T", "en"))
-        points[arm] = (loss.delta, -gain.delta)
-        axes.errorbar(
-            loss.delta,
-            -gain.delta,
-            xerr=[[loss.delta - loss.low], [loss.high - loss.delta]],
-            yerr=[[gain.high - gain.delta], [gain.delta - gain.low]],
-            marker="os^Dv<>"[len(axes.containers) % 7],
-            capsize=2,
-            label=arm,
-        )
-    if "kl_1" in points:
-        knob = [points[arm] for arm in ("sdrrl", "kl_0.1", "kl_1")]
-        axes.plot(*zip(*knob, strict=True), color="black", linestyle=":", linewidth=1, label="kl_coef 0, 0.1, 1")
-    axes.axvline(0, color="grey", linewidth=0.8)
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set_xlabel("loss in English: rise of bits per byte on FLORES")
-    axes.set_ylabel(f"gain in {TARGETS[target]}: fall of bits per byte on FLORES")
-    axes.set_title("up and to the left is better", fontsize=9)
-    axes.legend(fontsize=8, title="arm, seed 0", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
+def score(runs: list[Run], measure: str, fitted: bool = False) -> float:
+    """A measure on the test items, the mean over the runs."""
+    sums = [decide.items(run, measure, fitted).sum(0) for run in runs]
+    return float(np.mean([number / of for number, of in sums]))
 
 
-def read_all() -> dict[str, Runs]:
-    return {target: runs for target in TARGETS if (runs := read(target))}
+def _intervals(found: decide.Contrast, factor: float, unit: str = "") -> list[str]:
+    intervals = [f"{factor * low:+.3g} to {factor * high:+.3g}" for low, high in (found.of_items, found.of_seeds)]
+    return [f"{factor * found.delta:+.3g}{unit}", *intervals]
 
 
-def blocks(all_runs: dict[str, Runs]) -> dict[str, str]:
+def arms_table() -> str:
+    """The initial model and each arm at its better rate on the test items, one seed each."""
+    runs = [run for run in _tested("smollm2") if run.seed not in decide.CONFIG["stage_2"]["seeds"]]
+    rows = [[name, *(f"{score([run], measure):.4f}" for run in runs)] for name, measure in BITS.items()]
+    for name, (measure, factor) in OTHERS.items():
+        rows.append([name, *(f"{factor * score([run], measure):.4g}" for run in runs)])
+    return table(["measure", *(f"{run.arm}, {run.rate:g}" for run in runs)], rows)
+
+
+def decision_table(model: str) -> str:
+    ours, theirs = contestants(model)
+    control = next(run for run in decide.stage_1() if run.arm == "positive_control")
+    if not (len(ours) == len(theirs) > 1 and decide.is_done(control, "test")):
+        return "Not decided yet."
+    found, c = decide.decision(ours, theirs, control), decide.contrast(ours, theirs, decide.T)
+    rows = [["C(winner) - C(t_sft)", f"{100 * c.delta:+.2f} %, bound {100 * c.upper:+.2f} %"]]
+    rows += [[name, {True: "yes", False: "no", None: "unknown"}[holds]] for name, holds in found.items()]
+    return table(["condition", "holds"], [*rows, ["decision", decide.verdict(found)]])
+
+
+def blocks() -> dict[str, str]:
     """All tables by the name that marks their place in a page."""
-    found = {"cost": cost_table(all_runs)}
-    for target, runs in all_runs.items():
-        arms = sorted(runs, key=lambda arm: (arm != "base", arm))
-        found[f"{target} likelihoods"] = scores_table(runs, target, LIKELIHOODS, arms)
-        wrote = [arm for arm in arms if all("texts" in run for run in runs[arm].values())]
-        found[f"{target} texts"] = scores_table(runs, target, TEXTS, wrote)
-        short = [("base", "sft_en"), ("base", "t_sft"), ("base", "sdrrl"), ("t_sft", "sdrrl")]
-        found[f"{target} short"] = differences_table(runs, target, short, list(LIKELIHOODS))
-        against = [*short, ("sft_en", "sdrrl"), ("t_sft", "sdrrl_references")]
-        against += [("t_sft", "target_only"), ("target_only", "sdrrl")]
-        found[f"{target} main"] = differences_table(runs, target, against, list(LIKELIHOODS))
-        found[f"{target} main texts"] = differences_table(runs, target, against, list(TEXTS)[:-1])
-        changed = [arm for arm in arms if arm.startswith(PARTS)]
-        found[f"{target} parts"] = differences_table(
-            runs, target, [("sdrrl", arm) for arm in changed], list(LIKELIHOODS)
-        )
-        settings = ("lr_3e-4", "lr_3e-3", "full")
-        pairs = [(f"t_sft_{name}", f"sdrrl_{name}") for name in settings]
-        pairs += [("t_sft_lr_3e-3", "sdrrl"), ("kl_1", "sdrrl_lr_3e-4")]
-        pairs += [(than, f"without_{kind}") for kind in ("source", "english_answers") for than in ("base", "t_sft")]
-        found[f"{target} settings"] = differences_table(runs, target, pairs, list(LIKELIHOODS))
-        found[f"{target} dev"] = scores_table(runs, target, DEV, arms)
-        found[f"{target} seeds"] = seeds_table(runs, target)
-        found[f"{target} curves"] = curves_table(runs, target)
-        found[f"{target} tasks"] = tasks_table(target)
-    return found
+    return {
+        "progress": progress("smollm2"),
+        "gate": gate_table("smollm2"),
+        "stage 1": stage_1_table(),
+        "stage 2": stage_2_table("smollm2"),
+        "arms": arms_table(),
+        "decision": decision_table("smollm2"),
+        "second model": stage_2_table("qwen"),
+    }
+
+
+def plots() -> dict[str, str]:
+    """Gain in the target language against drift, as SVG by name: on the dev items and on the test items."""
+    base, first, second = Run("smollm2", "base"), [], []
+    for run in decide.stage_1() if decide.is_done(base, "dev") else []:
+        if decide.is_done(run, "dev"):
+            composite, drift = decide.dev_scores(run)
+            first.append((f"{run.arm} {run.rate:g}", drift, -100 * composite))
+    for run in sum(contestants("smollm2"), []):
+        gain = -100 * decide.contrast([run], [base], decide.T).delta
+        second.append((f"{run.arm} {run.seed}", score([run], "drift"), gain))
+    return {
+        "evidence_stage_1": scatter("Stage 1, dev items, arms and rates", first),
+        "evidence_stage_2": scatter("Stage 2, test items, arms and seeds", second),
+    }
+
+
+def scatter(title: str, points: list[tuple[str, float, float]]) -> str:
+    """A plot of points, each with its name beside it."""
+    most_x, most_y = (1.1 * max([point[axis] for point in points], default=1) for axis in (1, 2))
+    least_y = min([0.0, *(1.1 * y for *_, y in points)])
+    dots: list[dict] = []
+    # From the top down: a name that would lie on another one moves below it
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        dot = {"name": name, "x": 60 + 500 * x / most_x, "y": 40 + 330 * (most_y - y) / (most_y - least_y)}
+        dot["label_y"] = dot["y"]
+        for other in sorted(dots, key=lambda other: other["label_y"]):
+            if abs(other["x"] - dot["x"]) < 150 and abs(other["label_y"] - dot["label_y"]) < 13:
+                dot["label_y"] = other["label_y"] + 13
+        dots.append(dot)
+    zero = 40 + 330 * most_y / (most_y - least_y)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template("plot.svg.jinja")
+    return template.render(title=title, dots=dots, zero=zero, most_x=most_x, most_y=most_y)
 
 
 def fill(page: str, found: dict[str, str]) -> str:
@@ -294,16 +213,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="into the pages")
     write = parser.parse_args().write
-    all_runs = read_all()
-    found = blocks(all_runs)
+    found = blocks()
     for name, text in found.items():
         print(f"## {name}\n\n{text}\n")
     if write:
         for page in PAGES:
             page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
-        for target, runs in all_runs.items():
-            if len(runs) > 1:
-                plot(runs, target, ROOT / "docs" / f"evidence_{target}.png")
+        for name, svg in plots().items():
+            (ROOT / "docs" / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,26 +9,23 @@ from sdrrl_trl.utils import sha256
 @dataclass(frozen=True)
 class Sampling:
     """
-    How an engine answers.
+    How an engine answers: by default with samples of the model's own distribution, as it is.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to `512`): Longest answer in tokens.
-        temperature (`float`, *optional*, defaults to `0.0`): Temperature of sampling; 0 for greedy decoding.
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature of sampling; 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`): Nucleus of sampling.
         seed (`int`, *optional*, defaults to `42`): Seed of sampling.
     """
 
     max_new_tokens: int = 512
-    temperature: float = 0.0
+    temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 42
 
     def seed_of(self, conversation: list[dict[str, str]]) -> int:
         """A seed for each conversation, so that an answer does not depend on what is asked beside it."""
         return int(sha256(f"{self.seed}:{conversation}")[:8], 16) % 2**31
-
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -35,7 +35,7 @@ class EndpointGenerator:
             Address up to the version, such as `http://localhost:8000/v1`.
         model (`str`):
             Name of the model on the server.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
+        sampling ([`Sampling`]):
             How to answer.
 
     Raises:
@@ -43,7 +43,7 @@ class EndpointGenerator:
             not there, or stays broken.
     """
 
-    def __init__(self, url: str, model: str, sampling: Sampling = GREEDY):
+    def __init__(self, url: str, model: str, sampling: Sampling):
         if not re.fullmatch(r"(?a)https?://([\w.-]+|\[[\w:]+\])(:\d+)?(/[^\s@?#]*)?", url):
             raise SDRRLError(
                 "The address of the server must look like `http://localhost:8000/v1`, without user name, password or "

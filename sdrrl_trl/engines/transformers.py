@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -149,15 +149,15 @@ class TransformersGenerator:
     Args:
         model (`str`):
             Local path or hub id.
+        sampling ([`Sampling`]):
+            How to answer. Each row has random numbers of its own, whatever batch it is in.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
-            How to answer. Each row has random numbers of its own, whatever batch it is in.
     """
 
-    def __init__(self, model: str, sampling: Sampling = GREEDY, revision: str = "main", dtype: str = "auto"):
+    def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
         check_model(model, needs_chat_template=True, revision=revision)
         self.sampling = sampling
         self.model, self.tokenizer = load_model(model, revision, dtype)
@@ -241,14 +241,19 @@ class _SomeFinished(StoppingCriteria):
 class _Sampler(LogitsProcessor):
     """
     Sampling with random numbers of each row's own, by the Gumbel-max trick: the token with the highest sum of logit
-    and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples.
+    and Gumbel noise is a sample of the softmax, so that greedy decoding of the sums samples. Logits that differ in
+    their last bits, as they do with the padding of a batch, give the same token: nearly always in float32, mostly in
+    bfloat16.
     """
 
     def __init__(self, sampling: Sampling, generators: list[torch.Generator]):
         self.sampling, self.generators = sampling, generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores.float() / self.sampling.temperature)
-        # On the CPU, whose random numbers are the same everywhere
+        scores = scores.float() / self.sampling.temperature
+        if self.sampling.top_p < 1:  # at 1 it would only sort the vocabulary
+            scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
+        # On the CPU, whose random numbers are the same everywhere. In float32 they let tokens less likely than 6e-8
+        # come more rarely than they should, which is not worth twice the time
         noise = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         return scores - (-noise.clamp(min=1e-20).log()).log().to(scores.device)

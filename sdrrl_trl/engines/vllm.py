@@ -1,8 +1,8 @@
-"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU by us."""
+"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU."""
 
 from typing import Any
 
-from sdrrl_trl.engines import GREEDY, Generation, Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.transformers import check_model, load_tokenizer
 from sdrrl_trl.utils import package_version
 
@@ -14,15 +14,15 @@ class VLLMGenerator:
     Args:
         model (`str`):
             Local path or hub id.
+        sampling ([`Sampling`]):
+            How to answer.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
-        sampling ([`Sampling`], *optional*, defaults to greedy decoding):
-            How to answer.
     """
 
-    def __init__(self, model: str, sampling: Sampling = GREEDY, revision: str = "main", dtype: str = "auto"):
+    def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
         check_model(model, needs_chat_template=True, revision=revision)
         from vllm import LLM
 

@@ -71,9 +71,9 @@ def write(
     data.eval_results = list({(r.dataset_name, r.metric_type, r.metric_name): r for r in results}.values()) or None
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = [data.base_model] if isinstance(data.base_model, str) else data.base_model or []
-    data.base_model = data.base_model if all(map(_on_hub, bases)) else None
+    data.base_model = data.base_model if all(map(on_hub, bases)) else None
     tags = map(str, data.tags or [])
-    data.tags = [tag for tag in tags if not tag.startswith("base_model:") or _on_hub(tag.rpartition(":")[2])] or None
+    data.tags = [tag for tag in tags if not tag.startswith("base_model:") or on_hub(tag.rpartition(":")[2])] or None
     if data_set:
         data.language = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
         if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
@@ -95,7 +95,8 @@ def write(
     write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{BEGIN}\n{section}{END}{after}\n")
 
 
-def _on_hub(model: str) -> bool:
+def on_hub(model: str) -> bool:
+    """Whether a model is named by an id of the hub, not by a folder here."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
@@ -114,7 +115,7 @@ def _eval_results(rows: list[Row]) -> list[Any]:
             metric_value=round(row.comparison.tuned, 5),
         )
         for row in rows
-        if row.role != "agreement"
+        if row.role not in ("agreement", "drift")
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ ALPHA = 0.05
 MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the number is not from the paper
 FEW = "too few items"
 # In the order of the table
-ROLES = ("target", "source", "other", "agreement", "format", "safety")
+ROLES = ("target", "source", "drift", "other", "agreement", "format", "safety")
+SAMPLED = "own,temperature1,top_p1"  # held-out answers that drift can be estimated from, as a signature has them
 # Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
 
@@ -34,11 +35,12 @@ class Row:
         task (`str`): Name of the task.
         metric (`str`): Name of the metric.
         language (`str`, *optional*): Tag of the language that the task is about.
-        role (`str`): What the row is evidence of: `"target"`, `"source"`, `"other"` (the task's language is not
-            known), `"safety"`, `"format"` (language and format of the answers), or `"agreement"` (with the base
-            model's own answers, neither good nor bad).
+        role (`str`): What the row is evidence of: `"target"`, `"source"`, `"drift"` (from the base model, by the
+            likelihood of samples of it in the source language), `"other"` (the task's language is not known),
+            `"safety"`, `"format"` (language and format of the answers), or `"agreement"` (with the base model's own
+            answers, neither good nor bad).
         higher_is_better (`bool`): Direction of the metric.
-        comparison ([`Comparison`]): The numbers.
+        comparison ([`Comparison`]): The numbers; those of drift are the base model's, 0, and the difference.
         p_holm (`float`): P-value after Holm's correction for all rows.
     """
 
@@ -55,6 +57,10 @@ class Row:
     def verdict(self) -> str:
         if self.comparison.n < MIN_ITEMS:
             return FEW
+        if self.role == "agreement":
+            return "no verdict"
+        if self.role == "drift":  # nothing is better than none: below zero is noise
+            return "worse" if self.p_holm < ALPHA and self.comparison.delta > 0 else "no drift measured"
         if not self.p_holm < ALPHA:
             return "no evidence of change"
         return "better" if (self.comparison.delta > 0) == self.higher_is_better else "worse"
@@ -85,6 +91,8 @@ class Row:
         return self._titled(self.benchmark).replace("_*:", ":")
 
     def _titled(self, task: str) -> str:
+        if self.role == "drift":
+            return "drift from the base model: bits per byte of its own answers"
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
         name, _, by = self.metric.partition(",")
@@ -110,7 +118,7 @@ def answer_language(task: str, language: str | None) -> str | None:
     return BY_FLORES.get(pair[1]) if pair else language
 
 
-def role_of(task: str, metric: str, language: str | None, source: str) -> str:
+def role_of(task: str, metric: str, language: str | None, source: str, signature: dict[str, Any]) -> str:
     """Role of a [`Row`]."""
     if metric.partition(",")[0] in _FORMAT:
         return "format"
@@ -120,8 +128,12 @@ def role_of(task: str, metric: str, language: str | None, source: str) -> str:
         return "other"
     if language != source:
         return "target"
-    # The held-out answers in the source language are the base model's own
-    return "agreement" if task.startswith("sdrrl_heldout_gen") else "source"
+    answers = signature.get("answers", "own")
+    if not task.startswith("sdrrl_heldout") or not answers.startswith("own"):
+        return "source"
+    # Samples of what the base model says if it is asked through its chat template
+    sampled = answers == SAMPLED and signature["chat_template"] != "none"
+    return "drift" if sampled and task.startswith("sdrrl_heldout_bpb") else "agreement"
 
 
 def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[dict[str, Any]]]:
@@ -153,13 +165,18 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
                     scores = {"base": both[0].metrics[metric], "tuned": both[1].metrics[metric]}
                     not_compared.append({"model": model, "task": task, "metric": metric, **scores, "because": found})
                     continue
-                role = role_of(task, metric, language_of(task), source)
+                role = role_of(task, metric, language_of(task), source, both[0].signature)
                 measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
                 statistics.append((metric.partition(",")[0], *found))
     comparisons = compare_pairs(statistics, SEED)
     # One correction for all rows: a table of 200 has 10 with p < 0.05 by chance
     p_values = holm([comparison.p for comparison in comparisons])
-    rows = [Row(*measure, c, p) for measure, c, p in zip(measures, comparisons, p_values, strict=True)]
+    rows = []
+    for measure, comparison, p in zip(measures, comparisons, p_values, strict=True):
+        row = Row(*measure, comparison, p)
+        # Of drift, the difference itself is what is measured
+        drift = replace(row, comparison=replace(comparison, base=0.0, tuned=comparison.delta))
+        rows.append(drift if row.role == "drift" else row)
     rows.sort(key=lambda r: (tuned.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
     return rows, not_compared
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks
-from sdrrl_trl.evaluation.models import MODEL_ARGS, base_path, is_adapter, load_models, processes
+from sdrrl_trl.evaluation.models import MODEL_ARGS, load_models, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
+from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -41,6 +42,7 @@ class EvaluationConfig:
     Parameters:
         models (`list[str]`):
             Models as `name=path or hub id`, such as `base=gpt2 tuned=output/model`. Adapters are put on their base.
+            `tuned=output/model@0.75` uses three quarters of what training changed; of a full model, from `base=...`.
         tasks (`list[str]`):
             Names of lm-eval tasks, groups or tags, such as `sdrrl_multilingual`; `sdrrl_heldout` stands for the
             held-out questions of `transfer_set`.
@@ -64,7 +66,7 @@ class EvaluationConfig:
             Ask through the model's chat template.
     """
 
-    models: list[str] = field(metadata={"help": "Models as `name=path or hub id`."})
+    models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
     tasks: list[str] = field(metadata={"help": "lm-eval tasks, groups or tags; `sdrrl_heldout`: held-out questions."})
     output_dir: str = field(metadata={"help": "Folder of the results."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
@@ -84,6 +86,18 @@ class EvaluationConfig:
             raise SDRRLError("`models` and `tasks` must each name at least one: there would be nothing to evaluate.")
         if len(self.model_paths) < len(self.models):
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
+        for model in self.model_paths.values():
+            if self.backend == "hf":
+                check_strength(model)
+            if split_strength(model)[1] is None:
+                continue
+            if self.backend != "hf":
+                raise SDRRLError(
+                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
+                    "`sdrrl merge`, and name its folder."
+                )
+            if not is_adapter(model) and "base" not in self.model_paths:
+                raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
         if HELD_OUT in self.tasks and self.transfer_set is None:
             raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
         if not all("=" in pair for pair in (self.model_args or "=").split(",")):
@@ -129,7 +143,7 @@ def evaluate(config: EvaluationConfig) -> Path:
             check_model(base_path(path), config.apply_chat_template)
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
-    known_by = fingerprint if config.backend in ("hf", "vllm") else str
+    known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
     # Models may come later; one that is there already must still be the same
     known = (recorded_options(folder, "evaluate") or {}).get("models", {})
@@ -147,6 +161,11 @@ def evaluate(config: EvaluationConfig) -> Path:
             _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
     state.wait_for_everyone()
     return folder
+
+
+def _fingerprint(model: str) -> str:
+    path, strength = split_strength(model)
+    return fingerprint(path) + (f"@{strength}" if strength is not None else "")
 
 
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
@@ -181,7 +200,8 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = {name: path for name, path in config.model_paths.items() if left[name]}
-        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size):
+        full_base = config.model_paths.get("base")
+        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size, full_base):
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
@@ -224,7 +244,7 @@ def _ask_and_save(
     if not results:  # in all processes but the first
         return
     path = config.model_paths[name]
-    model_args = {"pretrained": base_path(path)} | ({"peft": path} if is_adapter(path) else {})
+    model_args = {"pretrained": base_path(path), "peft": path} if is_adapter(path) else {"pretrained": path}
     # What `lm_eval.simple_evaluate` notes beside the results
     results["config"] = {
         "model": config.backend,

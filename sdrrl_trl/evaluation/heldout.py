@@ -17,8 +17,11 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
 
     `sdrrl_heldout_gen_<language>` generates an answer, as long at most as those of the transfer set, compares it with
     the held-out one (chrF++), and counts how many are in the language asked for. `sdrrl_heldout_bpb_<language>` is the
-    log-likelihood of the held-out answer given its question, in bits per byte. The held-out answers are the initial
-    model's own, translated for targets.
+    log-likelihood of the held-out answer with the end of the turn, given its question, in bits per byte of the answer.
+    The held-out answers are the initial model's own, translated for targets.
+
+    In the source language, if they are samples at temperature 1, the mean of `log p_initial - log p_model` over them
+    is an unbiased estimate of KL(initial || model): the drift, which only the initial model has at zero.
 
     Args:
         transfer_set (`Path`):
@@ -31,6 +34,8 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     options = load_manifest(transfer_set)["options"]
+    # Tells the report whether the answers are such samples
+    answers = f"{options['answer_source']}, temperature {options['temperature']:g}, top_p {options['top_p']:g}"
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
@@ -38,6 +43,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         for form in ("gen", "bpb"):
             config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
             config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
+            config["metadata"]["answers"] = answers
             if form == "gen":  # as long at most as the answers that they are compared with
                 config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
             configs.append(config)
@@ -57,6 +63,8 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             "messages": row["prompt"],
             "question": row["prompt"][-1]["content"],
             "answer": row["completion"][0]["content"],
+            "said": row["completion"][0]["content"],  # with the end of the turn, once it is known
+            "truncated": row.get("truncated", False),
             "language": language,
         }
         for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
@@ -71,9 +79,17 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     one system message for all, so earlier turns and a row's own system message would be lost.
     """
     # The system message of the transfer set, which lm-eval would put before, is in the rows already
-    if apply_chat_template:
-        return chat_template(doc["messages"], add_generation_prompt=True)
-    return "\n\n".join(message["content"] for message in doc["messages"])
+    if not apply_chat_template:
+        return "\n\n".join(message["content"] for message in doc["messages"])
+    if not doc["truncated"]:  # an answer that was cut off is the beginning of one
+        doc["said"] += end_of_turn(chat_template.__self__.tokenizer, doc["messages"][-1], doc["answer"])
+    return chat_template(doc["messages"], add_generation_prompt=True)
+
+
+def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
+    """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what was said."""
+    turns = [question, {"role": "assistant", "content": answer}]
+    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer.strip())[2].rstrip()
 
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""What the report says beside its comparisons: how much of the gap is closed, and what the answers are like."""
+"""
+What the report says beside its comparisons: how much of the gap is closed, what each strength gains and
+loses, and what the answers are like.
+"""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import numpy as np
 from sdrrl_trl.evaluation.compare import FEW, MIN_ITEMS, SEED, Row, answer_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
+from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.transfer.filters import is_repetitive
 
@@ -54,6 +59,31 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
     low, high = np.percentile(moved[some] / gap[some], [2.5, 97.5])
     closed = (after.mean() - before.mean()) / (source.mean() - before.mean())
     return {"closed": float(closed), "low": float(low), "high": float(high), "note": note}
+
+
+def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:
+    """Of each model that was evaluated at several strengths: what it gained and lost at each."""
+    by_path: dict[str, dict[float, str]] = defaultdict(dict)
+    for name, output in list(outputs.items())[1:]:
+        path, strength = split_strength(output.model)
+        by_path[path][1.0 if strength is None else strength] = name
+    found = []
+    for path, names in by_path.items():
+        if len(names) < 2:
+            continue
+        for strength, name in sorted(names.items()):
+            mine = [row for row in rows if row.model == name]
+            about = {"tuned": Path(path).name, "strength": strength, "model": name}
+            about |= {role: _mean_change([row for row in mine if row.role == role]) for role in ("target", "source")}
+            found.append(about | {"drift": next((r.comparison.delta for r in mine if r.role == "drift"), None)})
+    return found
+
+
+def _mean_change(rows: list[Row]) -> float | None:
+    """In per cent of the base model's scores, above zero for the better."""
+    changes = [row.comparison.delta / row.comparison.base for row in rows if row.comparison.base]
+    signs = [1 if row.higher_is_better else -1 for row in rows if row.comparison.base]
+    return 100 * float(np.mean(np.multiply(signs, changes))) if changes else None
 
 
 def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:

@@ -1,10 +1,18 @@
 """The models of `sdrrl evaluate` as lm-eval takes them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.utils import SDRRLError, read_json
+from sdrrl_trl.evaluation.weights import (
+    base_path,
+    is_adapter,
+    load_full,
+    only_adds,
+    own_tokenizer,
+    put_on,
+    split_strength,
+)
+from sdrrl_trl.utils import SDRRLError
 
 
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
@@ -13,20 +21,23 @@ MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_th
 
 
 def load_models(
-    paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int
+    paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None
 ) -> Iterator[tuple[str, Any]]:
     """
     Loads models one after the other, as lm-eval asks them; one base for all adapters of it that follow each other.
 
     Args:
         paths (`dict[str, str]`):
-            By name, folder or hub id; of an adapter, which is put on its base; for a server, the name that it knows.
+            By name, folder or hub id, with a strength or without; of an adapter, which is put on its base; for a
+            server, the name that it knows.
         backend (`str`):
             lm-eval's name of the backend.
         arguments (`dict[str, Any]`):
             Arguments for the backend.
         batch_size (`int`):
             Items per batch.
+        full_base (`str`, *optional*):
+            Base model of those that are no adapters and have a strength.
 
     Returns:
         `Iterator[tuple[str, Any]]`: name and `lm_eval.api.model.LM`. Only the last one may be used: it is changed when
@@ -38,39 +49,25 @@ def load_models(
     if backend != "hf":
         yield from ((name, _other_backend(backend, path, arguments, batch_size)) for name, path in paths.items())
         return
-    from peft import PeftModel
+    from sdrrl_trl.engines.transformers import load_model
 
-    from sdrrl_trl.engines.transformers import load_model, load_tokenizer
-
+    dtype = arguments.get("dtype", "auto")
     base_name = base = model = None
-    for name, path in paths.items():
-        if base is None or base_path(path) != base_name:
-            base = model = None  # before the next one is loaded: there may be no room for two
-            base_name = base_path(path)
-            base, base_tokenizer = load_model(base_name, dtype=arguments.get("dtype", "auto"))
-        model = PeftModel.from_pretrained(base, path) if is_adapter(path) else base
-        # A tokenizer of its own may have another chat template
-        own = (Path(path) / "tokenizer_config.json").exists()
-        tokenizer = load_tokenizer(path) if own else base_tokenizer
+    for name, spec in paths.items():
+        path, strength = split_strength(spec)
+        if strength is not None and not only_adds(path):
+            base = model = None
+            model, tokenizer = load_full(path, base_path(spec) if is_adapter(spec) else full_base, strength, dtype)
+        else:
+            if base is None or base_path(spec) != base_name:
+                base = model = None  # before the next one is loaded: there may be no room for two
+                base_name = base_path(spec)
+                base, base_tokenizer = load_model(base_name, dtype=dtype)
+            model = put_on(base, path, strength) if is_adapter(spec) else base
+            tokenizer = own_tokenizer(path) or base_tokenizer
         yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
-        if is_adapter(path):
-            base = model.unload() if _leaves_base(path, model) else None
-
-
-def _leaves_base(path: str, model: Any) -> bool:
-    """
-    Whether taking an adapter off gives its base back as it was. PiSSA and the like change it, and what was trained
-    beside the adapter, as embeddings or a head, stays in it.
-    """
-    from safetensors import safe_open
-
-    from sdrrl_trl.trainer.teacher import changes_base
-
-    file = Path(path) / "adapter_model.safetensors"
-    if not file.exists() or any(map(changes_base, model.peft_config.values())):
-        return False
-    with safe_open(file, "pt") as weights:
-        return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
+        if base is not None and is_adapter(spec):
+            base = model.unload() if only_adds(path) else None
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
@@ -109,16 +106,3 @@ def processes() -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=not torch.accelerator.is_available())
-
-
-def base_path(path: str) -> str:
-    """Path or hub id of an adapter's base model, else of the model itself."""
-    if not is_adapter(path):
-        return path
-    adapter = Path(path) / "adapter_config.json"
-    return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
-    return (Path(path) / "adapter_config.json").exists()

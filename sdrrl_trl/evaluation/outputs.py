@@ -235,6 +235,8 @@ def _signature(task: str, content: dict[str, Any], row: dict[str, Any]) -> dict[
         "chat_template": (content.get("chat_template_sha") or "none")[:8],
         "generation": content["configs"][task].get("generation_kwargs") or None,
         "lm_eval": content.get("lm_eval_version"),
+        # Of the held-out questions: whose they are, and how they were sampled
+        "answers": (content["configs"][task].get("metadata") or {}).get("answers"),
         "judge": json.loads(first(row["filtered_resps"]))["judge"] if judged else None,
     }
     return {name: re.sub(r"\s+", "", str(value)) for name, value in signature.items() if value is not None}

@@ -50,7 +50,7 @@ class Panel:
 
 def panels(rows: list[Row]) -> list[Panel]:
     """The main metric of each benchmark; those with most languages first."""
-    rows = [row for row in rows if row.role in ("source", "target", "other", "safety")]
+    rows = [row for row in rows if row.role in ("source", "target", "drift", "other", "safety")]
     main: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.metric not in ("chrf++", "unsafe_rate")):  # else the first one
         main.setdefault(row.benchmark, row.metric)

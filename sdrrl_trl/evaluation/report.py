@@ -9,11 +9,12 @@ from sacrebleu import sentence_chrf
 
 from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
-from sdrrl_trl.evaluation.measures import answers, gaps
+from sdrrl_trl.evaluation.measures import answers, gaps, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
+from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
@@ -86,6 +87,9 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     # Everything is read and checked before the first file is written
     outputs = {name: load(path) for name, path in config.folders.items()}
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
+    model = list(outputs.values())[1].model
+    if config.push_to_hub and split_strength(model)[1] is not None:
+        raise SDRRLError(f"`push_to_hub`: there is no folder {model}. Write it with `sdrrl merge`, and evaluate that.")
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
@@ -119,6 +123,7 @@ def _content(
         "rows": [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows],
         "not_compared": not_compared,
         "gaps": gaps(rows, outputs),
+        "trade_off": trade_off(rows, outputs),
         "answers": answers(outputs),
         "signatures": {
             task: "|".join(f"{name}:{value}" for name, value in (result.signature | {"seed": SEED}).items())

@@ -59,10 +59,12 @@ def chunked_distillation(
     teacher: torch.Tensor,
     teacher_head: Head,
     kl_coef: float,
+    anchored: torch.Tensor | None = None,
     chunk_size: int = 128,
 ) -> Distillation:
     """
-    `sum_t nll_t + kl_coef * KL(teacher_t || student_t)`, the gradients formed in the forward pass, chunk by chunk.
+    `sum_t nll_t + kl_coef * KL(teacher_t || student_t)`, or, with `anchored`, the first term for the tokens that are
+    not anchored and the second for those that are. The gradients are formed in the forward pass, chunk by chunk.
 
     Memory beside the inputs: about `5 * chunk_size * V` floats, one `(N, H)` gradient, and one `(V, H)` gradient if
     the head is trained; the logits' part does not grow with `N`.
@@ -80,11 +82,13 @@ def chunked_distillation(
             Head of the teacher, over the same vocabulary.
         kl_coef (`float`):
             Coefficient of the divergence.
+        anchored (`torch.Tensor` of shape `(N,)`, *optional*):
+            Whether a token has its divergence in the place of its negative log-likelihood.
         chunk_size (`int`, *optional*, defaults to `128`):
             Number of tokens whose logits exist at the same time.
     """
     head = student_head  # its tensors apart: autograd only follows what is handed over as such
-    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, kl_coef, chunk_size)
+    arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, kl_coef, anchored, chunk_size)
     return Distillation(*_ChunkedDistillation.apply(student, head.weight, head.bias, *arguments))
 
 
@@ -93,7 +97,7 @@ class _ChunkedDistillation(torch.autograd.Function):
     def forward(
         ctx: Any, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
     ) -> tuple[torch.Tensor, ...]:
-        scale, cap, labels, teacher, teacher_head, kl_coef, chunk_size = arguments
+        scale, cap, labels, teacher, teacher_head, kl_coef, anchored, chunk_size = arguments
         head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Sums over chunks in the data type of training would lose what is small beside the sum
@@ -117,6 +121,9 @@ class _ChunkedDistillation(torch.autograd.Function):
             d_kl = p.neg_().add_(q).mul_(kl_coef)
             grad = q
             grad.scatter_add_(-1, labels[rows, None], grad.new_full((len(grad), 1), -1.0))
+            if anchored is not None:
+                grad *= ~anchored[rows, None]
+                d_kl *= anchored[rows, None]
             grad += d_kl
             if cap is not None:
                 grad *= 1 - (logits / cap) ** 2  # d tanh
@@ -131,11 +138,12 @@ class _ChunkedDistillation(torch.autograd.Function):
         grad_bias = grad_bias.to(bias.dtype) if need_bias else None
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, kl, entropy, is_top1)
-        return (nll + kl_coef * kl).sum(), nll, kl, entropy, is_top1
+        losses = nll + kl_coef * kl if anchored is None else torch.where(anchored, kl_coef * kl, nll)
+        return losses.sum(), nll, kl, entropy, is_top1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # The loss is one number, so the gradient of what follows it is one factor
         grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, *[None] * 7)
+        return (*grads, *[None] * 8)

@@ -86,6 +86,20 @@ def _groups_of(dataset: Any) -> set[Group]:
     return set(zip(*columns, strict=True))
 
 
+def check_anchors(anchor_languages: list[str], train_dataset: Any) -> None:
+    """
+    Raises:
+        `SDRRLError`: for an anchor language that no record of the training data is answered in.
+    """
+    answered_in = {answer for *_, answer in group_table(train_dataset, None) if answer}
+    for language in anchor_languages:
+        if language not in answered_in:
+            raise SDRRLError(
+                f"`anchor_languages` names {language!r}, but no training record is answered in it: nothing would be "
+                f"anchored. Answered in: {', '.join(sorted(answered_in)) or 'not known, the data do not say'}."
+            )
+
+
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
     """
     Raises:
@@ -109,7 +123,8 @@ def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
 
 def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, **map_kwargs: Any) -> Any:
     """
-    Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`].
+    Replaces all columns but `input_ids` and `labels` by two per-token ones, see [`DataCollatorForSDRRL`]. Of answers
+    that were cut off (column `truncated`), the end of turn behind them is not trained.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -126,15 +141,20 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
     """
     ids = {group: index for index, group in enumerate(groups)}
     is_grouped = has_groups(dataset)
+    end = _end_of_turn(tokenizer) if "truncated" in get_dataset_column_names(dataset) else []
 
     def add(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         found = [NO_GROUP] * len(rows["labels"])
         if is_grouped:
             found = list(zip(*(rows[column] for column in GROUP_COLUMNS), strict=True))
-        texts = [[label for label in labels[1:] if label != -100] for labels in rows["labels"]]
+        all_labels = rows["labels"]
+        if end:
+            truncated = zip(all_labels, rows["truncated"], strict=True)
+            all_labels = [_without(end, labels) if is_cut else labels for labels, is_cut in truncated]
+        texts = [[label for label in labels[1:] if label != -100] for labels in all_labels]
         lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        columns: dict[str, list[list[int]]] = {"group_ids": [], "label_bytes": []}
-        for group, labels, length in zip(found, rows["labels"], lengths, strict=True):
+        columns: dict[str, list[list[int]]] = {"labels": all_labels, "group_ids": [], "label_bytes": []}
+        for group, labels, length in zip(found, all_labels, lengths, strict=True):
             if group not in ids:
                 raise SDRRLError(
                     f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
@@ -150,3 +170,18 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
     kept = ("input_ids", "labels", "seq_lengths")
     others = [name for name in get_dataset_column_names(dataset) if name not in kept]
     return dataset.map(add, batched=True, remove_columns=others, **map_kwargs)
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The tokens that the chat template puts behind an answer."""
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    answered = text[: text.rindex("¤") + 1]
+    # Not what is behind alone: some tokenizers begin a text otherwise than they go on
+    whole, start = tokenizer([text, answered], add_special_tokens=False)["input_ids"]
+    return whole[len(start) :]
+
+
+def _without(end: list[int], labels: list[int]) -> list[int]:
+    """Labels without those of the end of turn, which a row that was cut to `max_length` may have lost already."""
+    return [*labels[: -len(end)], *[-100] * len(end)] if labels[-len(end) :] == end else labels

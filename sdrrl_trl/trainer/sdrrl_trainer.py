@@ -1,3 +1,4 @@
+import inspect
 import math
 import textwrap
 from collections import defaultdict
@@ -17,11 +18,12 @@ from sdrrl_trl.trainer.groups import (
     PROVENANCE_KEYS,
     DataCollatorForSDRRL,
     add_provenance,
+    check_anchors,
     check_can_carry_groups,
     group_table,
 )
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-from sdrrl_trl.trainer.teacher import DistillationOutput, prepare_teacher, teacher_states
+from sdrrl_trl.trainer.teacher import DistillationOutput, initial_model, prepare_teacher, teacher_states
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -33,9 +35,9 @@ class SDRRLTrainer(SFTTrainer):
     [`SDRRLConfig`] asks for more. If the data have the columns `kind`, `question_language` and `answer_language` of a
     transfer set, it logs for each kind and each answer language the mean loss per token (`nll/<name>`), the bits per
     UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
-    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence (`kl/<name>`). All are sums over the tokens
-    since the last log, exact under packing, accumulation and over processes. Streaming data are trained on without
-    these figures.
+    supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence from the initial model in nats per token
+    (`kl/<name>`) and in bits per byte (`drift/<name>`). All are sums over the tokens since the last log, exact under
+    packing, accumulation and over processes. Streaming data are trained on without these figures.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -51,8 +53,9 @@ class SDRRLTrainer(SFTTrainer):
         *positional, **kwargs:
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Frozen initial model for `kl_coef`. Not needed with PEFT, where the adapter is turned off instead (or, if
-            the model came with a trained adapter, a copy of that is used), nor if `model` is a path.
+            Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with PEFT, where the adapter is
+            turned off instead (or, if the model came with a trained adapter, a copy of that is used), nor if `model`
+            is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.
@@ -108,18 +111,23 @@ class SDRRLTrainer(SFTTrainer):
             args = SDRRLConfig(output_dir="sdrrl_output")
         if not isinstance(args, SDRRLConfig):
             raise SDRRLError("`args` must be an `SDRRLConfig`, which takes the parameters of `SFTConfig` and its own.")
-        if ref_model is model and not isinstance(model, str | None):
-            raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
-        if ref_model is not None and not args.kl_coef:
-            raise SDRRLError("`ref_model` does nothing without `kl_coef`. Set `kl_coef`, or leave it out.")
+        bound = inspect.signature(super().__init__).bind(
+            model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs
+        )
+        self._origin = (model, ref_model, bound.arguments.get("peft_config"))
+        if args.kl_coef:
+            initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
         self._groups = group_table(train_dataset, eval_dataset)
         if self._groups:
             check_can_carry_groups(args, data_collator)
+        if args.anchor_languages:
+            check_anchors(args.anchor_languages, train_dataset)
+        # Of the data to evaluate on, for callbacks
+        self.eval_kinds = {kind for kind, *_ in group_table(None, eval_dataset)}
+        self._watches_drift = False
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
-        came_with_adapter = isinstance(model, PeftModel)
-        model_path = model if isinstance(model, str) else None
 
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs)
 
@@ -127,9 +135,7 @@ class SDRRLTrainer(SFTTrainer):
         if self._groups:
             # SFTTrainer refuses a custom collator with packing, so extend the one it has built
             self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
-        self.ref_model, self._teacher_adapter = None, None
-        if self.args.kl_coef:
-            self.ref_model, self._teacher_adapter = prepare_teacher(self, ref_model, model_path, came_with_adapter)
+        self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin) if args.kl_coef else (None, None)
 
     def _check_supported(self) -> None:
         """Refuses what the divergence, or figures by kind and language, would be wrong with."""
@@ -149,11 +155,20 @@ class SDRRLTrainer(SFTTrainer):
             )
         if self.args.kl_coef and self.compute_loss_func is not None:
             raise SDRRLError("`compute_loss_func` replaces the loss that `kl_coef` belongs to. Leave it out.")
-        if self.args.kl_coef and self.aux_loss_enabled:
-            raise SDRRLError(
-                "`kl_coef` does not support mixture-of-experts models with a router loss. Set "
-                "`router_aux_loss_coef=0.0` or `kl_coef=0.0`."
-            )
+
+    def watch_drift(self) -> None:
+        """
+        Has evaluations measure `drift/<name>` without `kl_coef`, too. The loss stays as it is.
+
+        Raises:
+            `SDRRLError`: if nothing says what the initial model was, or it cannot be compared with.
+        """
+        if not self.args.kl_coef and not self._watches_drift:
+            self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin)
+        self._watches_drift = True
+
+    def _asks_teacher(self) -> bool:
+        return self.args.kl_coef > 0 or (self._watches_drift and not self.model.training)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if not self._groups:
@@ -185,7 +200,7 @@ class SDRRLTrainer(SFTTrainer):
             self._signature_columns = [*self._signature_columns, *sorted(missing)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self._groups and not self.args.kl_coef:
+        if not self._groups and not self._asks_teacher():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         provenance = {name: inputs.pop(name)[:, 1:] for name in PROVENANCE_KEYS if name in inputs}
         found: list[Any] = []
@@ -194,10 +209,12 @@ class SDRRLTrainer(SFTTrainer):
             # `SFTTrainer.compute_loss` only calls the model, so what it gets can be looked at, or be another loss
             if "fused_lm_head" not in model_inputs:  # the logits, for label smoothing or `return_outputs`
                 return model(**model_inputs)
-            if not self.args.kl_coef:
+            if not self._asks_teacher():
                 found.append(model(**model_inputs))
                 return found[-1]
-            found.append(self._distill(model, model_inputs))
+            found.append(self._distill(model, model_inputs, provenance.get("group_ids")))
+            if not self.args.kl_coef:  # the divergence is only watched
+                return found[-1]
             # Its loss is `-log_probs`, summed, normalised, scaled. With the sum of both losses in their place, all of
             # that stays its business: accumulation, processes, tensor parallelism. It reads them for nothing else
             return replace(found[-1], log_probs=-found[-1].loss)
@@ -207,18 +224,23 @@ class SDRRLTrainer(SFTTrainer):
             self._add_to_sums(found[-1], **provenance)
         return loss
 
-    def _distill(self, model, inputs: dict[str, Any]) -> DistillationOutput:
+    def _distill(self, model, inputs: dict[str, Any], group_ids: torch.Tensor | None) -> DistillationOutput:
         del inputs["fused_lm_head"]
         with self.accelerator.autocast():
             teacher = teacher_states(self.model, self.ref_model, self._teacher_adapter, inputs)
-        return model(**inputs, distillation={"teacher": teacher, "kl_coef": self.args.kl_coef})
+        anchored = None
+        if self.args.anchor_languages:
+            is_anchor = [answer in self.args.anchor_languages for *_, answer in self._groups]
+            anchored = torch.tensor(is_anchor, device=group_ids.device)[group_ids]
+        options = {"teacher": teacher, "kl_coef": self.args.kl_coef, "anchored": anchored}
+        return model(**inputs, distillation=options)
 
     def _add_to_sums(self, outputs, group_ids, label_bytes, row_ids) -> None:
         """Adds a batch to the sums of NLL, KL, tokens and bytes by group, shape `(number of groups, 4)`."""
         mode = "train" if self.model.training else "eval"
         counts = outputs.label_mask * (row_ids < self._rows_that_count(mode, row_ids))
         nll = -outputs.log_probs.detach()
-        kl = outputs.kl if self.args.kl_coef else torch.zeros_like(nll)
+        kl = outputs.kl if self._asks_teacher() else torch.zeros_like(nll)
         values = torch.stack([(x * counts).float().flatten() for x in (nll, kl, counts, label_bytes)], dim=-1)
         sums = values.new_zeros(len(self._groups), 4).index_add_(0, group_ids.flatten(), values)
         self._sums[mode] = self._sums[mode] + sums if mode in self._sums else sums
@@ -255,10 +277,12 @@ class SDRRLTrainer(SFTTrainer):
             if n_tokens > 0:
                 metrics[f"nll/{name}"] = (nll / n_tokens).item()
                 metrics[f"share/{name}"] = (n_tokens / total).item()
-                if self.args.kl_coef:
+                if self._asks_teacher():
                     metrics[f"kl/{name}"] = (kl / n_tokens).item()
             if n_bytes > 0:
                 metrics[f"bpb/{name}"] = (nll / n_bytes).item() / math.log(2)
+                if self._asks_teacher():
+                    metrics[f"drift/{name}"] = (kl / n_bytes).item() / math.log(2)
         return metrics
 
     def _save_checkpoint(self, model, trial):

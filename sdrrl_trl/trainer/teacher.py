@@ -31,7 +31,7 @@ class DistillationOutput(FusedCausalLMOutput):
 
     Args:
         loss (`torch.Tensor`):
-            Sum over the tokens of `nll + kl_coef * kl`, in nats, not yet divided by their number.
+            Sum over the tokens of their loss in nats, see [`chunked_distillation`], not yet divided by their number.
         log_probs (`torch.Tensor` of shape `(B, L - 1)`): Log-probability of each label, 0 where ignored.
         entropy (`torch.Tensor` of shape `(B, L - 1)`): Entropy of each next-token distribution, 0 where ignored.
         is_top1 (`torch.Tensor` of shape `(B, L - 1)`): Whether the label is the most likely token.
@@ -51,67 +51,104 @@ class DistillationOutput(FusedCausalLMOutput):
         return cls(result.loss, log_probs, entropy, is_top1=is_top1, label_mask=mask, kl=kl)
 
 
+def initial_model(
+    model: str | PreTrainedModel | PeftModel, ref_model: str | PreTrainedModel | None, peft_config: PeftConfig | None
+) -> str | PreTrainedModel | None:
+    """
+    What the trainer's arguments say the frozen initial model is.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student, or its path.
+        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, or its path.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter that the student gets.
+
+    Returns:
+        `str` or [`~transformers.PreTrainedModel`] or `None`: a model or its path, `None` for the student with its new
+        adapter turned off, or with a copy of the adapter that it came with.
+
+    Raises:
+        `SDRRLError`: if there is no such model.
+    """
+    if ref_model is not None:
+        if ref_model is model and not isinstance(model, str):
+            raise SDRRLError("`ref_model` is the model itself: it would change with it. Give its path, or a copy.")
+        return ref_model
+    if isinstance(model, PeftModel):
+        return None
+    if peft_config is not None:
+        if changes_base(peft_config):
+            raise SDRRLError(
+                "The model without its adapter is not the initial model, which the divergence is measured from: the "
+                "adapter trains biases of the base model, replicates its layers, or is initialised by decomposing its "
+                "weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
+            )
+        return None
+    if isinstance(model, str):
+        return model
+    raise SDRRLError(
+        "The divergence (`kl_coef`, ForgettingCallback) needs the frozen initial model: give it as `ref_model` (path "
+        "or model), train with a `peft_config`, or give `model` as a path."
+    )
+
+
 def prepare_teacher(
-    trainer: SFTTrainer, ref_model: str | PreTrainedModel | None, model_path: str | None, came_with_adapter: bool
+    trainer: SFTTrainer,
+    model: str | PreTrainedModel | PeftModel,
+    ref_model: str | PreTrainedModel | None,
+    peft_config: PeftConfig | None,
 ) -> tuple[PreTrainedModel | None, str | None]:
     """
-    Makes the student comparable with its teacher, the frozen initial model, and finds that.
+    Makes the student comparable with its teacher, and loads that if need be.
 
     Args:
         trainer ([`~trl.SFTTrainer`]):
             Trainer that holds the student.
-        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            The teacher, or its path.
-        model_path (`str`, *optional*):
-            Path or name that the student was loaded from, if it was given so.
-        came_with_adapter (`bool`):
-            Whether the student had an adapter before the trainer added its own.
+        model, ref_model, peft_config:
+            What the trainer was made with, see [`initial_model`].
 
     Returns:
         `tuple`: the reference model, or `None` if the student's adapters make the difference; the adapter that makes
         the student its teacher, or `None` for no adapter.
 
     Raises:
-        `SDRRLError`: if there is no teacher, it has another vocabulary, or the adapter changes the base model.
+        `SDRRLError`: if there is no teacher, it has another vocabulary, or the student is a mixture of experts with a
+            router loss.
     """
+    initial = initial_model(model, ref_model, peft_config)
+    if trainer.aux_loss_enabled:
+        raise SDRRLError(
+            "The divergence (`kl_coef`, ForgettingCallback) does not support mixture-of-experts models with a router "
+            "loss. Set `router_aux_loss_coef=0.0`, or do without it."
+        )
     student = base_of(trainer.model)
     add_distillation(student)
-    if ref_model is None and isinstance(trainer.model, PeftModel):
-        if came_with_adapter:  # without its adapter, the model would not be the initial one
-            copy_adapter(trainer.model, _TEACHER_ADAPTER)
-            return None, _TEACHER_ADAPTER
-        if any(map(changes_base, trainer.model.peft_config.values())):
-            raise SDRRLError(
-                "The model without its adapter is not the initial model, so it cannot be the teacher for `kl_coef`: "
-                "the adapter trains biases of the base model, replicates its layers, or is initialised by decomposing "
-                "its weights. Give `ref_model`, or use `bias='none'` and a plain initialisation."
-            )
+    if initial is None and isinstance(model, PeftModel):  # without its adapter, it would not be the initial one
+        copy_adapter(trainer.model, _TEACHER_ADAPTER)
+        return None, _TEACHER_ADAPTER
+    if initial is None:
         return None, None
-    ref_model = ref_model or model_path
-    if ref_model is None:
-        raise SDRRLError(
-            "`kl_coef` needs the frozen initial model: give it as `ref_model` (path or model), train with a "
-            "`peft_config`, or give `model` as a path."
-        )
-    if isinstance(ref_model, str):
-        kwargs = dict(trainer.args.model_init_kwargs or {}) if ref_model == model_path else {}
+    if isinstance(initial, str):
+        kwargs = dict(trainer.args.model_init_kwargs or {}) if initial == model else {}
         kwargs |= {"dtype": student.dtype, "attn_implementation": student.config._attn_implementation}
         kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
-        ref_model = AutoModelForCausalLM.from_pretrained(ref_model, **kwargs)
-    sizes = [model.config.get_text_config().vocab_size for model in (student, ref_model)]
+        initial = AutoModelForCausalLM.from_pretrained(initial, **kwargs)
+    sizes = [model.config.get_text_config().vocab_size for model in (student, initial)]
     if sizes[0] != sizes[1]:
         raise SDRRLError(
             f"`ref_model` has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their distributions "
             "cannot be compared. The teacher is the initial model itself; give that."
         )
-    ref_model.requires_grad_(False)
-    add_distillation(base_of(ref_model))
+    initial.requires_grad_(False)
+    add_distillation(base_of(initial))
     if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(ref_model, trainer.accelerator), None
+        return prepare_deepspeed(initial, trainer.accelerator), None
     if trainer.is_fsdp_enabled:
-        return prepare_fsdp(ref_model, trainer.accelerator), None
+        return prepare_fsdp(initial, trainer.accelerator), None
     # Not `accelerator.prepare_model`: `evaluate` before `train` would then leave the student unprepared
-    return ref_model.to(trainer.accelerator.device).eval(), None
+    return initial.to(trainer.accelerator.device).eval(), None
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -126,8 +163,8 @@ def add_distillation(model: PreTrainedModel) -> None:
 
     * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
       shape `(N, H)`, and the [`Head`];
-    * `model(..., labels=labels, distillation={"teacher": (states, head), "kl_coef": number})`, with what the teacher
-      has returned so, returns a [`DistillationOutput`].
+    * `model(..., labels=labels, distillation={"teacher": (states, head), "kl_coef": number, "anchored": mask})`, with
+      what the teacher has returned so, and a mask of shape `(B, L - 1)` or `None`, returns a [`DistillationOutput`].
     """
     text_config = model.config.get_text_config()
     scale, cap = logit_scale(text_config), text_config.to_dict().get("final_logit_softcapping")
@@ -148,7 +185,9 @@ def add_distillation(model: PreTrainedModel) -> None:
         with maybe_gather_lm_head_ctx(weight, bias):
             if distillation is not None:
                 head, kl_coef = Head(weight, bias, scale, cap), distillation["kl_coef"]
-                result = chunked_distillation(hidden, head, labels[mask], *distillation["teacher"], kl_coef)
+                anchored = distillation["anchored"]
+                anchored = None if anchored is None else anchored.to(weight.device)[mask]
+                result = chunked_distillation(hidden, head, labels[mask], *distillation["teacher"], kl_coef, anchored)
                 return DistillationOutput.of(result, mask)
             tensors = [weight.detach(), None if bias is None else bias.detach()]
             if any(isinstance(module, FSDPModule) for module in self.modules()):

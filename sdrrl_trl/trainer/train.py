@@ -51,12 +51,13 @@ class TrainArguments:
             [`LMEvalCallback`].
         forgetting_bound (`float`, *optional*):
             Evaluate on the held-out records at the start and every `eval_steps` steps (500 unless set), and warn if
-            the bits per byte of the own answers in the source language rise by more, see [`ForgettingCallback`].
+            the drift from the initial model, in bits per byte of its own answers in the source language, is larger,
+            see [`ForgettingCallback`].
     """
 
     transfer_set: str = field(metadata={"help": "Folder made by `sdrrl build`."})
     eval_tasks: list[str] | None = field(default=None, metadata={"help": "lm-eval tasks to evaluate on in between."})
-    forgetting_bound: float | None = field(default=None, metadata={"help": "Warn if the model forgets more than so."})
+    forgetting_bound: float | None = field(default=None, metadata={"help": "Warn of more drift, in bits per byte."})
 
 
 def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> Path:
@@ -66,9 +67,12 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     Returns:
         `Path`: `output_dir`, with the model or adapter, its card, and `training.json` (the log).
     """
+    folder, manifest = Path(training_args.output_dir), load_manifest(Path(script_args.transfer_set))
+    if training_args.anchor_languages:
+        source = manifest["options"]["source_language"]
+        training_args.anchor_languages = [source if x == "source" else x for x in training_args.anchor_languages]
     options = check(script_args, training_args, model_args)
-    folder, files = Path(training_args.output_dir), load_manifest(Path(script_args.transfer_set))["sha256"]
-    options |= {"transfer_set": files["train.parquet"]}
+    options |= {"transfer_set": manifest["sha256"]["train.parquet"]}
     check_options(folder, options, "train")
     if (folder / "training.json").exists():
         print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
@@ -123,6 +127,9 @@ def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         value = getattr(training_args, name)
         if value is not None and not value > 0:
             raise SDRRLError(f"`{name}` must be above 0, got {value}.")
+    bound = script_args.forgetting_bound
+    if bound is not None and not bound >= 0:
+        raise SDRRLError(f"`forgetting_bound` must be at least 0, got {bound}: the initial model would be beyond it.")
     if script_args.eval_tasks:
         select(script_args.eval_tasks)
     check_can_carry_groups(training_args, data_collator=None)  # those of the transfer set
@@ -171,5 +178,5 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
     if script_args.eval_tasks:
         trainer.add_callback(LMEvalCallback(trainer, script_args.eval_tasks))
     if script_args.forgetting_bound is not None:
-        trainer.add_callback(ForgettingCallback(script_args.forgetting_bound))
+        trainer.add_callback(ForgettingCallback(trainer, script_args.forgetting_bound))
     return trainer

@@ -44,13 +44,14 @@ def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:
 
 
 def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
-    # Lone surrogates could not be written
-    text = without_thoughts(reply.text).encode("utf-8", "replace").decode()
+    # Lone surrogates could not be written. The last character may have been cut in two
+    text = without_thoughts(reply.text).encode("utf-8", "replace").decode().rstrip("\ufffd")
     # The system message that came with the data is part of the question, the one of the options is in all of them
     key = key_of("\n".join((seed.system or "", *seed.turns)))
     found = reject_answer(replace(reply, text=text), config.source_language)
     system = seed.system or config.system_prompt
-    return Answer(seed.source_id, key, seed.turns, text, system, found and f"answer/{found}")
+    truncated = reply.finish_reason == "length"
+    return Answer(seed.source_id, key, seed.turns, text, system, truncated, found and f"answer/{found}")
 
 
 def read_answers(folder: Path) -> Iterator[Answer]:
@@ -65,6 +66,6 @@ def read_answers(folder: Path) -> Iterator[Answer]:
         yield answer
 
 
-def good_answers(folder: Path) -> Iterator[Answer]:
-    """The answers that are not rejected."""
-    return (answer for answer in read_answers(folder) if answer.reason is None)
+def whole_answers(folder: Path) -> Iterator[Answer]:
+    """The answers that can be translated: neither rejected nor cut off."""
+    return (answer for answer in read_answers(folder) if answer.reason is None and not answer.truncated)

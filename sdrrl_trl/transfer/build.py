@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.stages import clear_stage, write_options
-from sdrrl_trl.transfer.answer import answer_seeds, good_answers
+from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
@@ -78,17 +78,17 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
     map_shards(inputs.seeds, answer, stages["answer"], size, len(inputs.seeds))
     answers, pairs = stages["answer"].folder, []
     # Translated without the bad ones, so that their number is not that of the questions
-    n_good = sum(1 for _ in good_answers(answers))
+    n_whole = sum(1 for _ in whole_answers(answers))
     for target in config.target_languages:
         stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
-        map_shards(good_answers(answers), translate, stage, size, n_good)
+        map_shards(whole_answers(answers), translate, stage, size, n_whole)
         if target in config.lexicon:
             lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
             # Not with the translation: another rate or lexicon should not cost the translations
             translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
             switcher = CodeSwitcher(lexicon, source, target, config.code_switch_rate, config.seed)
-            map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_good)
+            map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_whole)
         pairs.append(stage.folder)
     if config.parallel:
         check = partial(check_sentences, source=source, system=config.system_prompt)
@@ -105,7 +105,7 @@ def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: s
     """A word list by the translator of the words of all answers, in a file beside their translations."""
     path, state = inputs.stages[f"translate_{target}"].folder / "lexicon.json", PartialState()
     if state.is_main_process and not path.exists():
-        answers = good_answers(inputs.stages["answer"].folder)
+        answers = whole_answers(inputs.stages["answer"].folder)
         texts = (text for answer in answers for text in (*answer.turns, answer.text))
         write_json(path, translate_words(texts, translator, source, target))
     state.wait_for_everyone()
@@ -129,11 +129,12 @@ def _choose_and_publish(
     if is_non_commercial(licence):
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
     left_out = {" ".join(cell): available[cell] - n for cell, n in sorted(chosen.items()) if available[cell] > n}
+    counts = {"seeds": len(inputs.seeds), "left_out": left_out, "truncated": mix.n_truncated, "rejected": mix.rejected}
     facts = {
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
         "licences": {"translator": licence},
-        "counts": {"seeds": len(inputs.seeds), "left_out": left_out, "rejected": mix.rejected},
+        "counts": counts,
     }
     publish(config, mix.rows(), facts)
 

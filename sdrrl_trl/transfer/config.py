@@ -65,9 +65,10 @@ class TransferConfig:
         system_prompt (`str`, *optional*):
             System message put before every question that has none.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer in tokens. Longer ones are cut off, hence rejected.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 for greedy decoding.
+            Longest answer in tokens. Longer ones are cut off, and are in records of the kind `source` alone.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of sampling. Only at 1, with `top_p` 1, are answers samples of what the model would say, on
+            which training changes it least (`docs/method.md`). 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
 
@@ -99,7 +100,7 @@ class TransferConfig:
         test_size (`float`, *optional*, defaults to `0.1`):
             Share of the questions held out, in all languages.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of all random choices.
+            Seed of all random choices, the sampled answers among them.
 
         > Parameters that control the run
 
@@ -126,7 +127,7 @@ class TransferConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
-    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
     translator: str = field(default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."})
     translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})

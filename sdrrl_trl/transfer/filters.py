@@ -21,9 +21,7 @@ def reject_answer(answer: Generation, language: str) -> str | None:
     """Reason to reject an answer of the model in its source language."""
     if answer.finish_reason == "prompt_too_long":
         return "question_too_long"
-    if answer.finish_reason == "length":
-        return "truncated"
-    if answer.finish_reason != "stop":  # such as "content_filter"
+    if answer.finish_reason not in ("stop", "length"):  # such as "content_filter"
         return answer.finish_reason or "unfinished"
     if not answer.text:
         return "empty"

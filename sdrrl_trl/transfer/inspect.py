@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.render import render
-from sdrrl_trl.transfer.publish import load_manifest, summary
+from sdrrl_trl.transfer.publish import load_manifest, read_parquet, summary
 
 
 def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
@@ -22,17 +22,13 @@ def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
     Raises:
         `SDRRLError`: if the folder holds no finished transfer set.
     """
-    import pyarrow.parquet
-
     manifest = load_manifest(folder)
     samples: dict[str, list[dict[str, Any]]] = {}
     for name in ("train", "rejected"):
-        with pyarrow.parquet.ParquetFile(folder / f"{name}.parquet") as file:
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    found = samples.setdefault(_title(row), [])
-                    if len(found) < n:
-                        found.append(row)
+        for row in read_parquet(folder / f"{name}.parquet"):
+            found = samples.setdefault(_title(row), [])
+            if len(found) < n:
+                found.append(row)
     return escape(render("transfer_samples.txt", summary=summary(manifest), samples=samples, width=max(width, 10)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.transfer.answer import read_answers
+from sdrrl_trl.transfer.answer import read_answers, whole_answers
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
@@ -43,6 +43,8 @@ class Mix:
             Number of training records that can be made, by kind and language.
         rejected (`dict[str, int]`):
             Number of rejected rows by reason and language.
+        n_truncated (`int`):
+            Number of answers that were cut off. They are of use in records of the kind `source` alone.
     """
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
@@ -50,7 +52,7 @@ class Mix:
         # The two kinds besides are those that the evaluation on held-out questions needs
         self._kinds = {*config.proportions, "source", "target"}
         # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
-        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
+        ranks = array("Q", map(self._rank, whole_answers(answers)))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
         self._test_questions = set(self._find_test_questions())
@@ -66,7 +68,9 @@ class Mix:
         """Each question with its translations, and whether it is held out."""
         pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
         for answer in read_answers(self._answers):
-            if answer.reason is not None:
+            if answer.truncated and "source" not in self._config.proportions:  # there is no other use for it
+                answer = replace(answer, reason=answer.reason or "answer/truncated")
+            if answer.reason is not None or answer.truncated:
                 yield answer, (), False
                 continue
             translated = next(pairs, ())
@@ -121,12 +125,14 @@ class Mix:
             `SDRRLError`: if there would be none of a kind or language that was asked for.
         """
         rejected: Counter[str] = Counter()
+        self.n_truncated = 0
         ranks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("Q"))
         for row, is_test in self:
             if row.reason:
                 language = rejected_row(row, self._config.source_language)["language"]
                 rejected[f"{row.reason} {language}"] += 1
             elif not is_test:
+                self.n_truncated += isinstance(row, Answer) and row.truncated
                 for record in self.records(row):
                     ranks[record.kind, record.language].append(record.rank(self._config.seed))
         self.available = Counter({cell: len(found) for cell, found in ranks.items()})
@@ -175,7 +181,7 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
         source (`str`): Tag of the source language.
     """
     if isinstance(row, Answer):
-        yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system)
+        yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system, row.truncated)
         return
     if row.is_sentence:
         yield from _records_of_sentence(row, source)

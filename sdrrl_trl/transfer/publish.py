@@ -34,7 +34,8 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
     """
     folder, counts = Path(config.output_dir), {"train": Counter(), "test": Counter()}
     with ExitStack() as stack:
-        writers = {name: stack.enter_context(_writer(folder / name)) for name in DATA_FILES}
+        features = _features()
+        writers = {name: stack.enter_context(parquet_writer(folder / name, features[name])) for name in DATA_FILES}
         for split, row in rows:
             writers[f"{split}.parquet"].write(row)
             if split != "rejected":
@@ -59,23 +60,44 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
     write_json(folder / "manifest.json", manifest)
 
 
-@contextmanager
-def _writer(path: Path) -> Iterator[Any]:
-    """Writes rows to a Parquet file, a thousand at a time. The file is there when all is written."""
+def _features() -> dict[str, Any]:
+    """Columns of each file, for a file without rows has none of its own."""
     from datasets import Features, List, Value
+
+    text = Value("string")
+    message = List({"role": text, "content": text})
+    records = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text), "truncated": Value("bool")}
+    columns = dict.fromkeys(DATA_FILES, records) | {"rejected.parquet": dict.fromkeys(REJECTED, text)}
+    return {name: Features(features) for name, features in columns.items()}
+
+
+@contextmanager
+def parquet_writer(path: Path, features: Any = None) -> Iterator[Any]:
+    """
+    Writes rows to a Parquet file, a thousand at a time. The file is there when all is written.
+
+    Args:
+        path (`Path`): The file.
+        features ([`~datasets.Features`], *optional*): Columns and their types. Default: those of the first rows.
+    """
     from datasets.arrow_writer import ParquetWriter
 
-    text, temporary = Value("string"), path.with_name(f".{path.name}.tmp")
-    message = List({"role": text, "content": text})
-    features = {"prompt": message, "completion": message, **dict.fromkeys(PROVENANCE, text)}
-    if path.name == "rejected.parquet":
-        features = dict.fromkeys(REJECTED, text)
-    with ParquetWriter(features=Features(features), path=str(temporary), writer_batch_size=1000) as writer:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with ParquetWriter(features=features, path=str(temporary), writer_batch_size=1000) as writer:
         yield writer
         writer.finalize()
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, a thousand in memory at a time."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(1000):
+            yield from batch.to_pylist()
 
 
 def _sha256_of(path: Path) -> str:

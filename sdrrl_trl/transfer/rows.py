@@ -42,6 +42,7 @@ class Answer:
         turns (`tuple[str, ...]`): The conversation so far, as in the seed.
         text (`str`): The answer.
         system (`str`, *optional*): System message.
+        truncated (`bool`): Whether it was cut off at `max_new_tokens`. Then it is not translated.
         reason (`str`, *optional*): Why the row is rejected, as `stage/reason`.
     """
 
@@ -50,6 +51,7 @@ class Answer:
     turns: tuple[str, ...]
     text: str
     system: str | None = None
+    truncated: bool = False
     reason: str | None = None
 
 
@@ -93,6 +95,7 @@ class Record:
         language (`str`): Tag of the language that it counts for: the target language, but for the kind `source`.
         source_id (`str`): Id of the seed, or `parallel-<number>`.
         system (`str`, *optional*): System message.
+        truncated (`bool`): Whether the answer was cut off, so that no end of turn belongs behind it.
     """
 
     kind: str
@@ -103,6 +106,7 @@ class Record:
     language: str
     source_id: str
     system: str | None = None
+    truncated: bool = False
 
     def rank(self, seed: int) -> int:
         """Place in a random order of all records that does not depend on the others: a number of 64 bits."""
@@ -121,6 +125,7 @@ class Record:
             "question_language": self.question_language,
             "answer_language": self.answer_language,
             "source_id": self.source_id,
+            "truncated": self.truncated,
         }
 
 

