@@ -182,7 +182,7 @@ def _merge(arguments: list[str]) -> None:
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--base", help="model that it was trained from (default: the one that the adapter names)")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.merge import merge
+    from sdrrl_trl.evaluation.weights import merge
 
     print(f"Model: {merge(options.model, options.output, options.base)}")
 

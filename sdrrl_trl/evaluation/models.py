@@ -3,15 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sdrrl_trl.evaluation.weights import (
-    base_path,
-    is_adapter,
-    load_full,
-    only_adds,
-    own_tokenizer,
-    put_on,
-    split_strength,
-)
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -52,22 +44,20 @@ def load_models(
     from sdrrl_trl.engines.transformers import load_model
 
     dtype = arguments.get("dtype", "auto")
-    base_name = base = model = None
+    loaded = base = None
     for name, spec in paths.items():
         path, strength = split_strength(spec)
-        if strength is not None and not only_adds(path):
-            base = model = None
-            model, tokenizer = load_full(path, base_path(spec) if is_adapter(spec) else full_base, strength, dtype)
-        else:
-            if base is None or base_path(spec) != base_name:
-                base = model = None  # before the next one is loaded: there may be no room for two
-                base_name = base_path(spec)
-                base, base_tokenizer = load_model(base_name, dtype=dtype)
-            model = put_on(base, path, strength) if is_adapter(spec) else base
-            tokenizer = own_tokenizer(path) or base_tokenizer
+        if base is None or base_path(spec) != loaded:
+            base = model = None  # before the next one is loaded: there may be no room for two
+            loaded = base_path(spec)
+            base, base_tokenizer = load_model(loaded, dtype=dtype)
+        start = loaded if is_adapter(spec) else full_base
+        model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
         yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
-        if base is not None and is_adapter(spec):
+        if is_adapter(spec):
             base = model.unload() if only_adds(path) else None
+        elif strength is not None:
+            base = None
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
