@@ -376,9 +376,9 @@ def test_the_newest_result_of_a_task_counts(tmp_path):
     assert load(tmp_path / "tuned").tasks["sdrrl_belebele_gen_pt"].metrics == {"acc": pytest.approx(0.9)}
 
 
-def test_single_items_and_lone_models_are_refused(tmp_path):
-    with pytest.raises(SDRRLError, match="sdrrl_belebele_gen_pt has 1 items"):
-        run(tmp_path, dict.fromkeys(("base", "tuned"), small(acc=[1.0])))
+def test_a_single_item_has_no_verdict_and_lone_models_are_refused(tmp_path):
+    (row,) = run(tmp_path, dict.fromkeys(("base", "tuned"), small(acc=[1.0])))[0]["rows"]
+    assert row["verdict"] == "too few items"
     lone, form = "nothing to compare", "not of the form `name=folder`"
     for names, named in ((["a=e"], lone), (["a=e", "a=f"], lone), (["a=e", "../up=e"], form), (["a=e", "=e"], form)):
         with pytest.raises(SDRRLError, match=named):

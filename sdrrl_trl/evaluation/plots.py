@@ -1,7 +1,7 @@
 """The plot of the report: positions for the template that draws it as SVG."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.languages import language_name
@@ -58,5 +58,6 @@ def panels(rows: list[Row]) -> list[Panel]:
     # The source language first: there a loss would be
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
-            found.setdefault(row.plot_title, []).append(row)
+            title = replace(row, task=row.benchmark).title.replace("_*:", ":")
+            found.setdefault(title, []).append(row)
     return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))
