@@ -26,8 +26,7 @@ from sdrrl_trl.evaluation.compare import Row, answer_language, benchmark_of, com
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.outputs import save as save_outputs
-from sdrrl_trl.evaluation.report import ReportConfig, report
-from sdrrl_trl.evaluation.sentences import sentences
+from sdrrl_trl.evaluation.report import ReportConfig, report, sentences
 from sdrrl_trl.evaluation.significance import Comparison, corpus_score
 
 
