@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl import hub
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -166,6 +167,7 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
     Returns:
         `tuple`: by name, its lm-eval task objects by theirs; and by name, why it cannot be loaded.
     """
+    hub.unreachable()  # before `datasets` asks, again and again
     loaded, problems = {}, {}
     for name, spec in specs.items():
         try:
@@ -175,7 +177,7 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
             # lm-eval 0.5 puts the group before a task's name
             loaded[name] = {task.rpartition("::")[2]: one for task, one in found.items()}
         except Exception as error:  # whatever the data, their code or the hub may raise; it is shown
-            text = f"{type(error).__name__}: {error}"
+            text = hub.explain(error) or f"{type(error).__name__}: {error}"
             problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
     return loaded, problems
 
