@@ -230,9 +230,11 @@ def _judge(arguments: list[str]) -> None:
 def _doctor(arguments: list[str]) -> None:
     parser = _parser("doctor")
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
-    from sdrrl_trl.evaluation.doctor import doctor, format_doctor
+    parser.add_argument("--languages", nargs="+", help="only tasks about these languages")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
 
-    print(format_doctor(doctor(parser.parse_args(arguments).tasks)))
+    print(format_doctor(doctor(options.tasks, options.languages), surroundings()))
 
 
 COMMANDS = {
@@ -247,7 +249,7 @@ COMMANDS = {
     "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
     "tasks": (_tasks, "print the folder of the lm-eval tasks"),
     "judge": (_judge, "judge saved answers to harmful questions again, without asking the model"),
-    "doctor": (_doctor, "load the data of every benchmark, without a model, and say what is missing"),
+    "doctor": (_doctor, "show what is here: torch, disk, hub, translators, judge, the data of every benchmark"),
 }
 
 

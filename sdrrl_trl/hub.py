@@ -59,7 +59,7 @@ def unreachable() -> str | None:
         _give_up_early(get_session())
         return None
     _go_offline()
-    return f"{constants.ENDPOINT}: {answer}"
+    return f"{constants.ENDPOINT}: {answer if isinstance(answer, str) else f'error {answer}'}"
 
 
 def _go_offline() -> None:
