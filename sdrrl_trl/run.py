@@ -57,7 +57,11 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if others := sorted({*(train_configs[1].anchor_languages or ())} - answered_in):
         raise SDRRLError(f"`anchor_languages` names {', '.join(others)}, which no record will be answered in.")
     check_inputs(build_config)
-    select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
+    select(
+        [name for name in evaluation_config.tasks if name != HELD_OUT],
+        evaluation_config.languages,
+        evaluation_config.skip_missing,
+    )
     check(*train_configs)
     needs_held_out = HELD_OUT in evaluation_config.tasks or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:

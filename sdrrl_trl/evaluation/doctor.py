@@ -1,4 +1,4 @@
-"""`sdrrl doctor`: what is here of all that a run needs, which benchmarks in which languages, and why not the others."""
+"""`sdrrl doctor`: what is here of all that a run needs; which benchmarks, in which languages, and why not the rest."""
 
 import os
 import re

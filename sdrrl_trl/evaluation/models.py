@@ -1,8 +1,13 @@
 """The models of `sdrrl evaluate` as lm-eval takes them."""
 
+import inspect
+import json
+import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from sdrrl_trl import hub
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
@@ -10,6 +15,72 @@ from sdrrl_trl.utils import SDRRLError
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
 MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
 MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
+
+# Must not be in files
+_SECRET = re.compile(r"header|auth|api_?key|passw|secret|hf_token|^token$", re.IGNORECASE)
+_SECRET_URL = re.compile(r"://[^/,]*@|[?&][^=]*(key|token|secret|passw|sig|auth)[^=]*=", re.IGNORECASE)
+
+
+def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
+    """
+    Arguments for a backend, as lm-eval has them.
+
+    Args:
+        backend (`str`):
+            lm-eval's name of the backend.
+        text (`str`, *optional*):
+            `name=value,name=value`, or JSON.
+
+    Raises:
+        `SDRRLError`: for another form, passwords, and a backend or an argument that is not known.
+    """
+    from lm_eval._cli.utils import key_val_to_dict
+    from lm_eval.api.registry import get_model
+
+    text = text or ""
+    try:
+        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
+        found |= {name: json.loads(value) for name, value in found.items() if str(value).startswith("{")}
+    except (ValueError, TypeError) as error:
+        raise SDRRLError("`model_args` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
+    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
+        raise SDRRLError(
+            "`model_args` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
+        )
+    known = set(MODEL_ARGS)
+    if backend != "hf":
+        try:
+            classes = get_model(backend).__mro__[:-1]
+        except (ValueError, ImportError) as error:
+            raise SDRRLError(f"lm-eval has no backend {backend!r}: {error}") from error
+        known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
+    unknown = sorted(set(found) - known | set(found) & {"trust_remote_code"})
+    if unknown and (backend != "vllm" or "trust_remote_code" in found):  # which hands on what it does not know
+        raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
+        if not isinstance(found.get(name, kind()), kind):
+            raise SDRRLError(f"`model_args`: {name} must be a {kind.__name__}, such as {kind()}.")
+    if backend.startswith("local-") and "base_url" not in found:
+        raise SDRRLError(f"`backend={backend}` needs `--model_args base_url=http://localhost:8000/v1/...`.")
+    return found
+
+
+def check_server(arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] if the server does not answer."""
+    url = arguments.get("base_url")
+    if url is not None and isinstance(why := hub.probe(url), str):
+        raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct `base_url` in `model_args`.")
+
+
+def check_template(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
+    named = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & set(arguments))}
+    unused = [name for name in sorted(named) if name not in str(tokenizer.chat_template)]
+    if unused:
+        raise SDRRLError(
+            f"`model_args`: the chat template of {model!r} does not know {', '.join(unused)}, so it would do nothing. "
+            "Leave it out, or evaluate that model apart."
+        )
 
 
 def load_models(
@@ -53,6 +124,7 @@ def load_models(
             base, base_tokenizer = load_model(loaded, dtype=dtype)
         start = loaded if is_adapter(spec) else full_base
         model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
+        check_template(tokenizer, spec, arguments)
         yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
         if is_adapter(spec):
             base = model.unload() if only_adds(path) else None
@@ -84,10 +156,16 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
     if backend == "vllm" and is_adapter(path):
         named["lora_local_path"] = path
     more = {"batch_size": batch_size, "max_batch_size": None, "device": None}
+    hub.unreachable()  # for a tokenizer; before the library asks, again and again
+    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # its errors may hold the key
     try:
-        return get_model(backend).create_from_arg_obj(named | arguments, more)
-    except (ValueError, ImportError, OSError) as error:
-        raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {error}") from error
+        lm = get_model(backend).create_from_arg_obj(named | arguments, more)
+    except Exception as error:  # of any library
+        raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {hub.explain(error) or error}") from error
+    if "completions" in backend:  # some servers refuse an empty list of stop texts
+        payload = lm._create_payload
+        lm._create_payload = lambda *a, **k: {n: v for n, v in payload(*a, **k).items() if n != "stop" or v}
+    return lm
 
 
 def processes() -> Any:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,7 @@ def own_tasks() -> dict[str, list[str]]:
     return found
 
 
-def select(names: list[str], languages: list[str] | None = None) -> dict[str, Any]:
+def select(names: list[str], languages: list[str] | None = None, skip_missing: bool = False) -> dict[str, Any]:
     """
     Loads tasks, groups and tags by their names, of ours or of lm-eval, with their data.
 
@@ -113,6 +114,8 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             Names.
         languages (`list[str]`, *optional*):
             Only tasks about these.
+        skip_missing (`bool`, *optional*, defaults to `False`):
+            Leave out those whose data are not here, and print which and why.
 
     Returns:
         `dict[str, Any]`: lm-eval task objects by name.
@@ -135,11 +138,14 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
             raise SDRRLError(f"Unknown task {name!r}.{f' Did you mean {close}?' if close else ''}")
     loaded, problems = load_tasks(manager, specs)
-    if problems:
+    if problems and loaded and skip_missing:
+        lines = [f"{task}: {problem}" for task, problem in problems.items()]
+        print("\n".join([f"{len(problems)} tasks are left out, as they cannot be loaded:", *lines]), file=sys.stderr)
+    elif problems:
         first = next(iter(problems.values()))
         raise SDRRLError(
             f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
-            "what can be loaded here; name those, or choose `languages`."
+            "what can be loaded here; name those, choose `languages`, or leave out the others (`skip_missing`)."
         )
     # Which tasks are in a group of lm-eval's own is known only now
     return {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
