@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from sdrrl_trl.evaluation.card import on_hub
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic
@@ -51,7 +53,6 @@ def only_adds(path: str) -> bool:
     head or new tokens, takes the place of the base's.
     """
     from peft import LoraConfig, PeftConfig
-    from safetensors import safe_open
 
     from sdrrl_trl.trainer.teacher import changes_base
 
@@ -63,6 +64,20 @@ def only_adds(path: str) -> bool:
         return False
     with safe_open(file, "pt") as weights:
         return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
+
+
+def _resize(model: Any, n_tokens: int, adapter: Path) -> None:
+    """Gives a base the vocabulary of an adapter that was trained with another: that of its own embeddings, if any."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    size = max(n_tokens, embeddings.num_embeddings)
+    if adapter.exists():
+        with safe_open(adapter, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (it is no dict)
+                if f".{name}." in key and ".lora_" not in key and key.endswith(".weight"):
+                    size = weights.get_slice(key).get_shape()[0]
+    if size != embeddings.num_embeddings:
+        model.resize_token_embeddings(size)
 
 
 def tune(
@@ -96,12 +111,14 @@ def tune(
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    from sdrrl_trl.engines.transformers import load_model, load_tokenizer
+    from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
 
     if is_adapter(path):
         if (Path(path) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(path)
-        model = PeftModel.from_pretrained(model, path)
+        _resize(model, len(tokenizer), Path(path) / "adapter_model.safetensors")
+        with loading("the adapter", path):
+            model = PeftModel.from_pretrained(model, path)
         if strength is not None and only_adds(path):
             for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
                 layer.scale_layer(strength)
