@@ -243,7 +243,7 @@ def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monke
     content, path = run(tmp_path, models, transfer_set="set")
     assert "Portuguese, the source language, shows no evidence of loss on 3" in " ".join(content["summary"]["tuned"])
     card = (path.parent / "README.md").read_text()
-    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: seeds (cc-by-nc-4.0)" in card
+    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: `seeds (cc-by-nc-4.0)`" in card
     assert metadata_load(path.parent / "README.md")["language"] == ["pt", "en"]
 
 
@@ -501,7 +501,7 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
     assert len(names) == 17 and "sum" in names
 
 
-@pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "1: x", "license: \tmit: x"])
+@pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "license: \tmit: x"])
 def test_a_card_with_broken_metadata_is_named_before_anything_is_written(models, model_folder, tmp_path, metadata):
     card = model_folder / "README.md"
     card.write_text(f"---\n{metadata}\n---\n# Mine\n")

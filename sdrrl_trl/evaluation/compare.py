@@ -11,6 +11,7 @@ from sdrrl_trl.evaluation.outputs import Output, TaskResult
 from sdrrl_trl.evaluation.significance import Comparison, compare_pairs, corpus_score, holm, item_statistics
 from sdrrl_trl.evaluation.suite import BY_FLORES, HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.render import inline
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -89,7 +90,7 @@ class Row:
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
         name, _, by = self.metric.partition(",")
         measure = name.removeprefix("answer_").replace("_", " ") + (f" ({by})" if by else "")
-        return f"{task.removeprefix('sdrrl_')}: {measure}"
+        return inline(f"{task.removeprefix('sdrrl_')}: {measure}")
 
     @property
     def digits(self) -> int:
