@@ -159,13 +159,9 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
     hub.unreachable()  # for a tokenizer; before the library asks, again and again
     logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # its errors may hold the key
     try:
-        lm = get_model(backend).create_from_arg_obj(named | arguments, more)
+        return get_model(backend).create_from_arg_obj(named | arguments, more)
     except Exception as error:  # of any library
         raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {hub.explain(error) or error}") from error
-    if "completions" in backend:  # some servers refuse an empty list of stop texts
-        payload = lm._create_payload
-        lm._create_payload = lambda *a, **k: {n: v for n, v in payload(*a, **k).items() if n != "stop" or v}
-    return lm
 
 
 def processes() -> Any:
