@@ -20,6 +20,7 @@ from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.heldout import whole_conversation
+from sdrrl_trl.evaluation.models import load_models
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -319,6 +320,33 @@ def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not
     for other, named in (({"limit": 3}, "limit: was 2, is 3"), ({"models": [f"tuned={tiny_model}"]}, "models: was")):
         with pytest.raises(SDRRLError, match=named):
             evaluate(options(folder, **{"limit": 2, **other}))
+
+
+@pytest.mark.parametrize("grown", [2, 30, -20])
+def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_model, tmp_path, grown):
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<lang_th>", "<lang_km>"][: max(grown, 0)])
+    model.resize_token_embeddings(model.config.vocab_size + grown)
+    lora = LoraConfig(init_lora_weights=False, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    tuned = get_peft_model(model, lora)
+    for part in (tuned, tokenizer):
+        part.save_pretrained(tmp_path)
+    ids = torch.tensor([tokenizer("Where is the sky?").input_ids])
+    paths = {"base": tiny_model, "tuned": str(tmp_path), "again": tiny_model}
+    found = {name: lm.model(ids).logits for name, lm in load_models(paths, "hf", {"dtype": "float32"}, 4)}
+    assert torch.equal(found["tuned"], tuned(ids).logits) and torch.equal(found["base"], found["again"])
+
+
+def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "thinker")
+    template = model / "chat_template.jinja"
+    thought = "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}{{ effort }}{% endif %}"
+    template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
+    asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
+    folder = evaluate(options(tmp_path / "e", models=[f"base={model}"], model_args=asked, languages=["pt"], limit=2))
+    for result in tasks_of(folder, "base").values():
+        assert all(item.prompt.endswith("<think>\n\n</think>low") for item in result.items)
+    assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
 
 
 def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_path):

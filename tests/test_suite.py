@@ -9,6 +9,7 @@ from test_endpoint import Server
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation.outputs import load
+from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.evaluation.suite import language_of, select, task_manager
 
 
@@ -55,6 +56,13 @@ def test_our_tasks_are_indexed_at_once():
     assert {"sdrrl_multilingual", "xnli_th"} <= set(manager.all_tasks) and "hellaswag" not in manager.all_tasks
 
 
+def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
+    assert set(select(["sdrrl_xnli_gen_th", "arc_easy"], skip_missing=True)) == {"sdrrl_xnli_gen_th"}
+    assert "1 tasks are left out, as they cannot be loaded:\narc_easy: " in capsys.readouterr().err
+    with pytest.raises(SDRRLError, match="1 tasks cannot be loaded"):
+        select(["arc_easy"], skip_missing=True)
+
+
 @pytest.mark.parametrize("names, languages, named", cases("tasks"))
 def test_what_cannot_be_loaded_is_named_before_any_model_is(names, languages, named):
     with pytest.raises(SDRRLError, match=named):
@@ -79,12 +87,19 @@ def test_an_unknown_backend_is_clear(tiny_model, tmp_path):
         run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], backend="vlm")
 
 
-def test_a_server_can_be_evaluated(tiny_model, tmp_path):
+def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_path):
     reply = {"choices": [{"index": 0, "message": {"content": "Lisboa"}}]}
-    with Server(lambda number, body: (200, {}, reply)) as server:
-        model_args = f"base_url={server.url}/chat/completions"
-        more = {"backend": "local-chat-completions", "model_args": model_args, "models": ["served=my-model"]}
-        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
+    with Server(lambda number, body: (200 if body["model"] == "my-model" else 400, {}, reply)) as server:
+        model_args = f"base_url={server.url}/chat/completions,max_retries=1"
+        more = {"backend": "local-chat-completions", "model_args": model_args}
+        with pytest.raises(SDRRLError, match="local-chat-completions' failed at the model 'x', asked sdrrl_mkqa_pt"):
+            run(tiny_model, tmp_path / "x", ["sdrrl_mkqa_pt"], models=["x=other"], **more)
+        with pytest.raises(SDRRLError, match="Loglikelihood is not supported"):
+            run(tiny_model, tmp_path / "x", ["xnli_th"], models=["x=my-model"], **more)
+        server.requests.clear()
+        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], models=["served=my-model"], **more) / "served")
+    folders = [f"{name}={tmp_path / 'served'}" for name in ("base", "tuned")]
+    assert "mkqa_pt" in report(ReportConfig(folders, str(tmp_path / "report"))).read_text()
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
     (_, _, asked, _), *_ = server.requests
