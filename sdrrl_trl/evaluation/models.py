@@ -18,6 +18,7 @@ MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_th
 
 # Must not be in files
 _SECRET = re.compile(r"header|auth|api_?key|passw|secret|hf_token|^token$", re.IGNORECASE)
+_NOT_SET = ("self", "args", "kwargs", "model", "pretrained", "batch_size")
 _SECRET_URL = re.compile(r"://[^/,]*@|[?&][^=]*(key|token|secret|passw|sig|auth)[^=]*=", re.IGNORECASE)
 
 
@@ -40,22 +41,24 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     text = text or ""
     try:
         found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
-        found |= {name: json.loads(value) for name, value in found.items() if str(value).startswith("{")}
-    except (ValueError, TypeError) as error:
+        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
+    except ValueError as error:
         raise SDRRLError("`model_args` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
     if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
         raise SDRRLError(
             "`model_args` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
         )
     known = set(MODEL_ARGS)
-    if backend != "hf":
+    if backend == "vllm":  # it hands on what it does not know
+        known = set(found) - {"trust_remote_code"}
+    elif backend != "hf":
         try:
             classes = get_model(backend).__mro__[:-1]
         except (ValueError, ImportError) as error:
             raise SDRRLError(f"lm-eval has no backend {backend!r}: {error}") from error
         known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
-    unknown = sorted(set(found) - known | set(found) & {"trust_remote_code"})
-    if unknown and (backend != "vllm" or "trust_remote_code" in found):  # which hands on what it does not know
+        known = {name for name in known if not _SECRET.search(name)} - {"trust_remote_code", *_NOT_SET}
+    if unknown := sorted(set(found) - known):
         raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
     for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
         if not isinstance(found.get(name, kind()), kind):
