@@ -57,10 +57,10 @@ def test_our_tasks_are_indexed_at_once():
 
 
 def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
-    assert set(select(["sdrrl_xnli_gen_th", "arc_easy"], skip_missing=True)) == {"sdrrl_xnli_gen_th"}
-    assert "1 tasks are left out, as they cannot be loaded:\narc_easy: " in capsys.readouterr().err
+    assert set(select(["sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"], skip_missing=True)) == {"sdrrl_xnli_gen_th"}
+    assert "1 tasks are left out, as they cannot be loaded:\nsdrrl_xnli_gen_fr: " in capsys.readouterr().err
     with pytest.raises(SDRRLError, match="1 tasks cannot be loaded"):
-        select(["arc_easy"], skip_missing=True)
+        select(["sdrrl_xnli_gen_fr"], skip_missing=True)
 
 
 @pytest.mark.parametrize("names, languages, named", cases("tasks"))
@@ -95,7 +95,7 @@ def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_p
         with pytest.raises(SDRRLError, match="local-chat-completions' failed at the model 'x', asked sdrrl_mkqa_pt"):
             run(tiny_model, tmp_path / "x", ["sdrrl_mkqa_pt"], models=["x=other"], **more)
         with pytest.raises(SDRRLError, match="Loglikelihood is not supported"):
-            run(tiny_model, tmp_path / "x", ["xnli_th"], models=["x=my-model"], **more)
+            run(tiny_model, tmp_path / "y", ["xnli_th"], models=["x=my-model"], **more)
         server.requests.clear()
         served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], models=["served=my-model"], **more) / "served")
     folders = [f"{name}={tmp_path / 'served'}" for name in ("base", "tuned")]

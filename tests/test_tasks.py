@@ -195,7 +195,7 @@ def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
     problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
     ready = [name for name, problem in problems.items() if problem is None]
     assert ready == ["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_pku_saferlhf"]
-    with pytest.raises(SDRRLError, match="sdrrl_xnly: no task"):
+    with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_xnly'. Did you mean"):
         doctor(["sdrrl_xnly"])
     table = format_doctor(problems, surroundings())
     assert doctor(["sdrrl_xnli"], ["th"]) == {"xnli_th": None}

@@ -1,7 +1,6 @@
 """The results in a tuned model's card, with metadata for the hub, and the upload."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +31,8 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.IGNORECASE), list("tTfF"))
 
 
-@dataclass(frozen=True)
-class Card:
-    """
-    A model card.
-
-    Args:
-        front (`str`): The metadata as they stand there, in YAML.
-        metadata (`dict[str, Any]`): What they say.
-        text (`str`): The text below.
-    """
-
-    front: str
-    metadata: dict[str, Any]
-    text: str
+# Its metadata as they stand there, what they say, and the text below
+Card = tuple[str, dict[str, Any], str]
 
 
 def load(model: str) -> Card:
@@ -64,9 +51,9 @@ def load(model: str) -> Card:
         text = path.read_text(encoding="utf-8-sig") if path.is_file() else f"# {inline(Path(model).name)}\n"
         found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$(.*)", text, re.DOTALL | re.MULTILINE)
         front, text = found.groups() if found else ("library_name: transformers\n", text)
-        card = Card(front, yaml.load(front, _Loader) or {}, text)  # noqa: S506 (it is a safe one)
-        _with_results(card, [], "")
-        return card
+        metadata = yaml.load(front, _Loader) or {}  # noqa: S506 (it is a safe one)
+        _with_results(metadata, [], "")
+        return front, metadata, text
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise SDRRLError(
             f"The metadata at the top of {path} cannot be read, so the results cannot be added without losing it. "
@@ -94,8 +81,9 @@ def write(
         data_set (`dict[str, Any]`, *optional*):
             Manifest of the transfer set that it was trained on.
     """
-    rows, old = [row for row in rows if row.model == model], card.metadata
-    new = {"model-index": _with_results(card, rows, Path(content["models"][model]).name)}
+    rows = [row for row in rows if row.model == model]
+    front, old, text = card
+    new = {"model-index": _with_results(old, rows, Path(content["models"][model]).name)}
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = old.get("base_model") or []
     if not all(map(on_hub, [bases] if isinstance(bases, str) else bases)):
@@ -120,11 +108,11 @@ def write(
         signatures=sorted(set(content["signatures"].values())),
     )
     # What is not changed stays as it was written, and is no YAML made anew: 1.10 would be 1.1
-    kept = re.split(r"^(?=[^\s#\]}-])", card.front, flags=re.MULTILINE)
+    kept = re.split(r"^(?=[^\s#\]}-])", front, flags=re.MULTILINE)
     kept = [block for block in kept if block.partition(":")[0].strip(" '\"") not in new]
     changed = {name: value for name, value in new.items() if value}
     kept += yaml.safe_dump(changed, sort_keys=False, allow_unicode=True) if changed else ""
-    before, _, rest = card.text.partition(BEGIN)
+    before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2].rstrip()
     front = "".join(kept).strip()
     write_atomic(path, f"---\n{front}\n---\n{before.strip()}\n\n{BEGIN}\n{section}{END}{after}\n")
@@ -135,10 +123,10 @@ def on_hub(model: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
-def _with_results(card: Card, rows: list[Row], name: str) -> list[dict[str, Any]]:
+def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[dict[str, Any]]:
     """
-    The hub's `model-index` of a card with the tuned model's scores: in its first entry, beside the results of others
-    there, or in a new one under `name`.
+    The hub's `model-index` of some metadata with the tuned model's scores: in its first entry, beside the results of
+    others there, or in a new one under `name`.
     """
     ours = [
         {
@@ -160,7 +148,7 @@ def _with_results(card: Card, rows: list[Row], name: str) -> list[dict[str, Any]
         return [(result["dataset"].get("name"), m["type"], m.get("name")) for m in result["metrics"]]
 
     known = {key for result in ours for key in keys(result)}
-    first, *others = card.metadata.get("model-index") or [{"name": card.metadata.get("model_name") or name}]
+    first, *others = metadata.get("model-index") or [{"name": metadata.get("model_name") or name}]
     left = [result for result in first.get("results") or [] if not known & set(keys(result))]
     return [*([first | {"results": left + ours}] if left + ours else []), *others]
 

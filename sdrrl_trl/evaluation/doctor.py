@@ -6,39 +6,18 @@ import shutil
 from collections import defaultdict
 
 from sdrrl_trl import hub
-from sdrrl_trl.evaluation.suite import language_of, leaves, load_tasks, own_tasks, read_tasks, task_manager, tasks_dir
-from sdrrl_trl.languages import get_language
+from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
 from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL
 from sdrrl_trl.transfer.select_engines import EXTRAS
-from sdrrl_trl.utils import SDRRLError, package_version
+from sdrrl_trl.utils import package_version
 
 
 def doctor(names: list[str] | None = None, languages: list[str] | None = None) -> dict[str, str | None]:
-    """
-    Loads the data of each task, without any model.
-
-    Args:
-        names (`list[str]`, *optional*):
-            Only these tasks. Default: all of ours.
-        languages (`list[str]`, *optional*):
-            Only tasks about these.
-
-    Returns:
-        `dict[str, str | None]`: by task, why it cannot be loaded, or `None`.
-    """
-    ours, own = leaves(tasks_dir()), own_tasks()
-    unknown = sorted(set(names or ()) - set(own))
-    if unknown:
-        raise SDRRLError(f"{', '.join(unknown)}: no task, group or tag of these. Leave the names out to see them all.")
-    tags = {get_language(language).tag for language in languages or ()}
-    wanted = dict.fromkeys(task for name in names or ours for task in own[name])
-    wanted = [task for task in wanted if not tags or language_of(task) in tags]
-    if not wanted:
-        raise SDRRLError(f"No task of these is in {', '.join(sorted(tags))}. Leave the names or the languages out.")
-    _, problems = load_tasks(task_manager(), {task: ours[task] for task in wanted})
-    return {task: problems.get(task) for task in wanted}
+    """By task, why its data cannot be loaded, or `None`; of what [`find`] finds. No model is loaded."""
+    tasks, problems = find(names, languages)
+    return dict.fromkeys(tasks) | problems
 
 
 def surroundings() -> dict[str, str]:
@@ -81,12 +60,12 @@ def format_doctor(problems: dict[str, str | None], parts: dict[str, str]) -> str
     cells: dict[str, dict[str, str]] = defaultdict(dict)
     reasons: dict[str, int] = {}
     for task, problem in problems.items():
-        language, benchmark = language_of(task) or "", benchmark_of[task]
+        language, benchmark = language_of(task) or "", benchmark_of.get(task, task)
         if problem is None:
             cells[language].setdefault(benchmark, "yes")
         else:
             # The same reason but for the name of the file is one
-            code = rf"(?<=[/_-]){language}(?![a-z])|(?<![a-z])[a-z]{{3}}_[A-Z][a-z]{{3}}(?![a-z])"
+            code = rf"(?<=[/_-]){language or '!'}(?![a-z])|(?<![a-z])[a-z]{{3}}_[A-Z][a-z]{{3}}(?![a-z])"
             reason = re.sub(code, "*", problem)
             cells[language][benchmark] = f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
     benchmarks = sorted({benchmark for row in cells.values() for benchmark in row})

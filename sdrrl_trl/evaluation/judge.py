@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdrrl_trl.evaluation.outputs import read_samples, without_nan
@@ -51,14 +50,11 @@ def judge_again(source: Path, output: Path) -> list[dict[str, Any]]:
             row |= {"filtered_resps": label, "metrics": list(score), **score}
         changed[file] = "".join(json.dumps(without_nan(row), ensure_ascii=False) + "\n" for row in rows), means
         found.append({"answers": file.name, "judge": judge.judge_name(), "n": len(rows), **means})
-    with TemporaryDirectory(prefix=".judged-", dir=output.absolute().parent) as temporary:
-        copy = Path(temporary) / "all"
-        shutil.copytree(source, copy)  # with what other tasks left, so that it is complete
-        for file, (text, means) in changed.items():
-            target = copy / file.relative_to(source)
-            write_atomic(target, text)
-            write_json(results_of(target), with_means(target, means))
-        copy.rename(output)
+    shutil.copytree(source, output)  # with what other tasks left, so that the copy is complete
+    for file, (text, means) in changed.items():
+        target = output / file.relative_to(source)
+        write_atomic(target, text)
+        write_json(results_of(target), with_means(target, means))
     return found
 
 

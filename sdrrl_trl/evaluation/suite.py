@@ -105,31 +105,28 @@ def own_tasks() -> dict[str, list[str]]:
     return found
 
 
-def select(names: list[str], languages: list[str] | None = None, skip_missing: bool = False) -> dict[str, Any]:
+def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """
     Loads tasks, groups and tags by their names, of ours or of lm-eval, with their data.
 
     Args:
-        names (`list[str]`):
-            Names.
+        names (`list[str]`, *optional*):
+            Names. Default: all of ours.
         languages (`list[str]`, *optional*):
             Only tasks about these.
-        skip_missing (`bool`, *optional*, defaults to `False`):
-            Leave out those whose data are not here, and print which and why.
 
     Returns:
-        `dict[str, Any]`: lm-eval task objects by name.
+        `tuple`: lm-eval task objects by name; and by name of a task or group, why it cannot be loaded.
 
     Raises:
-        `SDRRLError`: for an unknown name or language, a name without a task in the languages, or data that are not
-            here; all that are missing are named at once.
+        `SDRRLError`: for an unknown name or language, and for a name without a task in the languages.
     """
     tags = {get_language(language).tag for language in languages or ()}
     ours, own = leaves(tasks_dir()), own_tasks()
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
-    manager = task_manager(everything=not set(names) <= set(own))
-    specs: dict[str, Any] = {}
-    for name in names:
+    manager = task_manager(everything=not set(names or ()) <= set(own))
+    specs: dict[str, Any] = {} if names else {task: ours[task] for task in _in_languages("The suite", ours, tags)}
+    for name in names or ():
         if name in own:
             specs |= {task: ours[task] for task in _in_languages(name, own[name], tags)}
         elif name in manager.all_tasks:
@@ -138,7 +135,21 @@ def select(names: list[str], languages: list[str] | None = None, skip_missing: b
             close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
             raise SDRRLError(f"Unknown task {name!r}.{f' Did you mean {close}?' if close else ''}")
     loaded, problems = load_tasks(manager, specs)
-    if problems and loaded and skip_missing:
+    # Which tasks are in a group of lm-eval's own is known only now
+    tasks = {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
+    return tasks, problems
+
+
+def select(names: list[str], languages: list[str] | None = None, skip_missing: bool = False) -> dict[str, Any]:
+    """
+    The tasks that [`find`] finds.
+
+    Raises:
+        `SDRRLError`: if data are not here; all that are missing are named at once. With `skip_missing`, only if all
+            are missing: else they are left out, and printed with the reason.
+    """
+    tasks, problems = find(names, languages)
+    if problems and tasks and skip_missing:
         lines = [f"{task}: {problem}" for task, problem in problems.items()]
         print("\n".join([f"{len(problems)} tasks are left out, as they cannot be loaded:", *lines]), file=sys.stderr)
     elif problems:
@@ -147,8 +158,7 @@ def select(names: list[str], languages: list[str] | None = None, skip_missing: b
             f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
             "what can be loaded here; name those, choose `languages`, or leave out the others (`skip_missing`)."
         )
-    # Which tasks are in a group of lm-eval's own is known only now
-    return {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
+    return tasks
 
 
 def _in_languages(name: str, tasks: Iterable[str], tags: set[str]) -> list[str]:
