@@ -20,14 +20,15 @@ WAYS_OUT = {
 LATER = "the hub is out of order. Try again later, or name a folder with a copy."
 
 
-def probe(address: str) -> int | str:
+def probe(address: str, client: Any = None) -> int | str:
     """Asks a server once: the status of its answer, or why there is none. Takes 6 seconds at most."""
     found: list[int | str] = []
+    client = client or httpx.Client(verify=False)  # noqa: S501 (nothing is sent; it may be a server's own certificate)
 
     def ask() -> None:
         try:
-            found.append(httpx.head(address, timeout=TIMEOUT).status_code)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            found.append(client.head(address, timeout=TIMEOUT).status_code)
+        except Exception as error:  # of any HTTP library
             found.append(f"{type(error).__name__}: {error}")
 
     # In a thread, for looking up a name has no time-out
@@ -54,7 +55,7 @@ def unreachable() -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    answer = probe(constants.ENDPOINT)
+    answer = probe(constants.ENDPOINT, get_session())  # with the certificates and proxies that the libraries use
     if isinstance(answer, int) and not fails(answer):
         _give_up_early(get_session())
         return None
@@ -103,6 +104,8 @@ def explain(error: BaseException) -> str | None:
     while error is not None and error not in chain:
         chain.append(error)
         error = error.__cause__ or error.__context__
+    if "trust_remote_code" in str(chain[0]):
+        return "it brings code of its own, which is never run. Use one that the libraries know without."
     if isinstance(chain[0], DatasetNotFoundError):  # whose own cause is cut off
         return f"{chain[0]} Correct the name, or accept its terms on its page, if it has any, and {LOG_IN}."
     for one in chain:

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import DEMO, ROOT, CannedGenerator, cases, write_json_lines
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -284,27 +285,12 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options,
         assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
 
 
-class Templated:
-    """As lm-eval's wrapper of a model."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def apply_chat_template(self, messages, add_generation_prompt):
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-
 @pytest.mark.parametrize("truncated, said", [(False, "It is<|im_end|>"), (True, "It is")])
 def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, truncated, said):
-    lm = Templated(AutoTokenizer.from_pretrained(tiny_model))
-    doc = {
-        "messages": [{"role": "user", "content": "Why?"}],
-        "answer": "It is",
-        "said": "It is",
-        "truncated": truncated,
-    }
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lm = HFLM(pretrained=AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "Why?"}]
+    doc = {"messages": messages, "answer": "It is", "said": "It is", "truncated": truncated}
     assert whole_conversation(doc, True, lm.apply_chat_template).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
     assert doc["said"] == said
 
@@ -335,6 +321,14 @@ def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_mode
     paths = {"base": tiny_model, "tuned": str(tmp_path), "again": tiny_model}
     found = {name: lm.model(ids).logits for name, lm in load_models(paths, "hf", {"dtype": "float32"}, 4)}
     assert torch.equal(found["tuned"], tuned(ids).logits) and torch.equal(found["base"], found["again"])
+
+
+def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "evil.Config"}}')
+    (tmp_path / "evil.py").write_text("raise SystemExit('I was run')")
+    with pytest.raises(SDRRLError, match="brings code of its own, which is never run"):
+        evaluate(options(tmp_path / "evaluation", models=[f"base={tmp_path}"]))
 
 
 def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):

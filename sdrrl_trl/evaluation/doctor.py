@@ -16,7 +16,7 @@ from sdrrl_trl.utils import package_version
 
 def doctor(names: list[str] | None = None, languages: list[str] | None = None) -> dict[str, str | None]:
     """By task, why its data cannot be loaded, or `None`; of what [`find`] finds. No model is loaded."""
-    tasks, problems = find(names, languages)
+    tasks, problems = find(names or None, languages)
     return dict.fromkeys(tasks) | problems
 
 

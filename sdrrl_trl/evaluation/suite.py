@@ -125,7 +125,8 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
     ours, own = leaves(tasks_dir()), own_tasks()
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
     manager = task_manager(everything=not set(names or ()) <= set(own))
-    specs: dict[str, Any] = {} if names else {task: ours[task] for task in _in_languages("The suite", ours, tags)}
+    everything = _in_languages("The suite", ours, tags) if names is None else ()
+    specs: dict[str, Any] = {task: ours[task] for task in everything}
     for name in names or ():
         if name in own:
             specs |= {task: ours[task] for task in _in_languages(name, own[name], tags)}
