@@ -107,14 +107,11 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
+        self.arguments = parse_arguments(self.backend, self.model_args)
 
     @property
     def model_paths(self) -> dict[str, str]:
         return dict(model.split("=", 1) for model in self.models)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return parse_arguments(self.backend, self.model_args)
 
 
 def evaluate(config: EvaluationConfig) -> Path:
