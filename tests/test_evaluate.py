@@ -261,17 +261,14 @@ def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, option
 
 @pytest.mark.parametrize("template", [True, False])
 def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options, tmp_path, template):
-    rows = [
-        {
-            "messages": [
-                {"role": "system", "content": f"You are pilot number {i}."},
-                {"role": "user", "content": f"Where is gate {i}?"},
-                {"role": "assistant", "content": "Which gate do you mean?"},
-                {"role": "user", "content": f"The one beside shop number {i}, please."},
-            ]
-        }
-        for i in range(24)
+    texts = [
+        "You are pilot number {}.",
+        "Where is gate {}?",
+        "Which gate do you mean?",
+        "That beside shop {}, please.",
     ]
+    turns = list(zip(("system", "user", "assistant", "user"), texts, strict=True))
+    rows = [{"messages": [{"role": role, "content": text.format(i)} for role, text in turns]} for i in range(24)]
     file = str(write_json_lines(tmp_path / "turns.jsonl", rows))
     build = config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind.")
     more = {"transfer_set": build_transfer_set(build, CannedGenerator()), "apply_chat_template": template}

@@ -1,7 +1,6 @@
 """What `sdrrl evaluate` does with benchmarks: names, languages, backends."""
 
 import json
-import time
 
 import pytest
 from conftest import cases, data_dir
@@ -49,11 +48,9 @@ def test_languages_choose_among_the_tasks_of_a_group():
     assert len(select(["sdrrl_flores"], ["th", "vi-VN"])) == 4
 
 
-def test_our_tasks_are_indexed_at_once():
-    start = time.perf_counter()
-    manager = task_manager()
-    assert time.perf_counter() - start < 2  # all of lm-eval takes about 10 seconds
-    assert {"sdrrl_multilingual", "xnli_th"} <= set(manager.all_tasks) and "hellaswag" not in manager.all_tasks
+def test_only_our_tasks_are_indexed_as_long_as_no_other_is_asked_for():
+    assert {"sdrrl_multilingual", "xnli_th"} <= set(task_manager().all_tasks)
+    assert "hellaswag" not in task_manager().all_tasks
 
 
 def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
@@ -80,11 +77,6 @@ def test_the_judge_and_no_key_is_recorded(tiny_model, tmp_path, monkeypatch):
         "SDRRL_JUDGE_MODEL": "a-judge"
     }
     assert not any("secret" in file.read_text() for file in folder.rglob("*.json*"))
-
-
-def test_an_unknown_backend_is_clear(tiny_model, tmp_path):
-    with pytest.raises(SDRRLError, match="backend 'vlm'"):
-        run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], backend="vlm")
 
 
 def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_path):
