@@ -78,9 +78,11 @@ def _give_up_early(session: Any) -> None:
     asked: dict[str, float] = {}
 
     def before(request: Any) -> None:
-        if request.method not in ("GET", "HEAD"):
+        limits = request.extensions["timeout"]
+        # Not the download of a file, which has a limit that can be set, and may be tried again
+        if request.method != "HEAD" and not (request.method == "GET" and None in limits.values()):
             return
-        request.extensions["timeout"] = dict.fromkeys(request.extensions["timeout"], 2 * TIMEOUT)
+        request.extensions["timeout"] = dict.fromkeys(limits, 2 * TIMEOUT)
         if time.monotonic() - asked.setdefault(str(request.url), time.monotonic()) >= 2 * TIMEOUT:
             _go_offline()
             raise OfflineModeIsEnabled(f"no answer to {request.url} within {2 * TIMEOUT:g} s")

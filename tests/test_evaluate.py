@@ -261,12 +261,7 @@ def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, option
 
 @pytest.mark.parametrize("template", [True, False])
 def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options, tmp_path, template):
-    texts = [
-        "You are pilot number {}.",
-        "Where is gate {}?",
-        "Which gate do you mean?",
-        "That beside shop {}, please.",
-    ]
+    texts = ["You are pilot number {}.", "Where is gate {}?", "Which gate do you mean?", "That beside shop {}."]
     turns = list(zip(("system", "user", "assistant", "user"), texts, strict=True))
     rows = [{"messages": [{"role": role, "content": text.format(i)} for role, text in turns]} for i in range(24)]
     file = str(write_json_lines(tmp_path / "turns.jsonl", rows))

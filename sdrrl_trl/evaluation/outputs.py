@@ -167,7 +167,8 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
         content = read_json(file, ("results", "configs", "n-samples", "model_name"))
         date = file.stem.rpartition("_")[2]
         try:
-            _ = [int(content["n-samples"][task]["effective"]) for task in content["configs"]]
+            for task in content["configs"]:
+                int(content["n-samples"][task]["effective"])
         except (LookupError, TypeError, ValueError) as error:
             raise SDRRLError(f"{file} is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
         odd = [task for task in content["configs"] if not re.fullmatch(r"[\w.:@+-]+", task)]
