@@ -42,7 +42,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
         for form in ("gen", "bpb"):
             config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
-            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
+            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data | {"whole": form == "gen"}}
             config["metadata"]["answers"] = answers
             if form == "gen":  # as long at most as the answers that they are compared with
                 config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
@@ -54,8 +54,11 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     return tasks
 
 
-def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[str, Any]:
-    """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
+def load_held_out(file: str, kind: str, language: str, whole: bool, **metadata: Any) -> dict[str, Any]:
+    """
+    Held-out rows of one kind and language, as `custom_dataset` of lm-eval. An answer is not compared with one that was
+    cut off, so those are left out where `whole` is set.
+    """
     from datasets import Dataset
 
     rows = [
@@ -68,7 +71,7 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             "language": language,
         }
         for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
-        if (row["kind"], row["answer_language"]) == (kind, language)
+        if (row["kind"], row["answer_language"]) == (kind, language) and not (whole and row.get("truncated"))
     ]
     return {"test": Dataset.from_list(rows)}
 

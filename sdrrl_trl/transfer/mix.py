@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.transfer.answer import read_answers, whole_answers
+from sdrrl_trl.transfer.answer import read_answers
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
@@ -52,7 +52,7 @@ class Mix:
         # The two kinds besides are those that the evaluation on held-out questions needs
         self._kinds = {*config.proportions, "source", "target"}
         # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
-        ranks = array("Q", map(self._rank, whole_answers(answers)))
+        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
         self._test_questions = set(self._find_test_questions())
@@ -68,10 +68,12 @@ class Mix:
         """Each question with its translations, and whether it is held out."""
         pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
         for answer in read_answers(self._answers):
-            if answer.truncated and "source" not in self._config.proportions:  # there is no other use for it
-                answer = replace(answer, reason=answer.reason or "answer/truncated")
+            # Those that were cut off, too: without the long ones, drift would be measured on short answers alone
+            is_test = answer.reason is None and self._rank(answer) <= self._last_test_rank
+            if answer.truncated and not is_test and "source" not in self._config.proportions:
+                answer = replace(answer, reason=answer.reason or "answer/truncated")  # there is no other use for it
             if answer.reason is not None or answer.truncated:
-                yield answer, (), False
+                yield answer, (), is_test
                 continue
             translated = next(pairs, ())
             # An answer made anew after damage may differ, and be good or bad when it was not before
@@ -80,7 +82,7 @@ class Mix:
                     f"The translations in {self._pairs[0].parent} are not those of the answers in {self._answers}. "
                     "Do them again with `--overwrite_stage translate`."
                 )
-            yield answer, translated, self._rank(answer) <= self._last_test_rank
+            yield answer, translated, is_test
 
     def _find_test_questions(self) -> Iterator[int]:
         for answer, pairs, is_test in self._questions():
