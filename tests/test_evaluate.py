@@ -364,6 +364,8 @@ def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
     assert sorted(found) == ["sdrrl_heldout_bpb_pt", "sdrrl_heldout_text_en", "sdrrl_heldout_text_pt"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout_txt'.*sdrrl_heldout_text_en"):
         _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_txt"]))
+    with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout' in th"):
+        _load_tasks(options(tmp_path, languages=["th"]))
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):
