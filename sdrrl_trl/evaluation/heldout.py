@@ -104,14 +104,14 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     if not apply_chat_template:
         return "\n\n".join(message["content"] for message in doc["messages"])
     if not doc["truncated"]:  # an answer that was cut off is the beginning of one
-        doc["said"] += end_of_turn(chat_template.__self__.tokenizer, doc["messages"][-1], doc["answer"])
+        doc["said"] += end_of_turn(chat_template.__self__.tokenizer)
     return chat_template(doc["messages"], add_generation_prompt=True)
 
 
-def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
+def end_of_turn(tokenizer: Any) -> str:
     """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what was said."""
-    turns = [question, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer.strip())[2].rstrip()
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]  # a sign that is in no template
+    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition("¤")[2].rstrip()
 
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
