@@ -253,6 +253,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
+        (None, {"anchor_languages": ["en", "pt"], "kl_coef": 1.0}, "names all languages"),
         (None, {"max_length": 8}, "no supervised token"),
         (None, {"max_length": 8, "packing": True}, "no supervised token"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),

@@ -86,18 +86,23 @@ def _groups_of(dataset: Any) -> set[Group]:
     return set(zip(*columns, strict=True))
 
 
-def check_anchors(anchor_languages: list[str], train_dataset: Any) -> None:
+def check_anchors(anchor_languages: list[str], answered_in: set[str]) -> None:
     """
     Raises:
-        `SDRRLError`: for an anchor language that no record of the training data is answered in.
+        `SDRRLError`: for an anchor language that no record of the training data is answered in, and if all records
+            would be anchored.
     """
-    answered_in = {answer for *_, answer in group_table(train_dataset, None) if answer}
     for language in anchor_languages:
         if language not in answered_in:
             raise SDRRLError(
                 f"`anchor_languages` names {language!r}, but no training record is answered in it: nothing would be "
                 f"anchored. Answered in: {', '.join(sorted(answered_in)) or 'not known, the data do not say'}."
             )
+    if answered_in <= {*anchor_languages}:
+        raise SDRRLError(
+            f"`anchor_languages` names all languages that are answered in, {', '.join(sorted(answered_in))}: anchored "
+            "records hold the model where it starts, so that nothing would be trained. Leave one out."
+        )
 
 
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
