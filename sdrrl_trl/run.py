@@ -89,9 +89,10 @@ def _clear(folder: Path, stage: str) -> None:
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    unknown = sorted(map(str, set(config) - {*SECTIONS, "recipe"}))
+    known = (*SECTIONS, "recipe")
+    unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
-        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
+        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(known)}.")
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
