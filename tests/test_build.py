@@ -183,6 +183,12 @@ def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_reje
     assert any(row["truncated"] for row in rows_of(folder, "test"))
 
 
+def test_held_out_tasks_are_those_that_have_items(stub_seeds, tmp_path):
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="length"))
+    folder = build(stub_seeds, tmp_path / "set", cut, proportions={"source": 1}, lexicon=None)
+    assert list(held_out_tasks(folder)) == ["sdrrl_heldout_bpb_en"]
+
+
 def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):
     folder = build(questions(tmp_path, n=6), tmp_path / "set", **PLAIN)
     assert set(load_dataset(str(folder))) == {"train"}

@@ -217,12 +217,16 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
 
 def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
     models = {"base": one_model(0.0), "half": one_model(0.2), "all": one_model(0.35), "other": one_model(0.1)}
-    paths = {"half": "out/model@0.5", "all": "out/model", "other": "out/other@0.5"}
+    paths = {"half": "out/model/@0.5", "all": "./out/model", "other": "out/other@0.5"}
     content, path = run(tmp_path, models, paths)
     half, whole = content["trade_off"]
     assert [list(row.values())[:3] for row in (half, whole)] == [["model", 0.5, "half"], ["model", 1.0, "all"]]
     assert 0 < half["target"] < whole["target"] and half["source"] == whole["source"] == 0 and half["drift"] is None
     assert "## Gain and loss by strength" in path.read_text()
+    # What could not be compared at one strength counts at none
+    models["all"]["sdrrl_belebele_gen_th"]["items"][0]["scores"]["acc"] = None
+    content, _ = run(tmp_path / "1", models, paths)
+    assert len(content["not_compared"]) == 1 and content["trade_off"][0]["target"] < half["target"]
     with pytest.raises(SDRRLError, match="`push_to_hub`.*sdrrl merge"):
         run(tmp_path / "2", {"base": models["base"], "half": models["half"]}, paths, push_to_hub="me/it")
 
