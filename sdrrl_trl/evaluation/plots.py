@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.languages import language_name
@@ -15,15 +16,31 @@ class Panel:
     Args:
         title (`str`): Benchmark and measure.
         rows (`list[Row]`): The comparisons, those in the source language first.
+        several (`bool`): Whether the report is about several tuned models, whose names must be shown.
     """
 
     title: str
     rows: list[Row]
+    several: bool
+
+    @property
+    def measure(self) -> str:
+        """The title with the direction that is better."""
+        return f"{self.title} {'↑' if self.rows[0].higher_is_better else '↓'}"
+
+    @property
+    def groups(self) -> list[list[Row]]:
+        """The rows of each language, one for each model."""
+        return [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.language)]
+
+    def height_of(self, rows: list[Row]) -> int:
+        """In pixels, of the rows of a language: 20 for each, and if models are named, as much for the language."""
+        return 4 + 20 * (len(rows) + self.several)
 
     @property
     def height(self) -> int:
-        """In pixels: 16 for each row, 8 more for each language, and title and scale."""
-        return 56 + 16 * len(self.rows) + 8 * len({row.language for row in self.rows})
+        """In pixels, with title and scale."""
+        return 68 + sum(map(self.height_of, self.groups))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -59,4 +76,11 @@ def panels(rows: list[Row]) -> list[Panel]:
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
             found.setdefault(row.plot_title, []).append(row)
-    return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))
+    several = len({row.model for row in rows}) > 1
+    return sorted((Panel(title, of, several) for title, of in found.items()), key=lambda panel: -len(panel.rows))
+
+
+def benchmarks(rows: list[Row]) -> dict[str, str]:
+    """Titles of the benchmarks of a report. Drift is measured on held-out answers, after which those are named."""
+    last = sorted(rows, key=lambda row: row.role != "drift")
+    return {row.benchmark: row.plot_title.partition(": ")[0] for row in last}
