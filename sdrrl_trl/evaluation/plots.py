@@ -14,33 +14,17 @@ class Panel:
     One benchmark: a line from base to tuned for every language and model, better to the right.
 
     Args:
-        title (`str`): Benchmark and measure.
+        title (`str`): Benchmark, measure, and an arrow up or down to what is better.
         rows (`list[Row]`): The comparisons, those in the source language first.
-        several (`bool`): Whether the report is about several tuned models, whose names must be shown.
     """
 
     title: str
     rows: list[Row]
-    several: bool
-
-    @property
-    def measure(self) -> str:
-        """The title with the direction that is better."""
-        return f"{self.title} {'↑' if self.rows[0].higher_is_better else '↓'}"
 
     @property
     def groups(self) -> list[list[Row]]:
         """The rows of each language, one for each model."""
         return [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.language)]
-
-    def height_of(self, rows: list[Row]) -> int:
-        """In pixels, of the rows of a language: 20 for each, and if models are named, as much for the language."""
-        return 4 + 20 * (len(rows) + self.several)
-
-    @property
-    def height(self) -> int:
-        """In pixels, with title and scale."""
-        return 68 + sum(map(self.height_of, self.groups))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -75,9 +59,8 @@ def panels(rows: list[Row]) -> list[Panel]:
     # The source language first: there a loss would be
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
-            found.setdefault(row.plot_title, []).append(row)
-    several = len({row.model for row in rows}) > 1
-    return sorted((Panel(title, of, several) for title, of in found.items()), key=lambda panel: -len(panel.rows))
+            found.setdefault(f"{row.plot_title} {'↑' if row.higher_is_better else '↓'}", []).append(row)
+    return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))
 
 
 def benchmarks(rows: list[Row]) -> dict[str, str]:

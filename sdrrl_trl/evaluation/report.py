@@ -8,10 +8,10 @@ from typing import Any
 
 from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
-from sdrrl_trl.evaluation.measures import answers, gaps, trade_off
+from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import benchmarks, panels
-from sdrrl_trl.evaluation.samples import samples
+from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import split_strength
@@ -99,7 +99,8 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
     shown |= {"benchmarks": benchmarks(rows), "samples": samples(outputs, source), "harmful": HARMFUL}
-    write_atomic(folder / "report.html", render("report.html.jinja", **shown, date=date.today()))
+    shown |= {"differences": differences, "is_wrong_language": is_wrong_language, "date": date.today()}
+    write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)

@@ -1,75 +1,25 @@
-"""Samples for the page of the report: what the models wrote, in pieces that the others have, too, or have not."""
+"""Samples for the page of the report: what the models wrote, and which words of it differ."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import SequenceMatcher
-from itertools import groupby
+from typing import Any
 
 import regex
 
 from sdrrl_trl.evaluation.compare import answer_language, benchmark_of
-from sdrrl_trl.evaluation.measures import is_wrong_language
 from sdrrl_trl.evaluation.outputs import Item, Output
 from sdrrl_trl.evaluation.suite import language_of
 from sdrrl_trl.languages import language_name
 
 
 MAX_SAMPLES = 20  # of a task
-MAX_BYTES = 900_000  # of the texts of all tasks: a page of 100 tasks must open on a phone
+MAX_CHARACTERS = 1500  # of a text
+MAX_BYTES = 750_000  # of all texts: a page of 100 tasks must open on a phone
 # A character is a word where words have no spaces between them
 _WORDS = regex.compile(r"(?V1)[\w--[\p{Han}\p{Hira}\p{Kana}\p{Thai}\p{Khmr}\p{Laoo}\p{Mymr}]]+|\X")
 
 
-@dataclass(frozen=True)
-class TaskSamples:
-    """
-    Some items of a task in which the models write.
-
-    Args:
-        task (`str`): Name of the task.
-        language (`str`, *optional*): Tag of the language that the task is about.
-        answer_language (`str`, *optional*): Tag of the language that its answers should be in.
-        items (`list[dict[str, Item]]`): The items, each as every model answered it, the base model first.
-        max_characters (`int`): How much of a text is shown.
-    """
-
-    task: str
-    language: str | None
-    answer_language: str | None
-    items: list[dict[str, Item]]
-    max_characters: int
-
-    @property
-    def benchmark(self) -> str:
-        return benchmark_of(self.task, self.language)
-
-    def cut(self, text: str) -> str:
-        """The text, or its beginning and its end, where a prompt has its question."""
-        half = self.max_characters // 2
-        return text if len(text) <= 2 * half else f"{text[:half]} […] {text[-half:]}"
-
-    def wrong_language(self, answer: Item) -> bool:
-        return bool(answer.response.strip() and self.answer_language and is_wrong_language(answer, self.answer_language))
-
-    def changes(self, item: dict[str, Item], model: str) -> list[tuple[str, bool]]:
-        """The answer of a model in pieces, each with whether it differs from the base model's (or from the tuned's)."""
-        base, *tuned = item
-        # Of several tuned models, each has left out other words of the base model's
-        other = base if model != base else tuned[0] if len(tuned) == 1 else model
-        return differences(self.cut(item[model].response), self.cut(item[other].response))
-
-
-def differences(text: str, other: str) -> list[tuple[str, bool]]:
-    """A text in pieces, each with whether it is missing from the other text."""
-    words, same = _WORDS.findall(text), set()
-    matcher = SequenceMatcher(None, words, _WORDS.findall(other), autojunk=False)
-    for block in matcher.get_matching_blocks():
-        if block.size > 2 or len(words) < 3:  # a lone word that both have is chance
-            same.update(range(block.a, block.a + block.size))
-    pieces = groupby(range(len(words)), key=lambda i: i not in same)
-    return [("".join(words[i] for i in places), differs) for differs, places in pieces]
-
-
-def samples(outputs: dict[str, Output], source: str) -> dict[str | None, list[TaskSamples]]:
+def samples(outputs: dict[str, Output], source: str) -> dict[str | None, list[dict[str, Any]]]:
     """
     Some items of each task in which the models write, those whose answers differ first.
 
@@ -80,24 +30,42 @@ def samples(outputs: dict[str, Output], source: str) -> dict[str | None, list[Ta
             Tag of the source language.
 
     Returns:
-        `dict[str | None, list[TaskSamples]]`: the tasks by their language, the source language first.
+        `dict[str | None, list[dict]]`: by language, the source language first, for each task its name, benchmark, the
+        language of its answers, and its items, each a list with that of every model.
     """
-    base = next(iter(outputs.values()))
-    tasks = [task for task, result in base.tasks.items() if result.items[0].response is not None]
-    found: dict[str | None, list[TaskSamples]] = {}
-    for task in sorted(tasks, key=lambda task: (language_of(task) != source, language_name(language_of(task)))):
-        language = language_of(task)
-        of_models = zip(*(output.tasks[task].items for output in outputs.values()), strict=True)
-        items = [dict(zip(outputs, item, strict=True)) for item in of_models]
-        items.sort(key=lambda item: len({one.response for one in item.values()}) == 1)
-        share = MAX_BYTES // len(tasks)
-        task_samples = TaskSamples(task, language, answer_language(task, language), [], min(1500, share // 20))
-        for item in items[:MAX_SAMPLES]:
-            first = item[next(iter(outputs))]
-            texts = first.prompt, first.target, *(one.response for one in item.values())
-            share -= sum(len(task_samples.cut(text).encode()) for text in texts)
-            if share < 0 and task_samples.items:
-                break
-            task_samples.items.append(item)
-        found.setdefault(language, []).append(task_samples)
+    results = next(iter(outputs.values())).tasks
+    tasks = [(language_of(task), task) for task, result in results.items() if result.items[0].response is not None]
+    found: dict[str | None, list[dict[str, Any]]] = {}
+    for tag, task in sorted(tasks, key=lambda one: (one[0] != source, language_name(one[0]))):
+        about = {"name": task, "benchmark": benchmark_of(task, tag), "answer_language": answer_language(task, tag)}
+        items = zip(*(output.tasks[task].items for output in outputs.values()), strict=True)
+        found.setdefault(tag, []).append(about | {"samples": _fitting(items, MAX_BYTES // len(tasks))})
     return found
+
+
+def _fitting(items: Any, max_bytes: int) -> list[list[Item]]:
+    """The first of the items, with their texts cut; at least one."""
+    half = min(MAX_CHARACTERS, max_bytes // 20) // 2
+
+    def cut(text: str) -> str:
+        # The end of a prompt is the question
+        return text if len(text) <= 2 * half else f"{text[:half]} […] {text[-half:]}"
+
+    found: list[list[Item]] = []
+    for item in sorted(items, key=lambda item: len({one.response for one in item}) == 1)[:MAX_SAMPLES]:
+        prompt, target = cut(item[0].prompt), cut(item[0].target)
+        item = [replace(one, prompt=prompt, target=target, response=cut(one.response)) for one in item]
+        max_bytes -= len("".join([prompt, target, *(one.response for one in item)]).encode())
+        if max_bytes < 0 and found:
+            break
+        found.append(item)
+    return found
+
+
+def differences(text: str, other: str) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it is missing from the other text."""
+    words = _WORDS.findall(text)
+    steps = SequenceMatcher(None, words, _WORDS.findall(other), autojunk=False).get_opcodes()
+    pieces = [(kind == "equal", start, end) for kind, start, end, _, _ in steps if start < end]
+    # In the middle of a text, a lone word that both have is chance
+    return [("".join(words[i:j]), not same or (j - i < 4 and 0 < i and j < len(words))) for same, i, j in pieces]
