@@ -516,7 +516,7 @@ def test_axe_finds_nothing_on_the_page(models, tmp_path, mode):
 def test_the_plot_shows_every_model_beside_its_language_the_source_language_first(tmp_path):
     models = {f"m{i}": one_model(0.1 * i) | {"quiz": result({"a<b&c": right(0.5)})} for i in range(9)}
     _, path = run(tmp_path, models)
-    plot = ElementTree.parse(path.with_suffix(".svg")).getroot()
+    plot = ElementTree.parse(path.with_suffix(".svg")).find(f"{SVG}svg")
     titles = ["belebele_gen: acc ↑", "held-out answers: bits per byte ↓", "multijail: unsafe rate ↓"]
     assert [one.text for one in plot.findall(f"{SVG}text")] == [*titles, "xlsum: rougeL ↑", "quiz: a<b&c ↑"]
     legend, *parts = plot.findall(f"{SVG}svg")

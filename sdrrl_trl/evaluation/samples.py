@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from difflib import SequenceMatcher
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import regex
@@ -66,6 +68,11 @@ def differences(text: str, other: str) -> list[tuple[str, bool]]:
     """A text in pieces, each with whether it is missing from the other text."""
     words = _WORDS.findall(text)
     steps = SequenceMatcher(None, words, _WORDS.findall(other), autojunk=False).get_opcodes()
-    pieces = [(kind == "equal", start, end) for kind, start, end, _, _ in steps if start < end]
     # In the middle of a text, a lone word that both have is chance
-    return [("".join(words[i:j]), not same or (j - i < 4 and 0 < i and j < len(words))) for same, i, j in pieces]
+    differs = [
+        kind != "equal" or (end - start < 4 and 0 < start and end < len(words))
+        for kind, start, end, _, _ in steps
+        for _ in range(start, end)
+    ]
+    pieces = groupby(zip(differs, words, strict=True), key=itemgetter(0))
+    return [("".join(word for _, word in piece), differs) for differs, piece in pieces]
