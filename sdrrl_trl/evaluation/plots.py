@@ -61,9 +61,3 @@ def panels(rows: list[Row]) -> list[Panel]:
         if main[row.benchmark] == row.metric:
             found.setdefault(f"{row.plot_title} {'↑' if row.higher_is_better else '↓'}", []).append(row)
     return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))
-
-
-def benchmarks(rows: list[Row]) -> dict[str, str]:
-    """Titles of the benchmarks of a report. Drift is measured on held-out answers, after which those are named."""
-    last = sorted(rows, key=lambda row: row.role != "drift")
-    return {row.benchmark: row.plot_title.partition(": ")[0] for row in last}

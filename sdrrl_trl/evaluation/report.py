@@ -10,7 +10,7 @@ from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
-from sdrrl_trl.evaluation.plots import benchmarks, panels
+from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
@@ -98,8 +98,8 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
-    shown |= {"benchmarks": benchmarks(rows), "samples": samples(outputs, source), "harmful": HARMFUL}
-    shown |= {"differences": differences, "is_wrong_language": is_wrong_language, "date": date.today()}
+    shown |= {"samples": samples(outputs, source), "harmful": HARMFUL, "date": date.today()}
+    shown |= {"differences": differences, "is_wrong_language": is_wrong_language}
     write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import regex
@@ -66,13 +65,10 @@ def _fitting(items: Any, max_bytes: int) -> list[list[Item]]:
 
 def differences(text: str, other: str) -> list[tuple[str, bool]]:
     """A text in pieces, each with whether it is missing from the other text."""
-    words = _WORDS.findall(text)
-    steps = SequenceMatcher(None, words, _WORDS.findall(other), autojunk=False).get_opcodes()
-    # In the middle of a text, a lone word that both have is chance
-    differs = [
-        kind != "equal" or (end - start < 4 and 0 < start and end < len(words))
-        for kind, start, end, _, _ in steps
-        for _ in range(start, end)
-    ]
-    pieces = groupby(zip(differs, words, strict=True), key=itemgetter(0))
-    return [("".join(word for _, word in piece), differs) for differs, piece in pieces]
+    words, same = _WORDS.findall(text), set()
+    matcher = SequenceMatcher(None, words, _WORDS.findall(other), autojunk=False)
+    for start, _, n in matcher.get_matching_blocks():
+        if n > 3 or start == 0 or start + n == len(words):  # elsewhere, a lone word that both have is chance
+            same.update(range(start, start + n))
+    pieces = groupby(range(len(words)), key=lambda i: i not in same)
+    return [("".join(words[i] for i in piece), differs) for differs, piece in pieces]
