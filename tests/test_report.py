@@ -521,7 +521,7 @@ def test_the_plot_shows_every_model_beside_its_language_the_source_language_firs
         assert int(group.get("y")) + int(group.get("height")) <= int(below.get("y"))
         marks = sorted((int(one.get("y")), float(one.get("x").rstrip("%"))) for one in group.iter(f"{SVG}rect"))
         beside = [x for _, x in marks]
-        assert len(beside) == 8 and beside == sorted(beside) and 36 <= beside[0]  # better to the right
+        assert len(beside) == 8 and beside == sorted(beside) and 40 <= beside[0]  # better to the right
         assert len(group.findall(f".//{SVG}g[@class='whisker']")) == 8
     looks = [[one.get("class") for one in group.findall(f"{SVG}g")] for group in groups]
     assert set(looks[0]) == {"unsure"} and looks[2][-4:] == ["better"] * 4  # English did not change, Thai did

@@ -46,7 +46,7 @@ class Panel:
         """Position from the left in per cent, beside the names of the languages."""
         low, high = self.range
         share = (value - low) / (high - low)
-        return round(36 + 60 * (share if self.rows[0].higher_is_better else 1 - share), 2)
+        return round(40 + 56 * (share if self.rows[0].higher_is_better else 1 - share), 2)
 
 
 def panels(rows: list[Row]) -> list[Panel]:
