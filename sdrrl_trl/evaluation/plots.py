@@ -59,5 +59,6 @@ def panels(rows: list[Row]) -> list[Panel]:
     # The source language first: there a loss would be
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
-            found.setdefault(f"{row.plot_title} {'↑' if row.higher_is_better else '↓'}", []).append(row)
+            title = row.plot_title + (" ↑" if row.higher_is_better else " ↓")
+            found.setdefault(title, []).append(row)
     return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))
