@@ -235,7 +235,9 @@ def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
     models = {name: small() | small("hellaswag", acc=right(share)) for name, share in (("base", 0.9), ("tuned", 0.2))}
-    text = run(tmp_path, models)[1].read_text()
+    path = run(tmp_path, models)[1]
+    text, page = path.read_text(), path.with_suffix(".html").read_text()
+    assert "in Portuguese; whether English was kept was not measured; worse on 1 of 1 measure whose language" in page
     assert "Target languages gained on 0 of 1 measure; 0 got worse" in text
     assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
 
