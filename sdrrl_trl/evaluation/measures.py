@@ -107,7 +107,7 @@ def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
 
 def _rates(items: list[Item], tag: str | None) -> dict[str, float | None]:
     written = [item for item in items if item.response.strip()]
-    wrong = [_is_wrong_language(item, tag) for item in written] if tag else []
+    wrong = [is_wrong_language(item, tag) for item in written] if tag else []
     repetitive = [is_repetitive(item.response, LANGUAGES[tag].spaces if tag else True) for item in items]
     return {
         "wrong_language": sum(wrong) / len(wrong) if wrong else None,
@@ -116,7 +116,7 @@ def _rates(items: list[Item], tag: str | None) -> dict[str, float | None]:
     }
 
 
-def _is_wrong_language(item: Item, tag: str) -> bool:
+def is_wrong_language(item: Item, tag: str) -> bool:
     """By the task's own rule if it has one, such as MKQA's, where a right name is in every language."""
     if "wrong_language" in item.scores:
         return bool(item.scores["wrong_language"])
