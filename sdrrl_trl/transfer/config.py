@@ -68,6 +68,9 @@ class TransferConfig:
             Data type of the weights.
         system_prompt (`str`, *optional*):
             System message put before every question that has none.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the model's chat template, such as `{"enable_thinking": false}`. A server must take them, as
+            those of vLLM, SGLang and llama.cpp do.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest answer in tokens. Longer ones are cut off, and are in records of the kind `source` alone.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -130,6 +133,7 @@ class TransferConfig:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
+    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Of the model's template (JSON)."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
@@ -148,8 +152,12 @@ class TransferConfig:
     def __post_init__(self):
         self.output_dir = str(self.output_dir)
         # Mappings come as they are from YAML and Python, as JSON from the command line
-        for name in ("seeds", "lexicon", "proportions", "parallel"):
+        for name in ("seeds", "lexicon", "proportions", "parallel", "chat_template_kwargs"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
+        arguments = self.chat_template_kwargs
+        _check(
+            isinstance(arguments, dict | None), f"`chat_template_kwargs` must map names to values, got {arguments!r}."
+        )
         if isinstance(self.target_languages, str):
             self.target_languages = [self.target_languages]
         for name in ("max_new_tokens", "shard_size", "size"):

@@ -22,8 +22,8 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
 
     Args:
         corpora (`list`):
-            Each a file or data set, as its path or the arguments of [`read_rows`], with one column per language tag (or
-            one column `translation` that holds them, as on the hub), or a mapping of tags to line-aligned text files.
+            Each a file or data set, as its path or the arguments of [`read_rows`], with one column per language tag
+            (or one column `translation` that holds them, as on the hub), or a mapping of tags to line-aligned files.
         source (`str`):
             Tag of the source language.
         targets (`list[str]`):

