@@ -1,6 +1,7 @@
 """Chat templates, ends of turns and windows of models as they come."""
 
 import json
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,14 @@ from conftest import cases
 from stub_engines import stub_config
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
+from trl import SFTConfig
 
 from sdrrl_trl import SDRRLError, build_transfer_set
 from sdrrl_trl.engines import Sampling
 from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.engines.transformers import TransformersGenerator
 from sdrrl_trl.engines.vllm import VLLMGenerator
+from sdrrl_trl.transfer.fertility import MAX_LENGTH
 
 
 ASK = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -164,3 +167,20 @@ def test_spaces_before_punctuation_stay(model):
     options = {"eos_token": "<|im_end|>", "clean_up_tokenization_spaces": True}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(model)
     assert Chat(str(model), Sampling()).text([3, 4, 5, 6, 7, 2]) == "if x != 5 ?"
+
+
+@pytest.mark.real
+def test_a_dry_run_tells_the_tokens_of_each_language_and_where_answers_become_too_long(smollm2, seeds, capsys):
+    options = {"model_name_or_path": smollm2, "lexicon": None, "target_languages": ["pt", "th", "km"], "dry_run": True}
+    build_transfer_set(stub_config(seeds, "/none", **options))
+    output = capsys.readouterr().out
+    found = dict(re.findall(r"^(\w+): about ([\d.]+) tokens for one of en$", output, re.MULTILINE))
+    # Of FLORES-200 with the same tokenizer
+    for language, expected in (("pt", 1.79), ("th", 7.82), ("km", 11.21)):
+        assert float(found[language]) == pytest.approx(expected, rel=0.3)
+    assert re.search(
+        r"answers of up to 512 tokens become up to \d,\d{3} in th, more than `max_length`.*to 1\d\d$", output, re.M
+    )
+    build_transfer_set(stub_config(seeds, "/none", **options, max_new_tokens=64))
+    assert "become" not in capsys.readouterr().out
+    assert SFTConfig.__dataclass_fields__["max_length"].default == MAX_LENGTH

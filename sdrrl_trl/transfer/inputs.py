@@ -13,6 +13,7 @@ from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.render import render
 from sdrrl_trl.stages import check_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
+from sdrrl_trl.transfer.fertility import MAX_LENGTH, fertilities
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
@@ -168,5 +169,6 @@ def _hash(value: Any) -> str:
 
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
-    """What would be made, if nothing were rejected, and how long the answers may take."""
-    return render("transfer_preview.txt", inputs=inputs, config=config)
+    """What would be made, if nothing were rejected, how long the answers may take, and how long they may become."""
+    found = fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {}
+    return render("transfer_preview.txt", inputs=inputs, config=config, fertilities=found, max_length=MAX_LENGTH)
