@@ -369,6 +369,39 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
     assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
 
 
+@pytest.fixture
+def benchmark_data(tmp_path, monkeypatch):
+    """Two benchmarks, of which one alone is in English."""
+    folder = tmp_path / "data"
+    for name, row in {
+        "mkqa/en": {"question": "who wrote the song at the end", "answers": ["x"]},
+        "xlsum/en": {"text": sentence("article", 80), "summary": "x"},
+        "belebele/por_Latn": {"flores_passage": sentence("0")},
+    }.items():
+        (folder / name).parent.mkdir(parents=True)
+        write_json_lines(folder / f"{name}.jsonl", [row])
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder))
+    return folder
+
+
+def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, benchmark_data):
+    article = sentence("article", 80).split()
+    items = ["Who wrote the song, at the end?", f"Sum this up: {' '.join(article[20:60]).upper()}"]
+    others = [f"{sentence(chr(120))} Who wrote the song at the end?", f"Sum this up: {' '.join(article[:12])}"]
+    path, log = questions(tmp_path, *items, *others, n=9), tmp_path / "asked"
+    folder = build(path, tmp_path / "set", StubGenerator(log), **PLAIN)
+    assert reasons(folder, "answer") == {"in_mkqa": 1, "in_xlsum": 1}
+    assert {row["source_id"] for row in rows_of(folder, "rejected")} == {"q0", "q1"}
+    assert not any(item in log.read_text() for item in items)
+    card = (folder / "README.md").read_text()
+    assert "answer/in_mkqa en: 1" in card and "looked for in those of: mkqa, xlsum\n" in card
+    # Data that come later change nothing
+    shutil.rmtree(benchmark_data)
+    assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
+    folder = build(path, tmp_path / "other", **PLAIN)
+    assert not rows_of(folder, "rejected") and "no benchmark" in summary(load_manifest(folder))
+
+
 def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):
     folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)
     assert reasons(folder, "parallel") == {"no_pair": 2, "duplicate": 1}
