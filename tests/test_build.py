@@ -369,9 +369,7 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
     assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
 
 
-@pytest.fixture
-def benchmark_data(tmp_path, monkeypatch):
-    """Two benchmarks, of which one alone is in English."""
+def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     for name, row in {
         "mkqa/en": {"question": "who wrote the song at the end", "answers": ["x"]},
@@ -381,10 +379,6 @@ def benchmark_data(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(parents=True)
         write_json_lines(folder / f"{name}.jsonl", [row])
     monkeypatch.setenv("SDRRL_DATA_DIR", str(folder))
-    return folder
-
-
-def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, benchmark_data):
     article = sentence("article", 80).split()
     items = ["Who wrote the song, at the end?", f"Sum this up: {' '.join(article[20:60]).upper()}"]
     others = [f"{sentence(chr(120))} Who wrote the song at the end?", f"Sum this up: {' '.join(article[:12])}"]
@@ -396,7 +390,7 @@ def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, benchmar
     card = (folder / "README.md").read_text()
     assert "answer/in_mkqa en: 1" in card and "looked for in those of: mkqa, xlsum\n" in card
     # Data that come later change nothing
-    shutil.rmtree(benchmark_data)
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))
     assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
     folder = build(path, tmp_path / "other", **PLAIN)
     assert not rows_of(folder, "rejected") and "no benchmark" in summary(load_manifest(folder))
