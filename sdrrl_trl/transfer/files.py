@@ -12,7 +12,6 @@ import lzma
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -43,17 +42,18 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
     """
     with reading(path):
         if os.path.isdir(path):
-            splits = _splits_of_folder(path, name)
-        elif os.path.exists(path) or _reader(path):
+            yield from _part(_splits_of_folder(path, name), split)
+        elif os.path.exists(path) or _reader_of(path):
             if name is not None or not split.startswith("train"):
                 raise SDRRLError(f"The file {path} has no `name` or `split`. Leave them out.")
-            splits = {"train": partial(_read_file, path)}
+            yield from _part({"train": partial(_read_file, path)}, split)
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-            yield from _read_hub(path, name, split)
-            return
+            from datasets import disable_progress_bars, load_dataset
+
+            disable_progress_bars()
+            yield from _numbered(path, load_dataset(path, name, split=split))
         else:
             raise SDRRLError(f"There is no file or folder {path!r}.")
-        yield from _part(splits, split)
 
 
 @contextmanager
@@ -64,7 +64,10 @@ def reading(what: str) -> Iterator[None]:
     except SDRRLError:
         raise
     except Exception as error:
-        raise SDRRLError(f"Cannot read {what}: {error.__cause__ or error}. Text must be UTF-8.") from error
+        raise SDRRLError(
+            f"Cannot read {what}: {error.__cause__ or error}. Text must be UTF-8; one of several configurations of a "
+            "data set must be named as `name`."
+        ) from error
 
 
 @cache
@@ -94,109 +97,89 @@ def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
 # ---- One file
 
 
-def _reader(path: str) -> Callable[[str], Rows] | None:
-    """The reader of a kind of file, told by the ending of its name."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-        return _READERS.get(suffixes[-1]) if suffixes and suffixes[-1] != ".parquet" else None
-    return _READERS.get(suffixes[-1]) if suffixes else None
+def _reader_of(path: str) -> Callable[[str], Rows] | None:
+    """The reader of a kind of file, told by the ending of its name without that of its compression."""
+    *_, before, last = "", "", *(suffix.lower() for suffix in Path(path).suffixes)
+    return _READERS.get(last if last not in _COMPRESSED else before if before != ".parquet" else "")
 
 
 def _read_file(path: str) -> Rows:
-    reader = _reader(path)
-    if reader is None:
+    if (reader := _reader_of(path)) is None:
         raise SDRRLError(
             f"Files such as {path} are not read. These are, told by the ending of the name: {', '.join(_READERS)}, "
             f"and all but Parquet compressed, with {', '.join(_COMPRESSED)} behind it."
         )
-    # Each stage reads the file again
     if os.path.exists(path) and not os.path.isfile(path):
-        raise SDRRLError(f"{path} can be read only once. Write it to a file.")
+        raise SDRRLError(f"{path} can be read only once, but each stage reads it again. Write it to a file.")
     return reader(path)
 
 
-def _read_json_lines(path: str) -> Rows:
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, _checked(_parse(line, where), where)
+def _first_line(file: TextIO) -> tuple[int, str]:
+    """The first line that is not empty, with its number."""
+    return next(((number, line) for number, line in enumerate(file, 1) if line.strip()), (0, ""))
 
 
 def _read_json(path: str) -> Rows:
-    """A list of objects, or one object a line, as many `.json` files are."""
+    """One object a line, or a list of objects. Numbers as they are written: 4.50 and the id 007 are no 4.5 and 7."""
+    parse = partial(json.loads, parse_int=str, parse_float=str, parse_constant=str)
     with open_text(path) as file:
-        start = next((char for char in iter(partial(file.read, 1), "") if not char.isspace()), "")
-        rows = _parse(start + file.read(), path) if start == "[" else None
-    if rows is None:
-        yield from _read_json_lines(path)
-        return
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", _checked(row, f"{path}, row {number}")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        # Numbers as they are written: 4.50 and 007 of an id are no 4.5 and 7
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    except (ValueError, RecursionError) as error:
-        raise SDRRLError(f"{where}: not a valid JSON object ({error}).") from error
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    try:
-        if not isinstance(row, dict):
-            raise ValueError("not an object")
-        json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
-    except (ValueError, RecursionError) as error:
-        raise SDRRLError(f"{where}: not a valid JSON object ({error}).") from error
-    return row
+        start, first = _first_line(file)
+        is_list = first.lstrip().startswith("[")
+        lines = map(json.dumps, parse(first + file.read())) if is_list else chain([first], file)
+        for number, line in enumerate(lines, 1 if is_list else start):
+            if not line.strip():
+                continue
+            where = f"{path}, {'row' if is_list else 'line'} {number}"
+            try:
+                row = parse(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not an object")
+                json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
+            except (ValueError, RecursionError) as error:
+                raise SDRRLError(f"{where}: not a valid JSON object ({error}).") from error
+            yield where, row
 
 
 def _read_csv(path: str) -> Rows:
     """Cells quoted as in RFC 4180, separated by what separates most of the header, or by what `sep=` names."""
     csv.field_size_limit(2**31 - 1)  # a long text is rejected by itself, not with the file
     with open_text(path, newline="") as file:
-        skipped, header = next(((n, line) for n, line in enumerate(file) if line.strip()), (0, ""))
+        start, header = _first_line(file)
         if named := re.fullmatch(r'"?sep=(.)"?\s*', header):  # written by and for Excel
-            separator, skipped, header = named[1], skipped + 1, next(file, "")
+            separator, start, header = named[1], start + 1, next(file, "")
         else:
             separator = max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), ())))
         # Strict, for else an open quotation mark swallows the lines that follow
         reader = csv.reader(chain([header], file), delimiter=separator, strict=True)
-        yield from _as_rows(path, ((skipped + reader.line_num, cells) for cells in reader))
+        yield from _as_rows(path, ((start - 1 + reader.line_num, cells) for cells in reader))
 
 
 def _read_tsv(path: str) -> Rows:
     """Every line is a row and every tab separates: a quotation mark is a character like others."""
     with open_text(path) as file:
         for where, row in _as_rows(path, ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1))):
-            if any(map(_is_quoted, row.values())):
+            if any(re.search('^".*"".*"$', text) for text in row.values()):  # as pandas writes TSV, too
                 warn(f"{where} seems to be quoted as in CSV. Quotes stay in TSV: call the file .csv, if it is one.")
             yield where, row
 
 
-def _is_quoted(text: str) -> bool:
-    """Whether a cell is quoted as in CSV, which pandas does in TSV, too."""
-    return text[:1] == text[-1:] == '"' and '""' in text[1:-1] and '"' not in text[1:-1].replace('""', "")
-
-
 def _as_rows(path: str, lines: Iterator[tuple[int, list[str]]]) -> Rows:
-    header = next((cells for _, cells in lines), [])
-    if twice := [name for name, n in Counter(header).items() if n > 1 and name]:
-        raise SDRRLError(f"{path}: the column {', '.join(twice)} stands there twice. Rename one.")
+    _, header = next(lines, (0, []))
+    if len(names := [name for name in header if name]) > len(set(names)):
+        raise SDRRLError(f"{path}: a column stands there twice: {', '.join(names)}. Rename one.")
     for number, cells in lines:
-        if not any(cells):  # an empty line
-            continue
-        where = f"{path}, line {number}"
-        if len(cells) < len(header) or any(cells[len(header) :]):
-            raise SDRRLError(f"{where}: not as many cells as there are columns. Correct the line.")
-        yield where, dict(zip(header, cells, strict=False))
+        if len(cells) != len(header) and any(cells):
+            raise SDRRLError(f"{path}, line {number}: not as many cells as there are columns. Correct the line.")
+        if any(cells):
+            yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
 
 
 def _read_parquet(path: str) -> Rows:
-    return ((f"{path}, row {number}", row) for number, row in enumerate(read_parquet(path), 1))
+    return _numbered(path, read_parquet(path))
+
+
+def _numbered(path: str, rows: Any) -> Rows:
+    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 _COMPRESSED = {
@@ -205,18 +188,11 @@ _COMPRESSED = {
     ".xz": lzma.open,
     ".zst": lambda path, mode: pyarrow.input_stream(open(path, mode), compression="zstd"),
 }
-_READERS = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".tab": _read_tsv,
-    ".parquet": _read_parquet,
-}
+_READERS = dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json)
+_READERS |= {".csv": _read_csv, ".tsv": _read_tsv, ".tab": _read_tsv, ".parquet": _read_parquet}
 
 
-# ---- Data sets
+# ---- Folders and their splits
 
 
 def _splits_of_folder(path: str, name: str | None) -> dict[str, Callable[[], Rows]]:
@@ -226,36 +202,12 @@ def _splits_of_folder(path: str, name: str | None) -> dict[str, Callable[[], Row
     if re.search(r"[*?\[\]]|::", os.path.realpath(path)):
         # `datasets` takes them for patterns and addresses, and may read another folder
         raise SDRRLError(f"The folder {path} has one of `*?[]` or `::` in its path. Rename it, or name its files.")
-    if any(os.path.exists(os.path.join(path, file)) for file in ("state.json", "dataset_dict.json")):
+    if not {"state.json", "dataset_dict.json"}.isdisjoint(os.listdir(path)):
         saved = load_from_disk(path)
         saved = {"train": saved} if isinstance(saved, Dataset) else saved
         return {split: partial(_numbered, path, data) for split, data in saved.items()}
-    with _named_configurations(path):
-        files = load_dataset_builder(path, name).config.data_files  # which reads none of them
-    return {str(split): partial(_read_files, list(paths)) for split, paths in files.items()}
-
-
-def _read_hub(path: str, name: str | None, split: str) -> Rows:
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    with _named_configurations(path):
-        data = load_dataset(path, name, split=split)
-    yield from _numbered(path, data)
-
-
-@contextmanager
-def _named_configurations(path: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if found := re.search(r"available configs: (\[.*?\])", str(error)):
-            raise SDRRLError(f"{path} has several configurations. Set `name` to one of {found[1]}.") from error
-        raise
-
-
-def _numbered(path: str, data: Any) -> Rows:
-    return ((f"{path}, row {number}", row) for number, row in enumerate(data, 1))
+    files = load_dataset_builder(path, name).config.data_files  # which reads none of them
+    return {str(split): partial(_read_files, paths) for split, paths in files.items()}
 
 
 def _read_files(paths: list[str]) -> Rows:
