@@ -142,7 +142,7 @@ def test_of_several_configurations_one_must_be_named_and_types_stay_text(tmp_pat
         (tmp_path / "data" / name / "train.csv").write_text(f"id,question,answer\n007,{name}?,NA\n")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.csv\n" for name in ("a", "b"))
     (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    with pytest.raises(SDRRLError, match=r"configs: \['a', 'b'\](.|\n)*must be named as `name`"):
+    with pytest.raises(SDRRLError, match=r"`name` None(.|\n)*configs: \['a', 'b'\]"):
         read(tmp_path / "data")
     assert read(tmp_path / "data", name="b") == [("007", ("b?",), "NA")]
 

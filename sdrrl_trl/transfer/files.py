@@ -51,7 +51,8 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
             from datasets import disable_progress_bars, load_dataset
 
             disable_progress_bars()
-            yield from _numbered(path, load_dataset(path, name, split=split))
+            with reading(f"{path} from the hub with `name` {name}, for there is no such file or folder"):
+                yield from _numbered(path, load_dataset(path, name, split=split))
         else:
             raise SDRRLError(f"There is no file or folder {path!r}.")
 
@@ -64,10 +65,7 @@ def reading(what: str) -> Iterator[None]:
     except SDRRLError:
         raise
     except Exception as error:
-        raise SDRRLError(
-            f"Cannot read {what}: {error.__cause__ or error}. Text must be UTF-8; one of several configurations of a "
-            "data set must be named as `name`."
-        ) from error
+        raise SDRRLError(f"Cannot read {what}: {error.__cause__ or error}. Text must be UTF-8.") from error
 
 
 @cache
@@ -206,7 +204,8 @@ def _splits_of_folder(path: str, name: str | None) -> dict[str, Callable[[], Row
         saved = load_from_disk(path)
         saved = {"train": saved} if isinstance(saved, Dataset) else saved
         return {split: partial(_numbered, path, data) for split, data in saved.items()}
-    files = load_dataset_builder(path, name).config.data_files  # which reads none of them
+    with reading(f"{path} with `name` {name}"):
+        files = load_dataset_builder(os.path.realpath(path), name).config.data_files  # which reads none of them
     return {str(split): partial(_read_files, paths) for split, paths in files.items()}
 
 
