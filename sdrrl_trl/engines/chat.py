@@ -19,7 +19,7 @@ from sdrrl_trl.utils import SDRRLError
 # The day that templates take for today: answers must not depend on that of the run. Llama 3 itself falls back to it
 TODAY = datetime(2024, 7, 26)
 # Special tokens around thoughts, and of channels (gpt-oss), by which thoughts are told from the answer later
-_THOUGHT = re.compile(r"think|thought|reason|channel|<\|(start|message|end)\|>", re.IGNORECASE)
+_THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad|channel|<\|(start|message|end)\|>", re.IGNORECASE)
 _WORD = "Sdrrl"  # that is looked for in what a template makes of it
 
 

@@ -8,7 +8,6 @@ from functools import cache
 from itertools import chain
 
 import datasets
-import huggingface_hub.constants
 
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.tasks import data
@@ -89,14 +88,13 @@ def _texts(tag: str) -> Iterator[tuple[str, list[str]]]:
 @contextmanager
 def _offline() -> Iterator[None]:
     """No request to the hub, and no word about it."""
-    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
-    verbosity = datasets.logging.get_verbosity()
-    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = True
     datasets.logging.set_verbosity_error()
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(verbosity)
 
 

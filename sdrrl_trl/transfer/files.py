@@ -118,8 +118,8 @@ def _first_line(file: TextIO) -> tuple[int, str]:
 
 
 def _read_json(path: str) -> Rows:
-    """One object a line, or a list of objects. Numbers as they are written: 4.50 and the id 007 are no 4.5 and 7."""
-    parse = partial(json.loads, parse_int=str, parse_float=str, parse_constant=str)
+    """One object a line, or a list of objects. Numbers as they are written: 4.50 is not 4.5."""
+    parse = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
     with open_text(path) as file:
         start, first = _first_line(file)
         is_list = first.lstrip().startswith("[")

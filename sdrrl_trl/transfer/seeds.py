@@ -86,7 +86,7 @@ class Seeds:
             missing = sorted(set(given.values()) - set(row)) if number == 1 else []
             if missing:
                 raise SDRRLError(f"{where}: no column {', '.join(missing)}. There are: {', '.join(row)}.")
-            filled = {name: value for name, value in row.items() if value not in (None, "", [], {})}
+            filled = {name: value for name, value in row.items() if value or value == 0}
             used = _pick(filled, columns)
             try:
                 seed = _seed({name: filled[column] for name, column in used.items()}, f"row-{number}")
@@ -100,8 +100,8 @@ class Seeds:
 
 def _pick(filled: dict[str, Any], columns: dict[str, tuple[str, ...]]) -> dict[str, str]:
     """The column of a row by what it holds."""
-    found = {name: next((c for c in names if c in filled), None) for name, names in columns.items()}
-    used = {name: column for name, column in found.items() if column is not None}
+    # The first name last, for it to stay
+    used = {name: column for name, names in columns.items() for column in names[::-1] if column in filled}
     if "messages" in used:
         return {name: column for name, column in used.items() if name in ("id", "system", "messages")}
     if isinstance(filled.get(used.get("question")), list):  # messages as in TRL
