@@ -38,20 +38,6 @@ def read(path, **options):
 EXPECTED = [("a", ("Say hello.",), "Hello!"), ("b", ("Add these.\n\n1 and 2",), "3")]
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet", "folder"])
-def test_every_format_gives_the_same_questions(tmp_path, form):
-    data, path = Dataset.from_list(ROWS), tmp_path / f"seeds.{form}"
-    if form == "jsonl":
-        write_json_lines(path, ROWS)
-    elif form == "json":
-        path.write_text(json.dumps(ROWS))
-    elif form in ("csv", "tsv"):
-        data.to_csv(path, sep="\t" if form == "tsv" else ",")
-    else:  # a folder is called seeds.folder
-        data.to_parquet(path / "train.parquet" if form == "folder" else path)
-    assert read(path) == EXPECTED
-
-
 def test_columns_of_other_names_are_mapped(tmp_path):
     path = write_json_lines(tmp_path / "s.jsonl", [{"key": 7, "ask": "Why?", "reply": "So."}])
     assert read(path, columns={"id": "key", "question": "ask", "reference": "reply"}) == [("7", ("Why?",), "So.")]

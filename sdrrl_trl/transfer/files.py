@@ -97,8 +97,8 @@ def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _reader_of(path: str) -> Callable[[str], Rows] | None:
     """The reader of a kind of file, told by the ending of its name without that of its compression."""
-    *_, before, last = "", "", *(suffix.lower() for suffix in Path(path).suffixes)
-    return _READERS.get(last if last not in _COMPRESSED else before if before != ".parquet" else "")
+    ending = Path(path).suffix.lower()
+    return _READERS.get(Path(path).with_suffix("").suffix.lower() if ending in _COMPRESSED else ending)
 
 
 def _read_file(path: str) -> Rows:
