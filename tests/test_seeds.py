@@ -1,7 +1,6 @@
 import bz2
 import gzip
 import io
-import json
 import lzma
 import os
 from dataclasses import replace

@@ -55,6 +55,12 @@ def check_template(name: str, tokenizer: Any) -> None:
         )
 
 
+def with_fixed_date(template: str) -> str:
+    """A chat template that says the same on every day, though it asks for the date."""
+    date = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), template)
+
+
 class Chat:
     """
     The chat template, tokenizer and limits of a model, without its weights.
@@ -81,11 +87,7 @@ class Chat:
             config = AutoConfig.from_pretrained(model, revision=revision)
         self.tokenizer, self._model = load_tokenizer(model, revision), model
         check_template(model, self.tokenizer)
-        self._template = re.sub(
-            r"strftime_now\(\s*(['\"])(.*?)\1\s*\)",
-            lambda call: repr(TODAY.strftime(call[2])),
-            self.tokenizer.get_chat_template(),
-        )
+        self._template = with_fixed_date(self.tokenizer.get_chat_template())
         self._arguments = self._checked(sampling.chat_template_kwargs or {})
         text_config = config.get_text_config()
         # BLOOM has neither, for it knows distances alone; MPT's are a table of so many
