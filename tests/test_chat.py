@@ -16,8 +16,7 @@ from trl import SFTConfig
 
 from sdrrl_trl import SDRRLError, build_transfer_set
 from sdrrl_trl.engines import Sampling
-from sdrrl_trl.engines.chat import Chat
-from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
 from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.transfer.fertility import MAX_LENGTH
 
@@ -52,7 +51,7 @@ def test_an_answer_ends_at_all_that_model_tokenizer_and_template_call_an_end(
     change(model, "generation_config.json", eos_token_id=configured[1])
     change(model, "tokenizer_config.json", eos_token=tokenizer)
     with_template(model, "{{ m.content }}<|im_end|>", "{{ m.content }}" + behind)
-    chat = Chat(str(model), Sampling())
+    chat = load_chat(str(model), Sampling())
     assert chat.ends == ends
     word = chat.tokenizer("Hello", add_special_tokens=False)["input_ids"]
     assert all(chat.text([*word, end, *word]) == "Hello" for end in ends)
@@ -123,7 +122,7 @@ def test_a_template_without_system_messages_is_found_before_weights_are_loaded(
 
 
 def test_what_a_template_refuses_later_is_an_error_that_names_it(model):
-    chat = Chat(with_template(model, "{% for", REFUSES + "{% for"), Sampling())
+    chat = load_chat(with_template(model, "{% for", REFUSES + "{% for"), Sampling())
     with pytest.raises(SDRRLError, match="refuses a conversation: System role"):
         chat.prompts([SYSTEM])
 
@@ -132,20 +131,20 @@ def test_arguments_of_the_template_take_effect_or_are_refused(model):
     thought = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     name = with_template(model, "assistant\n{% endif %}", "assistant\n" + thought + "{% endif %}")
     prompts = [
-        Chat(name, Sampling(chat_template_kwargs=arguments)).prompts([ASK])[0]
+        load_chat(name, Sampling(chat_template_kwargs=arguments)).prompts([ASK])[0]
         for arguments in (None, {"enable_thinking": True}, {"enable_thinking": False})
     ]
     assert prompts[0] == prompts[1] != prompts[2]
     assert "</think>" in AutoTokenizer.from_pretrained(name).decode(prompts[2])
     for wrong in ("enable_thinkng", "add_generation_prompt", "tokenize"):
         with pytest.raises(SDRRLError, match=f"sets {wrong}, which the chat template"):
-            Chat(name, Sampling(chat_template_kwargs={wrong: False}))
+            load_chat(name, Sampling(chat_template_kwargs={wrong: False}))
 
 
 @pytest.mark.parametrize("call", ['strftime_now("%d %b %Y")', "strftime_now( '%d %b %Y' )"])
 def test_a_template_that_asks_for_the_date_gives_the_same_prompts_every_day(model, call):
     date = "{% if strftime_now is defined %}{{ " + call + " }}{% endif %}"
-    chat = Chat(with_template(model, "{% for", date + "{% for"), Sampling())
+    chat = load_chat(with_template(model, "{% for", date + "{% for"), Sampling())
     prompt = chat.tokenizer.decode(chat.prompts([ASK])[0])
     assert "26 Jul 2024" in prompt and datetime.now().strftime("%d %b %Y") not in prompt
 
@@ -155,7 +154,7 @@ def test_marks_of_thoughts_stay_in_the_text_though_they_are_special_tokens(model
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_special_tokens({"additional_special_tokens": [opening, closing, "<|tool|>"]})
     tokenizer.save_pretrained(model)
-    chat = Chat(str(model), Sampling())
+    chat = load_chat(str(model), Sampling())
     tokens = chat.tokenizer(f"{opening}Hm{closing}<|tool|>Yes <|im_end|>")["input_ids"]
     assert chat.text(tokens) == f"{opening}Hm{closing}Yes"
 
@@ -166,7 +165,7 @@ def test_spaces_before_punctuation_stay(model):
     tokenizer.decoder = decoders.Metaspace()
     options = {"eos_token": "<|im_end|>", "clean_up_tokenization_spaces": True}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(model)
-    assert Chat(str(model), Sampling()).text([3, 4, 5, 6, 7, 2]) == "if x != 5 ?"
+    assert load_chat(str(model), Sampling()).text([3, 4, 5, 6, 7, 2]) == "if x != 5 ?"
 
 
 @pytest.mark.real

@@ -2,15 +2,11 @@
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from sdrrl_trl.engines import Sampling
 from sdrrl_trl.utils import SDRRLError
@@ -21,38 +17,6 @@ TODAY = datetime(2024, 7, 26)
 # Special tokens around thoughts, and of channels (gpt-oss), by which thoughts are told from the answer later
 _THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad|channel|<\|(start|message|end)\|>", re.IGNORECASE)
 _WORD = "Sdrrl"  # that is looked for in what a template makes of it
-
-
-@contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SDRRLError(f"Cannot load {what}: {error}") from error
-
-
-def load_tokenizer(name: str, revision: str = "main") -> Any:
-    """
-    Loads a tokenizer for batched generation.
-
-    Raises:
-        `SDRRLError`: if it cannot be loaded.
-    """
-    with loading(f"the tokenizer of {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    if tokenizer.pad_token is None:  # any will do: it is masked
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
-
-
-def check_template(name: str, tokenizer: Any) -> None:
-    """Raises [`SDRRLError`] if a tokenizer has no chat template."""
-    if tokenizer.chat_template is None:
-        raise SDRRLError(
-            f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
-            "Use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json."
-        )
 
 
 def with_fixed_date(template: str) -> str:
@@ -66,27 +30,27 @@ class Chat:
     The chat template, tokenizer and limits of a model, without its weights.
 
     Args:
-        model (`str`):
-            Local path or hub id.
+        name (`str`):
+            Name of the model, for errors.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer, with a chat template.
+        config (`PretrainedConfig`):
+            Its configuration.
+        ends (`int` or `list[int]`, *optional*):
+            Tokens that its generation configuration calls an end.
         sampling ([`Sampling`]):
             How it is to answer.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch, tag or commit on the hub.
 
     Attributes:
         window (`int`, *optional*): Most tokens of a question with its answer. None where positions do not run out.
         ends (`list[int]`): Tokens that end an answer.
 
     Raises:
-        `SDRRLError`: if there is no such model, it has no chat template or one that does not know an argument, or no
-            room for an answer.
+        `SDRRLError`: if the chat template does not know an argument, or there is no room for an answer.
     """
 
-    def __init__(self, model: str, sampling: Sampling, revision: str = "main"):
-        with loading(f"the model {model!r}"):
-            config = AutoConfig.from_pretrained(model, revision=revision)
-        self.tokenizer, self._model = load_tokenizer(model, revision), model
-        check_template(model, self.tokenizer)
+    def __init__(self, name: str, tokenizer: Any, config: Any, ends: int | list[int] | None, sampling: Sampling):
+        self.tokenizer, self._name = tokenizer, name
         self._template = with_fixed_date(self.tokenizer.get_chat_template())
         self._arguments = self._checked(sampling.chat_template_kwargs or {})
         text_config = config.get_text_config()
@@ -95,15 +59,11 @@ class Chat:
         self.window = next(filter(None, limits), None)
         if self.window is not None and sampling.max_new_tokens >= self.window:
             raise SDRRLError(
-                f"`max_new_tokens={sampling.max_new_tokens}` leaves no room for a question: {model!r} has "
+                f"`max_new_tokens={sampling.max_new_tokens}` leaves no room for a question: {name!r} has "
                 f"{self.window} positions for both. Set it lower."
             )
-        try:
-            own = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
-        except OSError:  # it need not have one
-            own = None
-        configs = [getattr(one, "eos_token_id", None) for one in (config, text_config, self.tokenizer)]
-        self.ends = self._find_ends([own, *configs])
+        configs = [getattr(one, "eos_token_id", None) for one in (config, text_config, tokenizer)]
+        self.ends = self._find_ends([ends, *configs])
         special = {*self.tokenizer.all_special_ids}
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         self._hidden = {i for i in special if not _THOUGHT.search(self.tokenizer.convert_ids_to_tokens(i))}
@@ -112,7 +72,7 @@ class Chat:
         own = {*inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
         if wrong := [name for name in arguments if name in own or name not in self._template]:
             raise SDRRLError(
-                f"`chat_template_kwargs` sets {', '.join(wrong)}, which the chat template of {self._model!r} does not "
+                f"`chat_template_kwargs` sets {', '.join(wrong)}, which the chat template of {self._name!r} does not "
                 "know: it would have no effect. Correct the name, or leave it out."
             )
         return arguments
@@ -142,7 +102,7 @@ class Chat:
         except TemplateError as error:
             problem = str(error)
         raise SDRRLError(
-            f"The chat template of {self._model!r} takes no system messages ({problem}), but `system_prompt` is set "
+            f"The chat template of {self._name!r} takes no system messages ({problem}), but `system_prompt` is set "
             "or the questions have them. Put their text into the questions, or use another model."
         )
 
@@ -151,7 +111,7 @@ class Chat:
         try:
             return self._apply(conversations, add_generation_prompt=True)["input_ids"]
         except TemplateError as error:
-            raise SDRRLError(f"The chat template of {self._model!r} refuses a conversation: {error}.") from error
+            raise SDRRLError(f"The chat template of {self._name!r} refuses a conversation: {error}.") from error
 
     def fits(self, prompt: list[int], sampling: Sampling) -> bool:
         """Whether a question leaves room for the longest answer."""

@@ -2,13 +2,16 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -21,11 +24,21 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.engines.chat import Chat, check_template, load_tokenizer, loading
+from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.utils import SDRRLError
 
 
 # Prompts and answers with padding. Halved when memory runs out
 BATCH_TOKENS = 32_768
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise SDRRLError(f"Cannot load {what}: {error}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:
@@ -50,6 +63,20 @@ def own_device() -> torch.device:
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # which both launchers set
 
 
+def load_tokenizer(name: str, revision: str = "main") -> Any:
+    """
+    Loads a tokenizer for batched generation.
+
+    Raises:
+        `SDRRLError`: if it cannot be loaded.
+    """
+    with loading(f"the tokenizer of {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    if tokenizer.pad_token is None:  # any will do: it is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
 def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> None:
     """
     Finds out, without loading the weights, whether a model is there and whether it can be asked questions.
@@ -59,8 +86,27 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
     """
     with loading(f"the model {name!r}"):
         AutoConfig.from_pretrained(name, revision=revision)
-    if needs_chat_template:
-        check_template(name, load_tokenizer(name, revision))
+    if needs_chat_template and load_tokenizer(name, revision).chat_template is None:
+        raise SDRRLError(
+            f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
+            "Use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json."
+        )
+
+
+def load_chat(name: str, sampling: Sampling, revision: str = "main") -> Chat:
+    """
+    Loads what a model is asked by, without its weights.
+
+    Raises:
+        `SDRRLError`: if there is no such model, or it cannot be asked so.
+    """
+    check_model(name, needs_chat_template=True, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    try:
+        ends = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except OSError:  # it need not have such a file
+        ends = None
+    return Chat(name, load_tokenizer(name, revision), config, ends, sampling)
 
 
 def weights_of(model: Any) -> dict[str, str | None]:
@@ -130,7 +176,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
-        self.chat, self.sampling = Chat(model, sampling, revision), sampling
+        self.chat, self.sampling = load_chat(model, sampling, revision), sampling
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
         self.model.generation_config = GenerationConfig(

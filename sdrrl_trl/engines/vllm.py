@@ -3,7 +3,7 @@
 from typing import Any
 
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.engines.transformers import load_chat
 from sdrrl_trl.utils import package_version
 
 
@@ -23,7 +23,7 @@ class VLLMGenerator:
     """
 
     def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
-        self.chat = Chat(model, sampling, revision)
+        self.chat = load_chat(model, sampling, revision)
         from vllm import LLM
 
         self.dtype, self.sampling = dtype, sampling

@@ -13,7 +13,7 @@ from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.engines.prompted import PromptedTranslator
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
-from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
 from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.utils import SDRRLError, require
@@ -45,7 +45,7 @@ def make_chat(config: TransferConfig) -> Chat | None:
     """Chat template and tokenizer of the model that answers, if it runs here."""
     if config.answer_source == "reference" or is_address(config.generator):
         return None
-    return Chat(config.model_name_or_path, _sampling(config), config.model_revision)
+    return load_chat(config.model_name_or_path, _sampling(config), config.model_revision)
 
 
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
