@@ -1,6 +1,6 @@
 """The model answers the questions itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ MAX_CHARACTERS = 20_000
 
 
 def answer_seeds(
-    seeds: list[Seed], generator: Generator | None, config: TransferConfig, benchmarks: Mapping[str, str] = {}
+    seeds: list[Seed], generator: Generator | None, config: TransferConfig, benchmarks: dict[str, str]
 ) -> list[Answer]:
     """
     Answers to the questions of a shard, the bad ones with the reason why they are rejected. `benchmarks` has, by their
