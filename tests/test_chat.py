@@ -136,7 +136,7 @@ def test_arguments_of_the_template_take_effect_or_are_refused(model):
     ]
     assert prompts[0] == prompts[1] != prompts[2]
     assert "</think>" in AutoTokenizer.from_pretrained(name).decode(prompts[2])
-    for wrong in ("enable_thinkng", "add_generation_prompt", "tokenize"):
+    for wrong in ("enable_thinkng", "add_generation_prompt", "messages"):
         with pytest.raises(SDRRLError, match=f"sets {wrong}, which the chat template"):
             load_chat(name, Sampling(chat_template_kwargs={wrong: False}))
 

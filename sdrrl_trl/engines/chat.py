@@ -69,7 +69,7 @@ class Chat:
         self._hidden = {i for i in special if not _THOUGHT.search(self.tokenizer.convert_ids_to_tokens(i))}
 
     def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        own = {*inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
+        own = {"messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
         if wrong := [name for name in arguments if name in own or name not in self._template]:
             raise SDRRLError(
                 f"`chat_template_kwargs` sets {', '.join(wrong)}, which the chat template of {self._name!r} does not "
