@@ -12,8 +12,10 @@ from datasets import load_dataset
 from stub_engines import StubGenerator, StubTranslator, build, content, rows_of, sentence, stub_config
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inspect import inspect_transfer_set
 from sdrrl_trl.transfer.publish import load_manifest, summary
+from sdrrl_trl.transfer.rows import Seed
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 
 
@@ -396,6 +398,16 @@ def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypa
     assert "rejected: 0\nitems of benchmarks were looked for in those of: no benchmark" in summary(
         load_manifest(folder)
     )
+
+
+def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, monkeypatch):
+    item = "世界上最长的河流是哪一条？它从南向北穿过十一个国家，最后流入地中海。"
+    (tmp_path / "mmmlu").mkdir()
+    row = {"Question": item, **dict.fromkeys("ABCD", "x"), "Answer": "A"}
+    write_json_lines(tmp_path / "mmmlu" / "zh.jsonl", [row])
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    seeds = [Seed("whole", (f"请回答：{item}",)), Seed("part", ("世界上最长的河流是哪一条？它从哪里流到哪里？",))]
+    assert find_items(seeds, "zh") == {"found": {"whole": "mmmlu"}, "checked": {"mmmlu": 1}}
 
 
 def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):

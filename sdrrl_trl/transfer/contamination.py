@@ -47,11 +47,11 @@ def find_items(seeds: Seeds, language: str) -> dict[str, dict]:
         by benchmark.
     """
     known, checked = _known_texts(language, os.environ.get("SDRRL_DATA_DIR"))
-    lengths = range(MIN_WORDS, N_WORDS + 1)
+    shortest, longest = _lengths(language)
     found = {}
     for seed in seeds:
         words = _words("\n".join(seed.turns)[:MAX_CHARACTERS], language)  # longer questions are rejected
-        grams = (words[i : i + n] for n in lengths for i in range(len(words) - n + 1))
+        grams = (words[i : i + n] for n in range(shortest, longest + 1) for i in range(len(words) - n + 1))
         whole = (_words(turn, language) for turn in seed.turns)
         if benchmark := next(filter(None, map(known.get, map(hash, chain(whole, grams)))), None):
             found[seed.source_id] = benchmark
@@ -62,12 +62,13 @@ def find_items(seeds: Seeds, language: str) -> dict[str, dict]:
 def _known_texts(language: str, folder: str | None) -> tuple[dict[int, str], dict[str, int]]:
     """The benchmark of each hash of words in a row, and the number of texts of each benchmark."""
     known, checked = {}, {}
+    _, longest = _lengths(language)
     for benchmark, texts in _texts(language):
         checked[benchmark] = len(texts)
         for words in (_words(text, language) for text in texts):
             # All that follow each other, but not all that there are: who quotes an article quotes more than that
-            starts = range(0, max(len(words) - N_WORDS, 0) + 1, N_WORDS)
-            known |= {hash(words[start : start + N_WORDS]): benchmark for start in starts if words}
+            starts = range(0, max(len(words) - longest, 0) + 1, longest)
+            known |= {hash(words[start : start + longest]): benchmark for start in starts if words}
     return known, checked
 
 
@@ -96,6 +97,12 @@ def _offline() -> Iterator[None]:
     finally:
         datasets.config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(verbosity)
+
+
+def _lengths(language: str) -> tuple[int, int]:
+    """The shortest and longest rows that are compared, in words, or in letters, two of which count as a word."""
+    factor = 1 if LANGUAGES[language].spaces else 2
+    return factor * MIN_WORDS, factor * N_WORDS
 
 
 def _words(text: str, language: str) -> tuple[str, ...]:
