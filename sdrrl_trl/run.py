@@ -129,7 +129,8 @@ def _from(folder: Path, value: Any) -> Any:
         return {name: v if name in ("name", "split", "columns") else _from(folder, v) for name, v in value.items()}
     if isinstance(value, list):
         return [_from(folder, v) for v in value]
-    return str(folder / value) if isinstance(value, str) and (folder / value).exists() else value
+    # Unlike that of `Path`, this `exists` raises nothing
+    return str(folder / value) if isinstance(value, str) and os.path.exists(folder / value) else value
 
 
 def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:
