@@ -1,14 +1,18 @@
+import re
 import resource
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
 from conftest import DEMO, ROOT
 from trl import ModelConfig
+from trl.scripts.utils import TrlParser
 
 from sdrrl_trl import SDRRLConfig
-from sdrrl_trl.cli import main, parse_command
+from sdrrl_trl.cli import COMMANDS, main, parse_command
+from sdrrl_trl.trainer.train import TrainArguments
 from sdrrl_trl.transfer.config import TransferConfig
 
 
@@ -24,17 +28,28 @@ def test_help_takes_less_than_half_a_second_of_work():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["build"], ["inspect"], ["evaluate"], ["report"], ["run"], ["demo"], ["tasks"]]
-)
-def test_help_loads_no_torch(command):
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_loads_no_torch_and_gives_an_example(command):
     code = (
         "import sys\nfrom sdrrl_trl.cli import main\n"
         f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "usage:" in result.stdout
+    assert "usage:" in result.stdout and (not command or f"Example: sdrrl {command[0]}" in result.stdout)
+
+
+def test_the_help_of_train_names_options_that_exist_with_their_defaults():
+    parser = TrlParser((TrainArguments, SDRRLConfig, ModelConfig))
+    defaults = {name: action.default for action in parser._actions for name in action.option_strings}
+    text = (ROOT / "sdrrl_trl" / "train_help.txt").read_text(encoding="utf-8")
+    own = {field.name for field in fields(TrainArguments)} | {"kl_coef", "anchor_languages"}
+    assert own <= set(re.findall(r"--(\w+)", text))
+    for line in text.splitlines():
+        for name, default in re.findall(r"--(\w+)(?: [A-Z]+ *)?(?:[^-]*?\(default: ([^,)]+))?", line):
+            if name not in ("config", "recipe", "help_all", "config_file"):
+                assert f"--{name}" in defaults, name
+                assert not default or default == str(defaults[f"--{name}"]), name
 
 
 def test_importing_the_package_loads_no_torch():
@@ -76,12 +91,13 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"packing": True, "packing_strategy": "wrapped"}}, "`packing_strategy` must be 'bfd'"),
         ({"train": {"kl_coef": -1}}, "kl_coef"),
-        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "names fr, which no record"),
+        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "'fr', but no training record"),
+        ({"train": {"recipe": "anchored"}, "build": {"proportions": {"target": 1}}}, "'en', but no training record"),
         ({"train": {"recipe": "anchored", "kl_coef": 0}}, "`anchor_languages` needs a `kl_coef` above 0"),
         ({"build": {"recipe": "anchord"}}, "Unknown recipe 'anchord'. Known: paper, anchored."),
         ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
         ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
-        ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
+        ({"evalute": {}}, "evalute. Known: build, train, evaluate, report, recipe."),
         ({"build": {"target_languages": 5}}, "5"),
         ({"build": {"size": 1.5}}, "--size: invalid int value: '1.5'"),
         ({"build": {"shard_size": [1]}}, "invalid int value: '[1]'"),
@@ -130,6 +146,9 @@ def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
     assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, "q_proj")
     training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments, "--recipe", "paper"], "sdrrl train")
     assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-5, False)
+    (tmp_path / "train.yaml").write_text("recipe: anchored\nanchor_languages: null\nuse_cpu: true\nbf16: false\n")
+    training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments[:2], "--kl_coef", "0"], "sdrrl train")
+    assert (training.anchor_languages, training.kl_coef, model.use_peft) == (None, 0, True)
 
 
 def test_no_network_and_no_model_is_one_clear_error(tmp_path):

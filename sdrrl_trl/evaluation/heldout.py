@@ -1,5 +1,6 @@
 """Tasks made from the held-out questions of a transfer set."""
 
+import logging
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.publish import load_manifest
 
 
+logger = logging.getLogger(__name__)
+HELD_OUT = "sdrrl_heldout"
+
+
 def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     """
-    Two lm-eval tasks for each language of a transfer set, on its held-out questions.
+    lm-eval tasks for each language of a transfer set, on its held-out questions and parallel sentences.
 
     `sdrrl_heldout_gen_<language>` generates an answer, as long at most as those of the transfer set, compares it with
     the held-out one (chrF++), and counts how many are in the language asked for. `sdrrl_heldout_bpb_<language>` is the
     log-likelihood of the held-out answer with the end of the turn, given its question, in bits per byte of the answer.
-    The held-out answers are the initial model's own, translated for targets.
+    The held-out answers are the initial model's own, translated for targets. `sdrrl_heldout_text_<language>`, for
+    languages with held-out parallel sentences, is bits per byte of those alone: text that no model here has written.
 
     In the source language, if they are samples at temperature 1, the mean of `log p_initial - log p_model` over them
     is an unbiased estimate of KL(initial || model): the drift, which only the initial model has at zero.
@@ -28,7 +34,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
             Folder made by `sdrrl build`.
 
     Returns:
-        `dict[str, Any]`: lm-eval task objects by task name.
+        `dict[str, Any]`: lm-eval task objects by task name, of those that have items.
     """
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -39,11 +45,17 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
-        data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
-        for form in ("gen", "bpb"):
-            config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
-            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
-            config["metadata"]["answers"] = answers
+        for form in ("gen", "bpb", "text"):
+            config, task = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml")), f"{HELD_OUT}_{form}_{language}"
+            data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
+            data |= {"kind": "translation"} if form == "text" else {"whole": form == "gen"}
+            if not len(load_held_out(**data)["test"]):  # which lm-eval cannot load
+                if form != "text":
+                    logger.warning(f"{task} has no items: all held-out answers were cut off or not translated.")
+                continue
+            config |= {"task": task, "dataset_kwargs": data}
+            if form != "text":
+                config["metadata"]["answers"] = answers
             if form == "gen":  # as long at most as the answers that they are compared with
                 config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
             configs.append(config)
@@ -54,8 +66,11 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     return tasks
 
 
-def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[str, Any]:
-    """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
+def load_held_out(file: str, kind: str, language: str, whole: bool = False, **metadata: Any) -> dict[str, Any]:
+    """
+    Held-out rows of one kind and language, as `custom_dataset` of lm-eval. An answer is not compared with one that was
+    cut off, so those are left out where `whole` is set.
+    """
     from datasets import Dataset
 
     rows = [
@@ -68,9 +83,16 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             "language": language,
         }
         for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
-        if (row["kind"], row["answer_language"]) == (kind, language)
+        if (row["kind"], row["answer_language"]) == (kind, language) and not (whole and row.get("truncated"))
     ]
+    if kind == "translation":  # a sentence may have translations into several languages
+        rows = list({row["answer"]: row for row in rows}.values())
     return {"test": Dataset.from_list(rows)}
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a name stands for tasks of this file: for all, those of a form, or one of them."""
+    return f"{name}_".startswith(f"{HELD_OUT}_")
 
 
 def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_template: Any = None, **_: Any) -> str:
@@ -82,14 +104,14 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     if not apply_chat_template:
         return "\n\n".join(message["content"] for message in doc["messages"])
     if not doc["truncated"]:  # an answer that was cut off is the beginning of one
-        doc["said"] += end_of_turn(chat_template.__self__.tokenizer, doc["messages"][-1], doc["answer"])
+        doc["said"] += end_of_turn(chat_template.__self__.tokenizer)
     return chat_template(doc["messages"], add_generation_prompt=True)
 
 
-def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
+def end_of_turn(tokenizer: Any) -> str:
     """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what was said."""
-    turns = [question, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer.strip())[2].rstrip()
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]  # a sign that is in no template
+    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition("¤")[2].rstrip()
 
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:

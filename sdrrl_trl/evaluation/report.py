@@ -2,15 +2,17 @@
 
 import re
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, SEED, Row, compare
-from sdrrl_trl.evaluation.measures import answers, gaps, trade_off
+from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
+from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import get_language, language_name
@@ -99,8 +101,9 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
-    page = render("report.html.jinja", **shown, outputs=outputs, changed_first=_changed_first, harmful=HARMFUL)
-    write_atomic(folder / "report.html", page)
+    shown |= {"samples": samples(outputs, source), "harmful": HARMFUL, "date": date.today()}
+    shown |= {"differences": differences, "is_wrong_language": is_wrong_language}
+    write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
@@ -133,14 +136,6 @@ def _content(
         "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
     return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
-
-
-def _changed_first(outputs: dict[str, Output], task: str) -> list[int]:
-    """Places of the items of a task, those first to which not all models gave the same answer."""
-    answers = list(
-        zip(*([item.response for item in output.tasks[task].items] for output in outputs.values()), strict=True)
-    )
-    return sorted(range(len(answers)), key=lambda i: len(set(answers[i])) == 1)
 
 
 def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:

@@ -125,16 +125,32 @@ def tune(
             return model, tokenizer
     if strength is None:
         return model, tokenizer
-    model = model.merge_and_unload() if is_adapter(path) else model
-    weights, starts = (dict(m.named_parameters()) for m in (model, load_model(base, dtype=dtype)[0]))
+    model = _merged(model) if is_adapter(path) else model
+    # With the head, even where the base ties it to the embeddings and training has parted them
+    both = (model, load_model(base, dtype=dtype)[0])
+    weights, starts = (dict(one.named_parameters(remove_duplicate=False)) for one in both)
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
         raise SDRRLError(
             f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
-            "the model that it was trained from. With new tokens or a head of its own, a model has no strength but 1."
+            "the model that it was trained from. With new tokens, a model has no strength."
         )
-    for name, weight in weights.items():
+    for name, weight in model.named_parameters():  # each once
         weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
     return model, tokenizer
+
+
+def _merged(model: Any) -> Any:
+    """A model with its adapter merged into it."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    # What it adds to one of the two must not go into the other, to which the base may tie it
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return model.merge_and_unload()
 
 
 def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
@@ -172,7 +188,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
     check_model(base, needs_chat_template=False)
     strength = 1.0 if strength is None else strength
     merged, tokenizer = tune(*load_model(base if is_adapter(path) else path), path, strength, base)
-    merged = merged.merge_and_unload() if isinstance(merged, PeftModel) else merged
+    merged = _merged(merged) if isinstance(merged, PeftModel) else merged
     merged.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     card = render(
