@@ -124,7 +124,7 @@ def test_items_of_benchmarks_are_found_by_what_was_loaded_before_and_nothing_is_
 
 
 @pytest.fixture
-def failing(environment):
+def failing(environment, tmp_path):
     """`run(arguments, answer)` against a hub with that answer to a path, and the paths that it was asked for."""
 
     def run(arguments, answer, url=None):
@@ -146,7 +146,7 @@ def failing(environment):
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            more = {"HF_ENDPOINT": url or f"http://127.0.0.1:{server.server_port}"}
+            more = {"HF_ENDPOINT": url or f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
             result = python(arguments, environment | more)
             server.shutdown()
         assert "Retrying" not in result.stderr

@@ -246,11 +246,11 @@ def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
 
 
 def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monkeypatch):
+    parts = ("train", "test", "rejected", "translated", "left_out", "benchmarks")
     manifest = {
         "options": {"source_language": "pt", "target_languages": ["en"]},
         "licences": {"seeds": "cc-by-nc-4.0"},
-        "counts": {"seeds": 24, "train": {}, "test": {}, "rejected": {}, "translated": {}, "left_out": {}}
-        | {"benchmarks": {}},
+        "counts": {"seeds": 24} | {part: {} for part in parts},
     }
     monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: manifest | {"sha256": {}})
     content, path = run(tmp_path, models, transfer_set="set")
