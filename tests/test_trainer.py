@@ -72,9 +72,25 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model
         text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
         assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
         assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
-    # What `max_length` has cut has no end of turn to lose
-    short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - 3)
-    assert short.train_dataset[3]["labels"] == made["labels"][:-3]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_longer_than_max_length_are_left_out_and_counted_not_cut(tiny_model, tmp_path, caplog, packing):
+    """In training and in evaluation; what is left is trained on with its end."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sizes = [ids.shape[1] for _, ids, _ in tokenized(tokenizer)]
+    limit = sorted(sizes)[10]
+    lost = [row["answer_language"] for row, n in zip(rows(), sizes, strict=True) if n > limit]
+    options = {"max_length": limit, "packing": packing, "eval_packing": False, "eval_dataset": {"own": rows()}}
+    trainer = make(tiny_model, tmp_path, **options)
+    n_ends = sum((torch.tensor(row["labels"]) == tokenizer.eos_token_id).sum() for row in trainer.train_dataset)
+    assert n_ends == len(trainer.eval_dataset["own"]) == 16 - len(lost)
+    counts = [f"{lost.count(name)} of 8 in {name}" for name in ("en", "pt") if name in lost]
+    for name in ("train", "own"):
+        assert f"{len(lost)} of 16 rows of the {name} data set are left out" in caplog.text
+    assert f"({', '.join(counts)}): they are longer than `max_length` ({limit} tokens)" in caplog.text
+    # Of data without the columns nothing is left out but by TRL
+    assert len(make(tiny_model, tmp_path, plain_rows(), max_length=limit).train_dataset) == 16
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +268,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
-        (None, {"max_length": 8}, "no supervised token"),
-        (None, {"max_length": 8, "packing": True}, "no supervised token"),
+        (None, {"max_length": 8}, "No row is left: 16 of 16 rows of the train data set"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),
         (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),
     ],

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import math
 import textwrap
@@ -21,6 +22,8 @@ from sdrrl_trl.trainer.groups import (
     check_anchors,
     check_can_carry_groups,
     group_table,
+    has_groups,
+    without_too_long,
 )
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import DistillationOutput, initial_model, prepare_teacher, teacher_states
@@ -176,17 +179,15 @@ class SDRRLTrainer(SFTTrainer):
         # `evaluate` on a dict prepares its data sets twice
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
-        n_rows = len(dataset) if isinstance(dataset, Dataset) else 0
+        whole = copy.copy(args)
+        if has_groups(dataset):
+            whole.max_length = None  # the parent would cut rows, and say nothing
         # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
-        dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
-        if n_rows and len(dataset) < n_rows:  # dropped by the parent without a word
-            raise SDRRLError(
-                f"{n_rows - len(dataset)} rows of the {dataset_name} data set have no supervised token within "
-                f"`max_length` ({args.max_length}): they would train nothing. Their question alone may be too long. "
-                "Raise `max_length`, or remove such rows."
-            )
+        dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with global_then_local_main_first():  # the other processes then read the cache of the first
+            if has_groups(dataset) and args.max_length is not None:
+                dataset = without_too_long(dataset, dataset_name, args, **map_kwargs)
             dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, **map_kwargs)
             if packing:
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
