@@ -44,6 +44,11 @@ def sha256(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Writes a whole file or nothing: temporary file in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,16 +103,18 @@ def fingerprint(path: str) -> str:
         raise SDRRLError(f"There is no model in {path}: it holds no weights.")
     digest = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as stream:
-            digest.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{file.name}:{sha256_of(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def check_output_dir(folder: Path, needed_bytes: int) -> None:
     """Raises [`SDRRLError`] unless `folder` can be written to and its disk has `needed_bytes` free."""
     existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:  # a name too long
+        raise SDRRLError(f"There can be no output folder {folder}: {error}") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise SDRRLError(f"Cannot write to the output folder {folder}: {existing} is not a writable folder.")
     free = shutil.disk_usage(existing).free
@@ -126,15 +133,17 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         `SDRRLError`: if another process holds it.
     """
-    folder = folder.resolve()
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    # Inside the folder, whose parent may not be writable
+    lock = FileLock(folder / ".lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise SDRRLError(f"{folder} is in use. Is the same command running twice? Wait for it or stop it.") from error
-    except PermissionError as error:
-        raise SDRRLError(f"Cannot write a lock beside {folder}: {error}. Choose another `output_dir`.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise SDRRLError(f"Cannot write into {folder}: {error}. Choose another `output_dir`.") from error
+    for leftover in folder.rglob(".*.tmp"):  # of killed processes
+        leftover.unlink()
     try:
         yield
     finally:

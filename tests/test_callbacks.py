@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import os
 import random
 import shutil
 
@@ -9,7 +10,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import CannedGenerator, data_dir, make_tiny_model
-from datasets import Dataset
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
@@ -271,25 +271,35 @@ def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, 
     assert "`test_size` above 0" in capsys.readouterr().err
 
 
-def test_the_path_of_a_transfer_set_is_no_pattern(command, tiny_model, tmp_path):
+def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(command, tiny_model, tmp_path):
+    """Not what another path means as a pattern, nor what was there before with the same date and size."""
     other = shutil.copytree(tmp_path / "set[1]", tmp_path / "set1")
-    files = {name: str(tmp_path / "set[1]" / f"{name}.parquet") for name in ("train", "test")}
-    sizes = {}
-    for name, file in files.items():
-        rows = Dataset.from_parquet(str(other / f"{name}.parquet"))
-        rows.select(range(2)).to_parquet(other / f"{name}.parquet")
-        sizes[name] = len(pyarrow.parquet.read_table(file))
+    paths = {name: tmp_path / "set[1]" / f"{name}.parquet" for name in ("train", "test")}
     arguments = TrainArguments(str(tmp_path / "set[1]"), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
-    trainer = make_trainer(*arguments, ModelConfig(tiny_model))
-    assert {"train": len(trainer.train_dataset), "test": len(trainer.eval_dataset)} == sizes
-    assert min(sizes.values()) > 2 < len(load_held_out(files["test"], "target", "pt")["test"])
+    for path in paths.values():
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 2), other / path.name)
+    for _ in range(2):
+        trainer = make_trainer(*arguments, ModelConfig(tiny_model))
+        for path, data in ((paths["train"], trainer.train_dataset), (paths["test"], trainer.eval_dataset)):
+            table, date = pyarrow.parquet.read_table(path), path.stat().st_mtime_ns
+            answers = [row["completion"][0]["content"] for row in table.to_pylist()]
+            assert len(data) == len(answers) > 2 and answers[0] != answers[-1]
+            assert answers[0] in trainer.processing_class.decode(data[0]["input_ids"])
+            pyarrow.parquet.write_table(table.take(list(reversed(range(len(table))))), path)
+            os.utime(path, ns=(date, date))
+    assert len(load_held_out(str(paths["test"]), "target", "pt")["test"]) > 2
 
 
-def test_a_training_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
+def test_a_training_that_lost_its_model_or_was_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
     command()
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    for name in ("training.json", "model.safetensors"):
-        (tmp_path / "out" / name).unlink()
+    command()
+    assert "complete, nothing to do" in capsys.readouterr().err
+    (tmp_path / "out" / "model.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        command()
+    assert "is complete, but model.safetensors is missing. Put it back. Or delete" in capsys.readouterr().err
+    (tmp_path / "out" / "training.json").unlink()
     command()
     assert "goes on from step 2" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

@@ -153,7 +153,9 @@ def evaluate(config: EvaluationConfig) -> Path:
     # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            write_options(folder, options | {"models": known | models}, "evaluate")
+            written = [f"{name}/{kind}_*.json*" for name in known | models for kind in ("results", "samples")]
+            written.append("timings.json")
+            write_options(folder, options | {"models": known | models}, "evaluate", written)
             for left in folder.glob(f"*/{UNFINISHED}*"):  # by a run that was killed while it wrote
                 shutil.rmtree(left)
         state.wait_for_everyone()

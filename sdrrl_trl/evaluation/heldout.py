@@ -1,6 +1,5 @@
 """Tasks made from the held-out questions of a transfer set."""
 
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.tasks.thoughts import without_thoughts
-from sdrrl_trl.transfer.publish import load_manifest
+from sdrrl_trl.transfer.publish import load_manifest, read_parquet
 
 
 def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             "truncated": row.get("truncated", False),
             "language": language,
         }
-        for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
+        for row in read_parquet(Path(file))  # `datasets` might give what was there earlier, from its cache
         if (row["kind"], row["answer_language"]) == (kind, language)
     ]
     return {"test": Dataset.from_list(rows)}

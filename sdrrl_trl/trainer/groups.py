@@ -153,8 +153,9 @@ def without_too_long(dataset: Dataset, dataset_name: str, args: SDRRLConfig, **m
     before, after = (Counter(rows["answer_language"]) for rows in (dataset, kept))
     lost = ", ".join(f"{n - after[name]} of {n} in {name}" for name, n in sorted(before.items()) if n > after[name])
     message = (
-        f"{len(dataset) - len(kept)} of {len(dataset)} rows of the {dataset_name} data set are left out ({lost}): they "
-        f"are longer than `max_length` ({limit} tokens), and would lose the end of their answers. Raise it to use them."
+        f"{len(dataset) - len(kept)} of {len(dataset)} rows of the {dataset_name} data set are left out ({lost}): "
+        f"they are longer than `max_length` ({limit} tokens), and would lose the end of their answers. Raise it to "
+        "use them."
     )
     if not len(kept):
         raise SDRRLError(f"No row is left: {message}")

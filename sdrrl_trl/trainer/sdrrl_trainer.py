@@ -40,7 +40,8 @@ class SDRRLTrainer(SFTTrainer):
     UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
     supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence from the initial model in nats per token
     (`kl/<name>`) and in bits per byte (`drift/<name>`). All are sums over the tokens since the last log, exact under
-    packing, accumulation and over processes. Streaming data are trained on without these figures.
+    packing, accumulation and over processes. Rows longer than `max_length` are left out, and a warning counts them;
+    [`~trl.SFTTrainer`] cuts them. Streaming data are trained on without these figures, and are cut.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

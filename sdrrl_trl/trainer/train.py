@@ -24,7 +24,7 @@ from sdrrl_trl.trainer.groups import check_can_carry_groups
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, timed, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, read_json, sha256_of, timed, write_json
 
 
 # Options that the trained model does not depend on: they may change between an interrupted run and the next
@@ -36,6 +36,8 @@ _FREE_OPTIONS = re.compile(
 # With 0 or less, nothing would be trained, or away from the data
 _POSITIVE = ("num_train_epochs", "learning_rate", "max_length")
 _POSITIVE += ("per_device_train_batch_size", "gradient_accumulation_steps")
+# What a training writes into its folder before its end
+_WRITTEN = ("training.json", "timings.json", "README.md", "checkpoint-*/**/*", "runs/**/*")
 
 
 @dataclass
@@ -75,6 +77,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     options |= {"transfer_set": manifest["sha256"]["train.parquet"]}
     check_options(folder, options, "train")
     if (folder / "training.json").exists():
+        _check_is_whole(folder)
         print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
     is_main = PartialState().is_main_process
@@ -83,7 +86,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         trainer = make_trainer(script_args, training_args, model_args)
         checkpoint = last_complete_checkpoint(folder)
         if is_main:
-            write_options(folder, options, "train")
+            write_options(folder, options, "train", _WRITTEN)
             if checkpoint is not None:
                 print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
         if checkpoint is not None:
@@ -99,9 +102,21 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
                 )
             trainer.save_model()
         if is_main:
-            write_json(folder / "training.json", {"log": trainer.state.log_history})
+            files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+            write_options(folder, options, "train", (*_WRITTEN, *files))
+            write_json(folder / "training.json", {"log": trainer.state.log_history, "files": files})
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _check_is_whole(folder: Path) -> None:
+    """Raises [`SDRRLError`] if files of a finished training are gone: its model is asked for, not its log."""
+    files = read_json(folder / "training.json", expect=("files",))["files"]
+    if missing := [name for name in files if not (folder / name).exists()]:
+        raise SDRRLError(
+            f"The training in {folder} is complete, but {', '.join(missing)} is missing. Put it back. Or delete "
+            "training.json there: the same command then goes on from the last checkpoint, or anew without one."
+        )
 
 
 def _is_finite(model: torch.nn.Module) -> bool:
@@ -160,8 +175,10 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         **(training_args.model_init_kwargs or {}),
     }
     try:
-        # It takes paths as patterns
-        data = {name: Dataset.from_parquet(escape(str(file))) for name, file in files.items()}
+        # It takes paths as patterns. The name of its cache says what is read, not only where it was
+        data = {
+            name: Dataset.from_parquet(escape(str(file)), config_name=sha256_of(file)) for name, file in files.items()
+        }
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
             training_args,
