@@ -102,6 +102,9 @@ def fingerprint(path: str) -> str:
     if not files:
         raise SDRRLError(f"There is no model in {path}: it holds no weights.")
     digest = hashlib.sha256()
+    if (folder / "adapter_config.json").exists():  # it is no model without its base
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        digest.update(fingerprint(str(base)).encode())
     for file in files:
         digest.update(f"{file.name}:{sha256_of(file)}\n".encode())
     return digest.hexdigest()[:16]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -15,6 +16,7 @@ from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 
 KINDS = [("source", "en", "en"), ("target", "pt", "pt"), ("source_to_target", "en", "pt"), ("translation", "pt", "en")]
 LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+TRAINERS = (SDRRLTrainer, SFTTrainer)
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
 
 
@@ -128,7 +130,7 @@ def test_it_trains_bit_for_bit_as_sft_trainer_does(tiny_model, tmp_path, options
 def test_what_kinds_and_languages_cannot_follow_is_taken_without_them_and_refused_with_them(
     tiny_model, tmp_path, options
 ):
-    ours, sft = (train(tiny_model, tmp_path, plain_rows(), cls=cls, **options) for cls in (SDRRLTrainer, SFTTrainer))
+    ours, sft = (train(tiny_model, tmp_path, plain_rows(), cls=cls, **options) for cls in TRAINERS)
     assert_equal_weights(ours, sft)
     with pytest.raises(SDRRLError, match="must be 'bfd'|Prompt-learning"):
         make(tiny_model, tmp_path, **options)
@@ -280,8 +282,22 @@ def test_data_and_options_that_do_not_fit_are_refused_before_the_first_step(
         make(tiny_model, tmp_path, change(rows()) if change else rows(), **options)
 
 
-def test_other_collators_and_another_config_class_are_refused(tiny_model, tmp_path):
+def test_a_collator_of_ones_own_is_for_data_without_kinds_and_languages(tiny_model, tmp_path):
+    def collate(rows):
+        return DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": row["input_ids"][-9:]} for row in rows])
+
+    args, options = SDRRLConfig(str(tmp_path), **CPU), {"save_strategy": "no", "max_steps": 2}
+    runs = [cls(tiny_model, SFTConfig(str(tmp_path), **CPU | options), collate, plain_rows()) for cls in TRAINERS]
+    for trainer in runs:
+        trainer.train()
+    assert_equal_weights(*runs)
     with pytest.raises(SDRRLError, match="its own collator"):
-        SDRRLTrainer(tiny_model, SDRRLConfig(str(tmp_path), **CPU), lambda rows: rows, rows())
-    with pytest.raises(SDRRLError, match="SDRRLConfig"):
-        SDRRLTrainer(tiny_model, SFTConfig(str(tmp_path), **CPU), train_dataset=rows())
+        SDRRLTrainer(tiny_model, args, collate, rows())
+
+
+@pytest.mark.parametrize("cls", [TrainingArguments, SFTConfig])
+def test_other_configurations_are_taken_as_sft_trainer_takes_them(tiny_model, tmp_path, cls):
+    args = cls(str(tmp_path), **CPU, learning_rate=3e-4, hub_token="secret", lr_scheduler_kwargs={"num_cycles": 2})
+    ours, sft = (trainer(tiny_model, args, train_dataset=plain_rows()).args for trainer in TRAINERS)
+    assert (ours.hub_token, ours.learning_rate, ours.lr_scheduler_kwargs) == ("secret", 3e-4, {"num_cycles": 2})
+    assert {name: value for name, value in ours.to_dict().items() if name in sft.to_dict()} == sft.to_dict()

@@ -46,7 +46,7 @@ class SDRRLTrainer(SFTTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, see [`~trl.SFTTrainer`].
-        args ([`SDRRLConfig`], *optional*):
+        args ([`SDRRLConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration. If `None`, a default one.
         data_collator (`Callable`, *optional*):
             For data without the three columns. With them, the trainer makes its own, see [`DataCollatorForSDRRL`].
@@ -113,8 +113,9 @@ class SDRRLTrainer(SFTTrainer):
     ):
         if args is None:
             args = SDRRLConfig(output_dir="sdrrl_output")
-        if not isinstance(args, SDRRLConfig):
-            raise SDRRLError("`args` must be an `SDRRLConfig`, which takes the parameters of `SFTConfig` and its own.")
+        if not isinstance(args, SDRRLConfig):  # as the parent takes any `TrainingArguments`
+            hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
+            args = SDRRLConfig(**args.to_dict() | hidden)
         bound = inspect.signature(super().__init__).bind(
             model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs
         )
