@@ -240,6 +240,20 @@ def test_training_on_from_any_adapter_keeps_a_copy_of_it_as_teacher(tiny_model, 
     torch.testing.assert_close(trainer.model.eval()(input_ids=ids).logits.detach(), before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("peft", [False, True])
+def test_tokens_that_a_chat_template_adds_are_added_to_the_teacher(tiny_model, tmp_path, peft):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    tokenizer.save_pretrained(tmp_path / "template")
+    options = {"chat_template_path": str(tmp_path / "template"), "peft_config": LORA if peft else None}
+    trainer = make(tiny_model, tmp_path, kl_coef=0.7, **options)
+    assert trainer.model.config.vocab_size == 832  # 801 and padding
+    trainer.train()
+    log = trainer.state.log_history
+    assert abs(log[0]["kl/pt"]) < 1e-6 < 1e-3 < log[2]["kl/pt"]
+
+
 def test_dropout_is_off_in_the_teacher(tiny_model, tmp_path):
     model, ref_model = (AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.5) for _ in range(2))
     trainer = of_objects(model, tiny_model, tmp_path, ref_model=ref_model)
