@@ -28,7 +28,7 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     """
     recorded = recorded_options(folder, stage)
     if recorded is None:
-        if others := _files(folder):
+        if others := files_in(folder):
             raise SDRRLError(
                 f"{folder} holds {_names(folder, others)}, but no {_FILE} of the stage {stage!r}, which would mix its "
                 "results with them. Choose another `output_dir`, or empty this one."
@@ -67,7 +67,7 @@ def clear_stage(folder: Path, stage: str) -> None:
     """
     recorded = recorded_options(folder, stage)
     patterns = [] if recorded is None else read_json(folder / _FILE, expect=("files",))["files"]
-    files, own = _files(folder), {path for pattern in patterns for path in folder.glob(pattern)}
+    files, own = files_in(folder), {path for pattern in patterns for path in folder.glob(pattern)}
     if others := [path for path in files if path not in own]:
         raise SDRRLError(
             f"{folder} holds {_names(folder, others)}, which the stage {stage!r} has not written: nothing is deleted. "
@@ -95,7 +95,7 @@ def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
     return content["options"]
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """All files below a folder but hidden ones: the lock, and what a killed process was writing."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))

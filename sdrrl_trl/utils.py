@@ -23,6 +23,12 @@ class SDRRLError(ValueError):
     """A mistake in the options or the input. The command line prints it without a traceback and exits with code 2."""
 
 
+def in_a_line(error: Exception) -> str:
+    """What a library says of an error, which may be many lines with colours, in at most 500 characters."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())
+    return text[:500] if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"[:500]
+
+
 def package_version(name: str) -> str | None:
     """Installed version of a distribution, `None` if it is not installed."""
     try:

@@ -1,40 +1,24 @@
-import json
 import logging
 import math
-import os
 import random
-import shutil
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
-from conftest import CannedGenerator, data_dir, make_tiny_model
+from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
-from test_build import config as build_config
-from test_trainer import CPU, LORA, make, rows
+from test_trainer import LORA, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback
-from trl import ModelConfig, SFTTrainer
+from trl import SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, build_transfer_set
-from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.trainer.train import TrainArguments, make_trainer
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]
 STEPS = {"max_steps": 4, "logging_steps": 2, "max_length": 512, "eval_steps": 1}
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    """Real benchmark data."""
-    if data_dir() is None:
-        pytest.skip("needs the data of the benchmarks")
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
 
 
 @pytest.fixture
@@ -240,78 +224,3 @@ def test_what_cannot_be_watched_is_refused_when_the_callback_is_made(tiny_model,
 def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
     assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
     assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
-
-
-@pytest.fixture
-def command(request, seeds, tiny_model, tmp_path):
-    """`sdrrl train` of two steps on a transfer set, with more options."""
-    test_size = getattr(request, "param", 0.3)
-    build_transfer_set(build_config(seeds, tmp_path / "set[1]", test_size=test_size), CannedGenerator())
-    start = ["train", "--transfer_set", str(tmp_path / "set[1]"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    start += ["--bf16", "false", "--max_steps", "2", "--report_to", "none", "--model_name_or_path"]
-    return lambda *options, model=tiny_model: main([*start, str(model), *options])
-
-
-def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        command("--eval_tasks", "sdrrl_quik")
-    assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
-    log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
-    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
-        assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
-    shown = capsys.readouterr().err
-    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
-
-
-@pytest.mark.parametrize("command", [0.0], indirect=True)
-def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, capsys):
-    with pytest.raises(SystemExit):
-        command("--forgetting_bound", "0.1")
-    assert "`test_size` above 0" in capsys.readouterr().err
-
-
-def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(command, tiny_model, tmp_path):
-    """Not what another path means as a pattern, nor what was there before with the same date and size."""
-    other = shutil.copytree(tmp_path / "set[1]", tmp_path / "set1")
-    paths = {name: tmp_path / "set[1]" / f"{name}.parquet" for name in ("train", "test")}
-    arguments = TrainArguments(str(tmp_path / "set[1]"), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
-    for path in paths.values():
-        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 2), other / path.name)
-    for _ in range(2):
-        trainer = make_trainer(*arguments, ModelConfig(tiny_model))
-        for path, data in ((paths["train"], trainer.train_dataset), (paths["test"], trainer.eval_dataset)):
-            table, date = pyarrow.parquet.read_table(path), path.stat().st_mtime_ns
-            answers = [row["completion"][0]["content"] for row in table.to_pylist()]
-            assert len(data) == len(answers) > 2 and answers[0] != answers[-1]
-            assert answers[0] in trainer.processing_class.decode(data[0]["input_ids"])
-            pyarrow.parquet.write_table(table.take(list(reversed(range(len(table))))), path)
-            os.utime(path, ns=(date, date))
-    assert len(load_held_out(str(paths["test"]), "target", "pt")["test"]) > 2
-
-
-def test_a_training_that_lost_its_model_or_was_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
-    command()
-    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    command()
-    assert "complete, nothing to do" in capsys.readouterr().err
-    (tmp_path / "out" / "model.safetensors").unlink()
-    with pytest.raises(SystemExit):
-        command()
-    assert "is complete, but model.safetensors is missing. Put it back. Or delete" in capsys.readouterr().err
-    (tmp_path / "out" / "training.json").unlink()
-    command()
-    assert "goes on from step 2" in capsys.readouterr().err
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
-
-
-def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    next(model.parameters()).data.fill_(math.nan)
-    shutil.copytree(tiny_model, tmp_path / "nan")
-    model.save_pretrained(tmp_path / "nan")
-    with pytest.raises(SystemExit) as exit_info:
-        command(model=tmp_path / "nan")
-    assert exit_info.value.code == 2 and "no longer finite" in capsys.readouterr().err
-    assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}
