@@ -325,13 +325,9 @@ def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not
 def test_results_on_other_data_of_a_benchmark_are_not_mixed_in(benchmarks, options, tmp_path, monkeypatch):
     config = partial(options, tmp_path / "evaluation", tasks=["sdrrl_pku_saferlhf"], limit=1)
     evaluate(config())
-    folder = shutil.copytree(
-        data_dir(),
-        tmp_path / "data",
-        ignore=lambda path, names: {*names} - {"pku_saferlhf"} if path == str(data_dir()) else (),
-    )
-    (file,) = (folder / "pku_saferlhf").glob("*.jsonl")
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder))
+    folder = shutil.copytree(data_dir() / "pku_saferlhf", tmp_path / "data" / "pku_saferlhf")
+    (file,) = folder.glob("*.jsonl")
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder.parent))
     evaluate(config())  # the same data in another folder
     file.chmod(0o644)
     file.write_text(file.read_text().replace("bully", "neighbour"))
