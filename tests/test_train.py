@@ -1,6 +1,5 @@
 """`sdrrl train`: what it reads, checks before it begins, and leaves behind."""
 
-import glob
 import json
 import math
 import os
@@ -9,40 +8,65 @@ import resource
 import shutil
 from fractions import Fraction
 
-import pyarrow.parquet
 import pytest
 import torch
-from conftest import CannedGenerator
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_build import config as build_config
 from test_callbacks import TASKS
-from test_trainer import CPU
+from test_trainer import CPU, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
-from sdrrl_trl import SDRRLConfig, SDRRLError, build_transfer_set
+from sdrrl_trl import SDRRLConfig, SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.heldout import load_held_out
 from sdrrl_trl.trainer.train import TrainArguments, in_a_line_if_full, make_trainer
 from sdrrl_trl.utils import sha256_of, write_json
 
 
+def write_set(folder, train, test=None, **options):
+    """A transfer set of two data sets."""
+    folder.mkdir(exist_ok=True)
+    hashes = {}
+    for name, data in {"train.parquet": train, "test.parquet": test}.items():
+        if data is not None:
+            data.to_parquet(folder / name)
+            os.utime(folder / name, (0, 0))
+            hashes[name] = sha256_of(folder / name)
+    manifest = {"options": {"source_language": "en"} | options, "sha256": hashes}
+    write_json(folder / "manifest.json", manifest | dict.fromkeys(("engines", "licences", "counts"), {}))
+    return folder
+
+
 @pytest.fixture
-def command(request, seeds, tiny_model, tmp_path):
-    """`sdrrl train` of two steps on a transfer set, with more options."""
-    options = {"test_size": 0.3} | getattr(request, "param", {})
-    build_transfer_set(build_config(seeds, tmp_path / "set[1]", **options), CannedGenerator())
-    start = ["train", "--transfer_set", str(tmp_path / "set[1]"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+def transfer_set(tmp_path):
+    return write_set(tmp_path / "set[1]", rows(), rows(8))
+
+
+@pytest.fixture
+def command(transfer_set, tiny_model, tmp_path):
+    """`sdrrl train` of two steps, with more options."""
+    start = ["train", "--transfer_set", str(transfer_set), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
     start += ["--bf16", "false", "--max_steps", "2", "--report_to", "none", "--model_name_or_path"]
     return lambda *options, model=tiny_model: main([*start, str(model), *options])
 
 
+def refused(command, capsys, *options, **kwargs):
+    """What is said of a mistake."""
+    with pytest.raises(SystemExit) as exit_info:
+        command(*options, **kwargs)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def trainer_of(transfer_set, model, folder):
+    arguments = TrainArguments(str(transfer_set), forgetting_bound=0.1), SDRRLConfig(str(folder), **CPU)
+    return make_trainer(*arguments, ModelConfig(str(model)))
+
+
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        command("--eval_tasks", "sdrrl_quik")
-    assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "Did you mean sdrrl_quick" in refused(command, capsys, "--eval_tasks", "sdrrl_quik")
+    assert not (tmp_path / "out").exists()
     command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
     log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
     for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
@@ -51,42 +75,25 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path,
     assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
 
 
-@pytest.mark.parametrize("command", [{"test_size": 0.0}], indirect=True)
-def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, capsys):
-    with pytest.raises(SystemExit):
-        command("--forgetting_bound", "0.1")
-    assert "`test_size` above 0" in capsys.readouterr().err
+def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, transfer_set, capsys):
+    write_set(transfer_set, rows())
+    assert "`test_size` above 0" in refused(command, capsys, "--forgetting_bound", "0.1")
 
 
-def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(command, tiny_model, tmp_path):
+def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(transfer_set, tiny_model, tmp_path):
     """Not what another path means as a pattern, nor what was there before with the same date and size."""
-    other = shutil.copytree(tmp_path / "set[1]", tmp_path / "set1")
-    paths = {name: tmp_path / "set[1]" / f"{name}.parquet" for name in ("train", "test")}
-    for path in paths.values():
-        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 2), other / path.name)
-    for _ in range(2):
-        trainer = trainer_of(tmp_path / "set[1]", tiny_model, tmp_path)
-        for path, data in ((paths["train"], trainer.train_dataset), (paths["test"], trainer.eval_dataset)):
-            table, date = pyarrow.parquet.read_table(path), path.stat().st_mtime_ns
-            answers = [row["completion"][0]["content"] for row in table.to_pylist()]
-            assert len(data) == len(answers) > 2 and answers[0] != answers[-1]
-            assert answers[0] in trainer.processing_class.decode(data[0]["input_ids"])
-            pyarrow.parquet.write_table(table.take(list(reversed(range(len(table))))), path)
-            os.utime(path, ns=(date, date))
-        with pytest.raises(SDRRLError, match="train.parquet is missing or was changed"):
-            trainer_of(tmp_path / "set[1]", tiny_model, tmp_path)
-        edit_manifest(tmp_path / "set[1]", sha256={path.name: sha256_of(path) for path in paths.values()})
-    assert len(load_held_out(str(paths["test"]), "target", "pt")["test"]) > 2
-
-
-def trainer_of(transfer_set, model, folder, **options):
-    arguments = TrainArguments(str(transfer_set), forgetting_bound=0.1), SDRRLConfig(str(folder), **CPU, **options)
-    return make_trainer(*arguments, ModelConfig(str(model)))
-
-
-def edit_manifest(transfer_set, **changes):
-    path = transfer_set / "manifest.json"
-    write_json(path, json.loads(path.read_text()) | changes)
+    write_set(tmp_path / "set1", rows(4), rows(4))
+    for last in (7, 6):
+        held_out = rows().select([*range(1, 6), last])
+        write_set(transfer_set, held_out, held_out)
+        trainer = trainer_of(transfer_set, tiny_model, tmp_path)
+        for data in (trainer.train_dataset, trainer.eval_dataset):
+            assert len(data) == 6
+            assert held_out[-1]["prompt"][0]["content"] in trainer.processing_class.decode(data[-1]["input_ids"])
+    assert len(load_held_out(str(transfer_set / "test.parquet"), "target", "pt")["test"]) == 2
+    (transfer_set / "train.parquet").write_bytes((tmp_path / "set1" / "train.parquet").read_bytes())
+    with pytest.raises(SDRRLError, match="train.parquet is missing or was changed"):
+        trainer_of(transfer_set, tiny_model, tmp_path)
 
 
 # Thinks unless it is told not to, and may refuse system messages
@@ -107,40 +114,26 @@ def thinker(tiny_model, tmp_path):
     return folder
 
 
-def with_arguments(transfer_set, **arguments):
-    """Has a set's answers given with arguments of the template."""
-    options = json.loads((transfer_set / "manifest.json").read_text())["options"]
-    edit_manifest(transfer_set, options=options | {"chat_template_kwargs": arguments or None})
-
-
-def test_arguments_of_the_chat_template_are_those_of_the_answers(command, thinker, tmp_path):
-    (row, *_) = Dataset.from_parquet(glob.escape(str(tmp_path / "set[1]" / "train.parquet")))
-    for arguments, thought in (({}, "<think>Hm.</think>"), ({"think": False}, "")):
-        with_arguments(tmp_path / "set[1]", **arguments)
-        trainer = trainer_of(tmp_path / "set[1]", thinker, tmp_path)
-        made = trainer.train_dataset[0]
+def test_arguments_of_the_chat_template_are_those_of_the_answers(command, thinker, transfer_set, tmp_path):
+    for arguments, thought in ((None, "<think>Hm.</think>"), ({"think": False}, "")):
+        write_set(transfer_set, rows(), rows(8), chat_template_kwargs=arguments)
+        trainer = trainer_of(transfer_set, thinker, tmp_path)
+        made, answer = trainer.train_dataset[0], rows()[0]["completion"][0]["content"]
         text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
-        assert text == thought + row["completion"][0]["content"] + "<|im_end|>\n"
+        assert text == thought + answer + "<|im_end|>\n"
         assert ("<think></think>" in trainer.processing_class.decode(made["input_ids"])) == bool(arguments)
     command(model=thinker)
     options = json.loads((tmp_path / "out" / "options.json").read_text())["options"]
     assert options["chat_template_kwargs"] == {"think": False}
 
 
-def refused(command, capsys, *options, **kwargs):
-    """What is said of a mistake."""
-    with pytest.raises(SystemExit) as exit_info:
-        command(*options, **kwargs)
-    assert exit_info.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-@pytest.mark.parametrize("command", [{"system_prompt": "Be kind."}], indirect=True)
 def test_a_template_that_refuses_a_system_message_is_told_before_the_model_is_loaded(
-    command, thinker, tmp_path, capsys
+    command, thinker, transfer_set, capsys
 ):
     (thinker / "model.safetensors").write_bytes(b"")
-    with_arguments(tmp_path / "set[1]", strict=True)
+    system = [{"role": "system", "content": "Be kind."}]
+    data = rows().map(lambda row, i: {"prompt": system * (i == 9) + row["prompt"]}, with_indices=True)
+    write_set(transfer_set, data, chat_template_kwargs={"strict": True})
     assert "refuses conversations of system, user: No system role" in refused(command, capsys, model=thinker)
 
 
@@ -213,9 +206,7 @@ def test_a_training_that_lost_its_model_or_was_killed_after_its_last_step_trains
     command()
     assert "complete, nothing to do" in capsys.readouterr().err
     (tmp_path / "out" / "model.safetensors").unlink()
-    with pytest.raises(SystemExit):
-        command()
-    assert "is complete, but model.safetensors is missing. Put it back. Or delete" in capsys.readouterr().err
+    assert "is complete, but model.safetensors is missing. Put it back. Or delete" in refused(command, capsys)
     (tmp_path / "out" / "training.json").unlink()
     command()
     assert "goes on from step 2" in capsys.readouterr().err
@@ -228,7 +219,5 @@ def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_mo
     next(model.parameters()).data.fill_(math.nan)
     shutil.copytree(tiny_model, tmp_path / "nan")
     model.save_pretrained(tmp_path / "nan")
-    with pytest.raises(SystemExit) as exit_info:
-        command(model=tmp_path / "nan")
-    assert exit_info.value.code == 2 and "no longer finite" in capsys.readouterr().err
+    assert "no longer finite" in refused(command, capsys, model=tmp_path / "nan")
     assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}
