@@ -28,9 +28,11 @@ def check_options(folder: Path, options: dict[str, Any], stage: str) -> None:
     """
     recorded = recorded_options(folder, stage)
     if recorded is None:
-        if others := files_in(folder):
+        # Not what is below: it may be the root of a disk
+        others = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
+        if others:
             raise SDRRLError(
-                f"{folder} holds {_names(folder, others)}, but no {_FILE} of the stage {stage!r}, which would mix its "
+                f"{folder} holds {_first(others)}, but no {_FILE} of the stage {stage!r}, which would mix its "
                 "results with them. Choose another `output_dir`, or empty this one."
             )
         return
@@ -68,9 +70,9 @@ def clear_stage(folder: Path, stage: str) -> None:
     recorded = recorded_options(folder, stage)
     patterns = [] if recorded is None else read_json(folder / _FILE, expect=("files",))["files"]
     files, own = files_in(folder), {path for pattern in patterns for path in folder.glob(pattern)}
-    if others := [path for path in files if path not in own]:
+    if others := [str(path.relative_to(folder)) for path in files if path not in own]:
         raise SDRRLError(
-            f"{folder} holds {_names(folder, others)}, which the stage {stage!r} has not written: nothing is deleted. "
+            f"{folder} holds {_first(others)}, which the stage {stage!r} has not written: nothing is deleted. "
             "Move that away, or choose another `output_dir`."
         )
     # The options last: as long as there are results, it is known what they are
@@ -101,6 +103,5 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _names(folder: Path, files: list[Path]) -> str:
-    names = [str(path.relative_to(folder)) for path in files]
+def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

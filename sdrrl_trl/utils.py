@@ -151,7 +151,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise SDRRLError(f"{folder} is in use. Is the same command running twice? Wait for it or stop it.") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise SDRRLError(f"Cannot write into {folder}: {error}. Choose another `output_dir`.") from error
-    for leftover in folder.rglob(".*.tmp"):  # of killed processes
+    for leftover in folder.glob(".*.[0-9]*.tmp"):  # of `write_atomic` in a killed process
         leftover.unlink()
     try:
         yield

@@ -47,7 +47,9 @@ def test_what_is_there_is_done_and_the_rows_are_not_read_again(stage):
     run(stage)
     assert run(stage, rows=(1 / 0 for _ in "x")) == []
     (stage.folder / "00001.jsonl").unlink()
+    (stage.folder / ".00001.jsonl.1.tmp").write_text("by a process that was killed")
     assert run(stage) == [4]
+    assert not list(stage.folder.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,10 @@ def test_a_folder_may_be_a_link_or_the_one_we_are_in(stage, monkeypatch, place):
 
 def test_a_lock_needs_nothing_but_its_folder_and_goes_with_leftovers_of_killed_processes(stage):
     run(stage)
-    (stage.folder / ".00001.jsonl.1.tmp").write_text("half a line")
+    (stage.folder.parent / ".manifest.json.1.tmp").write_text("half a line")
+    (stage.folder.parent / ".mine.tmp").write_text("of somebody else")
     with locked(stage.folder.parent):
-        assert not list(stage.folder.glob(".*"))
+        assert {path.name for path in stage.folder.parent.glob(".*")} == {".lock", ".mine.tmp"}
         assert [path.name for path in stage.folder.parents[1].iterdir()] == ["stages", "timings.json"]
         with pytest.raises(SDRRLError, match="is in use"), locked(stage.folder.parent):
             pass

@@ -65,6 +65,8 @@ def map_shards(
     if state.is_main_process:
         check_options(stage.folder, stage.options, stage.name)
         write_options(stage.folder, stage.options, stage.name, ("*.jsonl", "lexicon.json"))
+        for leftover in stage.folder.glob(".*.tmp"):  # of a killed process; none is at work before all have waited
+            leftover.unlink()
     state.wait_for_everyone()
     timer = timed(stage.folder.parents[1] / "timings.json", stage.name) if state.is_main_process else nullcontext()
     with timer:
