@@ -1,5 +1,6 @@
 """The KL divergence against plain logits: of the chunked function in float64, of the trainer one row at a time."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -246,7 +247,8 @@ def test_tokens_that_a_chat_template_adds_are_added_to_the_teacher(tiny_model, t
     tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
     tokenizer.save_pretrained(tmp_path / "template")
-    options = {"chat_template_path": str(tmp_path / "template"), "peft_config": LORA if peft else None}
+    lora = copy.deepcopy(LORA) if peft else None  # which TRL changes
+    options = {"chat_template_path": str(tmp_path / "template"), "peft_config": lora}
     trainer = make(tiny_model, tmp_path, kl_coef=0.7, **options)
     assert trainer.model.config.vocab_size == 832  # 801 and padding
     trainer.train()
