@@ -332,6 +332,8 @@ def test_results_on_other_data_of_a_benchmark_are_not_mixed_in(benchmarks, optio
     folder = shutil.copytree(data_dir() / "pku_saferlhf", tmp_path / "data" / "pku_saferlhf")
     (file,) = folder.glob("*.jsonl")
     monkeypatch.setenv("SDRRL_DATA_DIR", str(folder.parent))
+    with pytest.raises(SDRRLError, match="system_prompt: was .Be kind.., is None"):
+        evaluate(config(transfer_set=None))
     evaluate(config())  # the same data in another folder
     file.chmod(0o644)
     file.write_text(file.read_text().replace("bully", "neighbour"))

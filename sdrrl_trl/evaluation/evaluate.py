@@ -189,10 +189,10 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     # How answers are scored is in the environment. Without addresses, which may hold a key
     names = ("SDRRL_JUDGE", "SDRRL_JUDGE_MODEL", "SDRRL_FLORES_REPO")
     options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
-    if transfer_set:
-        options["held_out"] = transfer_set["sha256"].get("test.parquet")
-        if any(map(is_held_out, config.tasks)) and options["held_out"] is None:
-            raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
+    # Of the transfer set, what is before each question; its held-out rows are known by their hash, as other data
+    options["system_prompt"] = transfer_set["options"]["system_prompt"] if transfer_set else None
+    if any(map(is_held_out, config.tasks)) and "test.parquet" not in transfer_set["sha256"]:
+        raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
     return options
 
 
