@@ -96,6 +96,11 @@ def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(transfer_set, t
         trainer_of(transfer_set, tiny_model, tmp_path)
 
 
+def test_a_training_is_evaluated_on_the_kinds_that_it_trains_and_on_source(tiny_model, tmp_path):
+    folder = write_set(tmp_path / "set", rows().filter(lambda row: row["kind"] == "target"), rows())
+    assert trainer_of(folder, tiny_model, tmp_path).eval_kinds == {"source", "target"}
+
+
 # Thinks unless it is told not to, and may refuse system messages
 TEMPLATE = """\
 {% if messages[0].role == 'system' and strict is defined %}{{ raise_exception('No system role') }}{% endif %}

@@ -74,6 +74,11 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model
         text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
         assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
         assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
+    # The rows of a stream are cut, and have half an end of turn to lose, or none
+    for n in (1, 3):
+        options = {"eval_dataset": rows(), "max_length": len(made["labels"]) - n}
+        short = make(tiny_model, tmp_path, dataset.to_iterable_dataset(), **options)
+        assert list(short.train_dataset)[3]["labels"] == made["labels"][:-n]
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -270,6 +275,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
+        (None, {"anchor_languages": ["en", "pt"], "kl_coef": 1.0}, "names all languages"),
         (None, {"max_length": 8}, "No row is left: 16 of 16 rows of the train data set"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),
         (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),

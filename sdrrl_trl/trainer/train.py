@@ -195,6 +195,9 @@ def _load_data(transfer_set: Path, with_test: bool) -> dict[str, Dataset]:
         # It takes paths as patterns, and knows what it has read by path and date, unless the name tells it
         rows = Dataset.from_parquet(escape(str(file)), config_name=manifest["sha256"][file.name])
         data[name] = rows.map(lambda _: {"chat_template_kwargs": arguments}) if arguments else rows
+    if with_test:  # it also holds what `sdrrl evaluate` alone needs: sentences of kinds that are not trained
+        kinds = {*data["train"].unique("kind"), "source"}
+        data["test"] = data["test"].filter(lambda row: row["kind"] in kinds)
     return data
 
 

@@ -89,15 +89,6 @@ def parquet_writer(path: Path, features: Any = None) -> Iterator[Any]:
     os.replace(temporary, path)
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, a thousand in memory at a time."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(1000):
-            yield from batch.to_pylist()
-
-
 def _without_folders(value: Any) -> Any:
     """Files and models by name alone, so that the manifest is the same wherever they are."""
     if isinstance(value, dict):
