@@ -41,7 +41,8 @@ class SDRRLTrainer(SFTTrainer):
     supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence from the initial model in nats per token
     (`kl/<name>`) and in bits per byte (`drift/<name>`). All are sums over the tokens since the last log, exact under
     packing, accumulation and over processes. Rows longer than `max_length` are left out, and a warning counts them;
-    [`~trl.SFTTrainer`] cuts them. Streaming data are trained on without these figures, and are cut.
+    [`~trl.SFTTrainer`] cuts them. Prepared data sets keep no other columns, and batches have three more keys
+    ([`DataCollatorForSDRRL`]). Streaming data are trained on without these figures, and are cut.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -58,8 +59,8 @@ class SDRRLTrainer(SFTTrainer):
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with PEFT, where the adapter is
-            turned off instead (or, if the model came with a trained adapter, a copy of that is used), nor if `model`
-            is a path.
+            turned off instead (or, if the model came with a trained adapter, a copy of that is used, which is saved
+            beside it as `sdrrl_teacher`), nor if `model` is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.

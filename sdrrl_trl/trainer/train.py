@@ -74,6 +74,10 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
 
     Returns:
         `Path`: `output_dir`, with the model or adapter, its card, and `training.json` (the log).
+
+    Raises:
+        `SDRRLError`: for a mistake in options or data, a model or folder that cannot be used, a complete training
+            whose model is gone, weights that are no numbers, and too little memory or disk.
     """
     folder, manifest = Path(training_args.output_dir), load_manifest(Path(script_args.transfer_set))
     if training_args.anchor_languages:
@@ -224,8 +228,8 @@ def _tokenizer_path(model: str) -> str:
 
 def _load_adapter(adapter: str, tokenizer: Any, training_args: SDRRLConfig, quantization: Any) -> PeftModel:
     """An adapter on its base, to be trained on."""
-    more = {} if quantization is None else {"quantization_config": quantization}
-    base = AutoModelForCausalLM.from_pretrained(base_path(adapter), **training_args.model_init_kwargs, **more)
+    options = training_args.model_init_kwargs | {"quantization_config": quantization}
+    base = AutoModelForCausalLM.from_pretrained(base_path(adapter), **options)
     if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # it has added tokens, and weights for them
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)
