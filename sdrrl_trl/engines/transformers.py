@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
 # Prompts and answers with padding. Halved when memory runs out
@@ -37,8 +36,8 @@ def loading(what: str) -> Iterator[None]:
     """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SDRRLError(f"Cannot load {what}: {error}") from error
+    except Exception as error:  # wrong types in a configuration can be any
+        raise SDRRLError(f"Cannot load {what}: {in_a_line(error)}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.render import render
-from sdrrl_trl.stages import check_options
+from sdrrl_trl.stages import check_options, recorded_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.fertility import MAX_LENGTH, fertilities
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
@@ -86,6 +86,7 @@ def check_inputs(
     expected_quotas = quotas(expected, config)
     # Shards hold a text three times for each language, the set some seven times; answers are longer than questions
     check_output_dir(folder, 50_000_000 + 20 * seeds.n_characters * (1 + len(config.target_languages)))
+    recorded_options(folder, "build")  # refuses the folder of a training or an evaluation
     foreign = [name for name in (*DATA_FILES, "README.md", "manifest.json") if (folder / name).exists()]
     if foreign and not (folder / "stages").exists():
         raise SDRRLError(
