@@ -80,7 +80,7 @@ _LEAD = re.compile(
     r"(?<!.)([ \t]*(?:\*\*|\[))([^*\[\]\n]+?)(:\*\*|(?:\*\*|\0+)(?=:|\.?\s*$|\s+[–—-]\s))", re.MULTILINE
 )
 _LETTER = re.compile(r"[^\W\d_]")
-_MASK = re.compile(r"ZX[\s-]?(\d+)[\s-]?Q", re.IGNORECASE)  # as translators may change it
+_MASK = re.compile(r"ZX[\s-]?(\d{1,6})[\s-]?Q", re.IGNORECASE)  # as translators may change it
 
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 _ABBREVIATIONS = "|".join(WORDS["abbreviations"].split())
@@ -152,6 +152,11 @@ def sentence_pieces(text: str, terminators: str) -> Iterator[Segment]:
     """The segments of a text, what a translator must not touch inside of sentences in segments of its own."""
     for part in segment(text, terminators):
         yield from part.split_at_masks() if part.translate else [part]
+
+
+def prose(text: str) -> str:
+    """What a translator changes in a text, on one line: without code, formulas, URLs and the like."""
+    return " ".join(_without_blocks(text).replace("\0", " ").split())
 
 
 def _without_blocks(text: str) -> str:
