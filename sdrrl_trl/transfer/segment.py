@@ -7,6 +7,7 @@ inside of them. Then the sentences are looked for in the copy, where they have t
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 import yaml
 
 
+WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 # A text may be a megabyte of `<` or `$`: no pattern may look for its end in vain again and again. Each is bounded, or
 # stops where another of its kind begins, or takes all the rest. And code may stand between Chinese characters without
 # a space: `\w` is ASCII in the spans.
@@ -32,6 +34,9 @@ _WORDS = [  # Protected, unless they begin inside a word
 ]
 _ELEMENT = r"<(?P<tag>code|kbd|math|samp|svg|var)\b[^<>]*>(?:[^<]|<(?!/?(?P=tag)\b))*+</(?P=tag)>"
 _DISPLAY = r"\$\$(?:[^$\n]|\$(?!\$)|\n(?!\s*\n))++\$\$|\\\[(?:[^\\\n]|\\[^\[\]]|\n(?!\s*\n))*+\\\]"
+_BRACES = r"\{[^{}]*+\}"
+for _ in range(20):  # levels of JSON
+    _BRACES = rf"\{{(?:[^{{}}]|{_BRACES})*+\}}"
 _SPANS = [  # Protected inside of a paragraph
     r"`(?<![`\\]`)(?P<ticks>`*+)[\s\S]{1,2000}?(?<!`)`(?P=ticks)(?!`)",
     _DISPLAY + r"|\\\((?:[^\\]|\\[^()])*+\\\)",
@@ -41,9 +46,10 @@ _SPANS = [  # Protected inside of a paragraph
     r"\[?!\[[^\[\]]{0,300}\](?:\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]{0,300}\])",  # image
     r"\]\((?:<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*+)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)",  # end of a link
     r"\]\[[^\[\]]{0,300}\]|\[\^[^\[\]\s]{1,50}\]|\[\[[^\[\]]{1,300}\]\]",  # end of a link, footnote, [[x]]
-    _ELEMENT + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<[/!?]?[A-Za-z][^<>]*>",  # the last also for <placeholder>
+    _ELEMENT + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<{1,2}[/!?]?[A-Za-z][^<>]*>{1,2}",  # the last also for <placeholder>
+    r"<\|(?:im_start|start_header_id)\|>\w+|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z][A-Z_\d]{2,30}\](?!\()",  # of chat templates
     r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});",
-    r"\{\{[^{}]*\}\}|\$?\{(?!\w+(?:, \w+)+\})(?:[^{}]|\{[^{}]*\})*+\}",  # {{x}}, {x}, ${x}, but not {red, blue}
+    r"\{\{[^{}]*\}\}|\$?(?!\{\w+(?:, \w+)+\})" + _BRACES,  # {{x}}, {x}, ${x}, but not {red, blue}
     r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
     r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
     r"(?<![\w\u00c0-\u052f])(?![A-Za-z\d]*+[\s,;!?)])(?:" + "|".join(_WORDS) + ")",
@@ -56,16 +62,41 @@ _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U000
 _SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|Z[Xx]|z[Xx]", re.ASCII)
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
+_SHORT = {  # What stands for more in code_lines.txt
+    "COMMAND": "(?:" + "|".join(WORDS["commands"].split()) + ")",
+    "NAME": r"[A-Za-z_$]\w*",
+    "ARGS": r"(?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*+",
+    "PLAIN": r"(?![^\n\"'#]*[^\W\d_] [^\W\d_]+ [^\W\d_])",
+}
 _BLOCKS = [  # Protected from the start of a line on, with blank lines inside; without an end, all the rest of the text
-    r"\A(?P<front>---|\+\+\+)[ \t]*\n(?=[\w.-]+ ?[:=]).*?\n(?P=front)[ \t\r]*$",
-    r"(?P<fence>`{3,}(?![^\n]*`)|~{3,}).*?(?:\n[ \t>]*(?P=fence)[`~]*[ \t\r]*$|\Z"
+    r"\A(?P<front>---|\+\+\+)[ \t]*\n(?=[\w.-]+ ?[:=]).*?\n(?P=front)[ \t]*$",
+    r"(?P<fence>`{3,}(?![^\n]*`)|~{3,}).*?(?:\n[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z"
     r"|(?(quote)(?=\n[ \t]*(?:[^\s>]|\n))|(?!)))",  # the end of a quote ends its fence
-    r"<(?P<raw>pre|script|style|textarea)\b.*?(?:</(?P=raw)>|\Z)|<!--.*?(?:-->|\Z)",
+    r"<(?P<raw>pre|script|style|textarea|html|head)\b.*?(?:</(?P=raw)>|\Z)|<!--.*?(?:-->|\Z)",
     r"\\begin\{(?P<env>\w+\*?)\}.*?(?:\\end\{(?P=env)\}|\Z)",
     _ELEMENT + "|" + _DISPLAY,
     r"\[(?!\^)[^\[\]\n]+\]:[ \t]*\n?[ \t]*(?:<[^<>\n]*>|(?=\S*(?:[/#@]|\w\.\w))\S+)"  # target of reference links
-    r"(?:[ \t]*\n?[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t\r]*$",
+    r"(?:[ \t]*\n?[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*$",
 ]
+
+
+def _code_without_fence() -> str:
+    """Pattern of lines of code and what stands between and below them."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for line in Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines():
+        if line and line[0] != "#":
+            group, pattern = line.split("\t", 1)
+            for name, meaning in _SHORT.items():
+                pattern = pattern.replace(name, meaning)
+            groups[group if group in ("inside", "below") else "code"].append(pattern)
+    code, inside, below = (rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below"))
+    code = rf"(?![^\n`]*`+[^\n`]*$){code}"  # nor the end of `code over lines`
+    # What is indented below a line at the margin belongs to it. In a list, it may be its text
+    below = rf"{inside}|(?(margin){below}|(?!))"
+    return rf"(?P<margin>^)?(?:{inside}\n){{0,9}}{code}(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
+
+
+_BLOCKS.append(_code_without_fence())
 _BLOCK = re.compile(
     rf"(?:[ \t]+|(?P<quote>>)|{_ITEM})*+(?:" + "|".join(f"(?:{block})" for block in _BLOCKS) + ")",
     re.MULTILINE | re.DOTALL,
@@ -82,7 +113,6 @@ _LEAD = re.compile(
 _LETTER = re.compile(r"[^\W\d_]")
 _MASK = re.compile(r"ZX[\s-]?(\d{1,6})[\s-]?Q", re.IGNORECASE)  # as translators may change it
 
-WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 _ABBREVIATIONS = "|".join(WORDS["abbreviations"].split())
 _ABBREVIATION = re.compile(
     rf"""(?:^|[\s("“„«\[])(?:(?:(?:[^\W\d_]\.-?)*[^\W\d_]|\d\d?|{_ABBREVIATIONS})\.\w?"""
@@ -163,8 +193,9 @@ def _without_blocks(text: str) -> str:
     """A copy of the text in which everything that is not translated is blanked out."""
     copy, start, end = [], 0, 0  # text[start:end] is the paragraph so far
     columns, is_fresh = [0], True  # where the texts of the list items begin; whether an indented line would be code
+    lines = re.sub(r"\r(?=\r*\n)", " ", text)  # of the same length
     while end < len(text):
-        if block := _BLOCK.match(text, end):
+        if block := _BLOCK.match(lines, end):
             kept = following = block.end()
         else:
             line = _LINE.match(text, end)
