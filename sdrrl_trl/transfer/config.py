@@ -72,6 +72,10 @@ class TransferConfig:
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
 
+        keep_refusals (`bool`, *optional*, defaults to `False`):
+            Whether short answers that refuse to answer are kept, to carry over what the model refuses. Ask harmful
+            questions then, for refusals of others are kept as well.
+
         > Parameters that control the translation
 
         translator (`str`, *optional*, defaults to `"seq2seq"`):
@@ -129,6 +133,7 @@ class TransferConfig:
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
+    keep_refusals: bool = field(default=False, metadata={"help": "Whether answers that refuse to answer are kept."})
     translator: str = field(default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."})
     translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})
     lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})

@@ -11,30 +11,38 @@ import regex
 
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.languages import LANGUAGES, MIN_LETTERS, in_language
+from sdrrl_trl.tasks.judge import refuses
 from sdrrl_trl.transfer.segment import WORDS, prose
 
 
-# Short English answers that begin like this refuse to answer
+# English answers that begin like this and are short may refuse to answer: an apology or doubt may be part of a story
 _REFUSAL = re.compile(
-    r"(I'm|I am) (sorry|unable|not able)|I (can't|cannot|can not|won't) |(I apologi[sz]e|Sorry)\b|As an AI\b",
+    r"(I'm|I am) (sorry|afraid|unable|not able)|I (can't|cannot|can not|won't) |As an AI|"
+    r"(I apologi[sz]e|Sorry|Unfortunately)\b",
     re.IGNORECASE,
 )
+_EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
+_LANGUAGE_NAMES = "(?:" + "|".join(language.name.lower() for language in LANGUAGES.values()) + ")"
+_SOURCE_BOUND = {
+    tag: re.compile("|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES))
+    for tag, patterns in WORDS["source_bound"].items()
+}
 _WORD = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\d'’.&-]*+"
 _PARTICLES = rf"(?:(?:{'|'.join(WORDS['name_particles'].split())})[ ,]+){{0,2}}"
-# Several words in a row (Leonardo da Vinci), or one that does not owe its capital to its place (in Paris, iPhone, GPT-4)
+# Several words in a row (Leonardo da Vinci), or one that does not owe its capital to its place (in Rome, GPT-4)
 _NAME = regex.compile(
     rf"\b{_WORD}(?:[ ,]+{_PARTICLES}{_WORD})+|(?<=[\p{{Ll}},;] ){_WORD}|\b\p{{L}}[\p{{L}}\d-]*[\p{{Lu}}\d][\w-]*+"
 )
 # 1,000.5 is 1 000,5 or 1.000,5 elsewhere, and the Indian 12,34,567 is 1,234,567
 _SEPARATOR = re.compile(r"(?<=\d)[.,'’·٫٬، \u00a0\u2009\u202f](?=(?:\d\d,)*\d{3}(?!\d))")
 _NUMBER = re.compile(r"(\d+)\s?([万萬亿億兆만억조]?)")  # with the units of ten thousand and more
-# Han characters say as much as three letters, kana and Hangul as two. With these weights 2.5 is passed by at most 0.5 %
-# of the human translations between any two of 27 languages of FLORES-200
+# Han characters say as much as three letters, kana and Hangul as two. With these weights, 2.5 is passed by at most
+# 0.5 % of the human translations between any two of 27 languages of FLORES-200
 _DENSE = regex.compile(r"(\p{Hani})|[\p{Hira}\p{Kana}\p{Hang}]")
 _MOST_TIMES = 2.5
 
 
-def reject_answer(answer: Generation, language: str) -> str | None:
+def reject_answer(answer: Generation, language: str, keep_refusals: bool = False) -> str | None:
     """Reason to reject an answer of the model in its source language."""
     if answer.finish_reason == "prompt_too_long":
         return "question_too_long"
@@ -42,11 +50,33 @@ def reject_answer(answer: Generation, language: str) -> str | None:
         return answer.finish_reason or "unfinished"
     if not answer.text:
         return "empty"
-    if language == "en" and len(answer.text) < 300 and _REFUSAL.match(answer.text.replace("’", "'")):
+    if language == "en" and not keep_refusals and _is_refusal(answer.text.replace("’", "'")):
         return "refusal"
     if is_repetitive(answer.text, LANGUAGES[language].spaces):
         return "repetition"
     return _reject_words(prose(answer.text), language)
+
+
+def _is_refusal(text: str) -> bool:
+    return len(text) < 300 and bool(_REFUSAL.match(text)) and (bool(_EXCUSE.search(text)) or refuses(text))
+
+
+def reject_task(original: tuple[str, str], translation: tuple[str, str], language: str) -> str | None:
+    """
+    Reason to reject the translation of a question with its answer for a task on the words of its language: to correct,
+    rhyme, count or translate them. The question says so, or its translation has all of the answer, as a corrected
+    sentence, though the original has not.
+    """
+    question, answer = map(_plain, original)
+    if language in _SOURCE_BOUND and _SOURCE_BOUND[language].search(original[0].lower()):
+        return "source_bound"
+    new_question, new_answer = map(_plain, translation)
+    is_lost = len(new_answer) >= 10 and new_answer in new_question and answer not in question
+    return "source_bound" if is_lost else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def reject_translation(original: str, translation: str | None, language: str) -> str | None:

@@ -127,7 +127,7 @@ def _make_stages(
 
     answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
     answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | generator
-    answer |= {"seeds_sha256": seeds_hash}
+    answer |= options("keep_refusals") | {"seeds_sha256": seeds_hash}
     # Greedy and given answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0 and config.answer_source != "reference":
         answer |= options("seed")

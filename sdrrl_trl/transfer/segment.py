@@ -46,8 +46,9 @@ _SPANS = [  # Protected inside of a paragraph
     r"\[?!\[[^\[\]]{0,300}\](?:\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]{0,300}\])",  # image
     r"\]\((?:<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*+)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)",  # end of a link
     r"\]\[[^\[\]]{0,300}\]|\[\^[^\[\]\s]{1,50}\]|\[\[[^\[\]]{1,300}\]\]",  # end of a link, footnote, [[x]]
-    _ELEMENT + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<{1,2}[/!?]?[A-Za-z][^<>]*>{1,2}",  # the last also for <placeholder>
-    r"<\|(?:im_start|start_header_id)\|>\w+|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z][A-Z_\d]{2,30}\](?!\()",  # of chat templates
+    _ELEMENT
+    + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<{1,2}[/!?]?[A-Za-z][^<>]*>{1,2}",  # the last also for <placeholder>
+    r"<\|(?:im_start|start_header_id)\|>\w+|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z][A-Z_\d]{2,30}\](?!\()",  # of chats
     r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});",
     r"\{\{[^{}]*\}\}|\$?(?!\{\w+(?:, \w+)+\})" + _BRACES,  # {{x}}, {x}, ${x}, but not {red, blue}
     r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
@@ -89,11 +90,14 @@ def _code_without_fence() -> str:
             for name, meaning in _SHORT.items():
                 pattern = pattern.replace(name, meaning)
             groups[group if group in ("inside", "below") else "code"].append(pattern)
-    code, inside, below = (rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below"))
+    code, inside, below = (
+        rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below")
+    )
     code = rf"(?![^\n`]*`+[^\n`]*$){code}"  # nor the end of `code over lines`
     # What is indented below a line at the margin belongs to it. In a list, it may be its text
     below = rf"{inside}|(?(margin){below}|(?!))"
-    return rf"(?P<margin>^)?(?:{inside}\n){{0,9}}{code}(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
+    lines = rf"(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
+    return rf"(?P<margin>^)?(?:{inside}\n){{0,9}}{code}{lines}"
 
 
 _BLOCKS.append(_code_without_fence())

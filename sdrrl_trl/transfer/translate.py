@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.transfer.filters import reject_translation
+from sdrrl_trl.transfer.filters import reject_task, reject_translation
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.segment import Segment, segment
 from sdrrl_trl.transfer.select_engines import ask
@@ -20,10 +20,10 @@ def translate_answers(answers: list[Answer], translator: Translator, source: str
     """The answers of a shard with their questions in another language, bad ones with the reason why."""
     texts = [text for answer in answers for text in (*answer.turns, answer.text)]
     results = iter(translate_texts(texts, translator, source, target))
-    return [_pair(answer, [next(results) for _ in (*answer.turns, answer.text)], target) for answer in answers]
+    return [_pair(answer, [next(results) for _ in (*answer.turns, answer.text)], source, target) for answer in answers]
 
 
-def _pair(answer: Answer, translated: list[str | None], target: str) -> Pair:
+def _pair(answer: Answer, translated: list[str | None], source: str, target: str) -> Pair:
     originals = (*answer.turns, answer.text)
     sides = ["question"] * len(answer.turns) + ["answer"]
     found = (
@@ -34,6 +34,8 @@ def _pair(answer: Answer, translated: list[str | None], target: str) -> Pair:
     # A question that went wrong makes its answer useless, so the first is reason enough
     reason = next(found, None)
     target_texts = tuple(text or "" for text in translated)
+    if reason is None and (lost := reject_task(originals[-2:], target_texts[-2:], source)):
+        reason = f"translate/{lost}"
     return Pair(answer.source_id, target, originals, target_texts, answer.system, reason=reason)
 
 
