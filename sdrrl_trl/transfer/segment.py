@@ -50,6 +50,7 @@ _SPANS = [  # Protected inside of a paragraph
     + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<{1,2}[/!?]?[A-Za-z][^<>]*>{1,2}",  # the last also for <placeholder>
     r"<\|(?:im_start|start_header_id)\|>\w+|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z][A-Z_\d]{2,30}\](?!\()",  # of chats
     r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});",
+    rf"\[\s*{_BRACES}(?:\s*,\s*{_BRACES})*+\s*\]",  # JSON
     r"\{\{[^{}]*\}\}|\$?(?!\{\w+(?:, \w+)+\})" + _BRACES,  # {{x}}, {x}, ${x}, but not {red, blue}
     r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
     r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
