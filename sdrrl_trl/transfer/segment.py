@@ -30,6 +30,7 @@ _WORDS = [  # Protected, unless they begin inside a word
     r"\w+(?:[./-]+\w+)*(?:\(\))?",
     r"(?<![./~:])(?=[~.]{0,2}/[\w.@+-]*[A-Za-z])(?:~|\.\.?)?(?:/[\w.@+-]*[A-Za-z\d])++(?!://)/?",  # /path
     r"--[A-Za-z][\w-]*(?:=[\w./:-]*\w)?|-[A-Za-z](?![\w-])",  # --flag, -f
+    r"[A-Za-z_][\w.]*\((?=[^()\n]*[\"'\d=])[^()\n]{1,100}\)",  # f(1), but not year(s)
     r":(?:[+-]1|[a-z][\w+-]{0,50}):(?!\w)|[@#][A-Za-z\d][\w/-]*",  # :emoji:, @name, #1
 ]
 _ELEMENT = r"<(?P<tag>code|kbd|math|samp|svg|var)\b[^<>]*>(?:[^<]|<(?!/?(?P=tag)\b))*+</(?P=tag)>"
@@ -61,7 +62,7 @@ _SPANS = [  # Protected inside of a paragraph
 _SPAN = re.compile("|".join(_SPANS), re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
-_SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|Z[Xx]|z[Xx]", re.ASCII)
+_SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|Z[Xx]|z[Xx]", re.ASCII)
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
 _SHORT = {  # What stands for more in code_lines.txt
