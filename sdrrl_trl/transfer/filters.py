@@ -27,7 +27,7 @@ _SOURCE_BOUND = {
     tag: re.compile("|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES))
     for tag, patterns in WORDS["source_bound"].items()
 }
-_WORD = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\d'’.&-]*+"
+_WORD = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\d'’.&-]{0,40}+"
 _PARTICLES = rf"(?:(?:{'|'.join(WORDS['name_particles'].split())})[ ,]+){{0,2}}"
 # Several words in a row (Leonardo da Vinci), or one that does not owe its capital to its place (in Rome, GPT-4)
 _NAME = regex.compile(
