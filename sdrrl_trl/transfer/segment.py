@@ -95,11 +95,11 @@ def _code_without_fence() -> str:
     code, inside, below = (
         rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below")
     )
-    code = rf"(?![^\n`]*`+[^\n`]*$){code}"  # nor the end of `code over lines`
+    code = rf"(?!(?:[^\n`]*`++[^\n`]*`++)*+[^\n`]*`++[^\n`]*$){code}"  # nor the end of `code over lines`
     # What is indented below a line at the margin belongs to it. In a list, it may be its text
     below = rf"{inside}|(?(margin){below}|(?!))"
     lines = rf"(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
-    return rf"(?P<margin>^)?(?:{inside}\n){{0,9}}{code}{lines}"
+    return rf"(?P<margin>^)?(?:{inside}\n){{0,4}}{code}{lines}"
 
 
 _BLOCKS.append(_code_without_fence())
