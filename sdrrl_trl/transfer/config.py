@@ -201,13 +201,18 @@ class TransferConfig:
         if self.lexicon == TRANSLATOR:
             self.lexicon = dict.fromkeys(self.target_languages, TRANSLATOR)
         lexicon, source = self.lexicon or {}, LANGUAGES[self.source_language]
-        _check(_maps_to_text(lexicon), f"`lexicon` must map languages to files, got {lexicon!r}.")
-        self.lexicon = _by_tag(lexicon)
-        unknown = sorted(self.lexicon.keys() - self.target_languages)
-        _check(not unknown, f"`lexicon` names {', '.join(unknown)}, which is no target language.")
+        self.lexicon = self._by_target("lexicon", lexicon)
         if lexicon:
             _check(source.spaces, f"`lexicon`: code-switching needs spaces between words; {source.name} has none.")
             _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
+
+    def _by_target(self, name: str, values: Any) -> dict[str, str]:
+        """A checked mapping of target languages."""
+        _check(_maps_to_text(values), f"`{name}` must map languages to names or files, got {values!r}.")
+        by_tag = _by_tag(values)
+        unknown = sorted(by_tag.keys() - self.target_languages)
+        _check(not unknown, f"`{name}` names {', '.join(unknown)}, which is no target language.")
+        return by_tag
 
     def _check_proportions(self) -> None:
         needs = {"translation": self.parallel, "completion": self.parallel, "code_switch": self.lexicon}
@@ -235,10 +240,7 @@ class TransferConfig:
     def _check_engines(self) -> None:
         for name in ("translator", "translator_model"):
             if isinstance(value := getattr(self, name), dict):
-                _check(_maps_to_text(value), f"`{name}` must map languages to names, got {value!r}.")
-                setattr(self, name, _by_tag(value))
-                unknown = sorted(getattr(self, name).keys() - self.target_languages)
-                _check(not unknown, f"`{name}` names {', '.join(unknown)}, which is no target language.")
+                setattr(self, name, self._by_target(name, value))
         _check_engine("generator", self.generator, GENERATORS)
         for target in self.target_languages:
             translator, model = self.translator_of(target)

@@ -62,15 +62,11 @@ _SPANS = [  # Protected inside of a paragraph
 _SPAN = re.compile("|".join(_SPANS), re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
-_SIGNS = re.compile(r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|Z[Xx]|z[Xx]", re.ASCII)
+_SIGNS = re.compile(
+    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|Z[Xx]|z[Xx]", re.ASCII
+)
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
-_SHORT = {  # What stands for more in code_lines.txt
-    "COMMAND": "(?:" + "|".join(WORDS["commands"].split()) + ")",
-    "NAME": r"[A-Za-z_$]\w*",
-    "ARGS": r"(?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*+",
-    "PLAIN": r"(?![^\n\"'#]*[^\W\d_] [^\W\d_]+ [^\W\d_])",
-}
 _BLOCKS = [  # Protected from the start of a line on, with blank lines inside; without an end, all the rest of the text
     r"\A(?P<front>---|\+\+\+)[ \t]*\n(?=[\w.-]+ ?[:=]).*?\n(?P=front)[ \t]*$",
     r"(?P<fence>`{3,}(?![^\n]*`)|~{3,}).*?(?:\n[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z"
@@ -89,9 +85,9 @@ def _code_without_fence() -> str:
     for line in Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines():
         if line and line[0] != "#":
             group, pattern = line.split("\t", 1)
-            for name, meaning in _SHORT.items():
-                pattern = pattern.replace(name, meaning)
-            groups[group if group in ("inside", "below") else "code"].append(pattern)
+            pattern = re.sub("NAME|ARGS|PLAIN|COMMAND", lambda match: groups[match[0]][0], pattern)
+            groups[group if group.isupper() or group in ("inside", "below") else "code"].append(pattern)
+    # Longer lines are none, and would take long to look at
     code, inside, below = (
         rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below")
     )

@@ -54,10 +54,8 @@ class TranslatorByLanguage:
 
     def describe(self) -> dict[str, Any]:
         facts = {tag: translator.describe() for tag, translator in self._translators.items()}
-        names, licences = (
-            sorted({str(fact.get(key, "not stated")) for fact in facts.values()}) for key in ("engine", "licence")
-        )
-        return {"engine": ", ".join(names), "licence": "; ".join(licences), "by_language": facts}
+        joined = {key: ", ".join(sorted({fact[key] for fact in facts.values()})) for key in ("engine", "licence")}
+        return joined | {"by_language": facts}
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
         return self._translators[target].translate(texts, source, target)
