@@ -23,8 +23,9 @@ _REFUSAL = re.compile(
 )
 _EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
 _LANGUAGE_NAMES = "(?:" + "|".join(language.name.lower() for language in LANGUAGES.values()) + ")"
+_NO_CODE = r"\A(?!.*\b(?:function|program|algorithm|code|script|python|javascript|sql)\b).*"
 _SOURCE_BOUND = {
-    tag: re.compile("|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES))
+    tag: re.compile(_NO_CODE + "(?:" + "|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES) + ")", re.DOTALL)
     for tag, patterns in WORDS["source_bound"].items()
 }
 _WORD = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\d'’.&-]{0,40}+"
