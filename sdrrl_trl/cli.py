@@ -8,6 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from copy import copy
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from sdrrl_trl import __version__
 from sdrrl_trl.utils import SDRRLError
 
 
-_EPILOG = "--config FILE reads options from YAML; in build and train, --recipe paper or anchored sets several at once"
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
 STAGES = ("answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate")
 
@@ -36,8 +37,11 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
             raise SDRRLError(f"{self.prog}: {message}")
 
-    parser = Parser(dataclasses, prog=prog, allow_abbrev=False, epilog=_EPILOG)
-    section = _with_recipe(section, prog.rpartition(" ")[2])  # of `sdrrl build`; of `build` in a run
+    command = prog.rpartition(" ")[2]  # of `sdrrl build`; of `build` in a run
+    parser = Parser(
+        dataclasses, allow_abbrev=False, formatter_class=_HelpFormatter, **_about(command) | {"prog": prog}
+    )
+    section = _with_recipe(section, command)
     actions = {action.dest: action for action in parser._actions}
     given = []
     for name, value in section.items():
@@ -74,8 +78,30 @@ def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
     return recipes[recipe][command] | own
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults where there are any, and each option under one name. argparse has no public hooks for either."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action):
+        action = copy(action)
+        action.option_strings = [name for name in action.option_strings if "-" not in name.strip("-")]
+        return super()._format_action_invocation(action)
+
+
+def _about(command: str) -> dict[str, str]:
+    description, example = getdoc(COMMANDS[command]).split("\n\n")
+    epilog = f"Example: {example}"
+    if command in ("build", "train", "evaluate", "report"):
+        epilog += "\n--config FILE reads options from YAML."
+    if command in ("build", "train"):
+        epilog += " --recipe paper or anchored sets several at once."
+    return {"description": description, "epilog": epilog}
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"sdrrl {command}", description=COMMANDS[command][1])
+    return argparse.ArgumentParser(prog=f"sdrrl {command}", formatter_class=_HelpFormatter, **_about(command))
 
 
 def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
@@ -110,6 +136,11 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _build(arguments: list[str]) -> None:
+    """
+    Make a transfer set: the model answers, the answers are translated, records are mixed.
+
+    sdrrl build --model_name_or_path MODEL --seeds questions.jsonl --target_languages pt sw --output_dir transfer_set
+    """
     from sdrrl_trl.transfer.config import TransferConfig
 
     (config,) = parse_command((TransferConfig,), arguments, "sdrrl build")
@@ -119,6 +150,11 @@ def _build(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
+    """
+    Show what is in a transfer set: counts, samples of each kind, rejected rows.
+
+    sdrrl inspect transfer_set
+    """
     parser = _parser("inspect")
     parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
     parser.add_argument("-n", type=int, default=2, help="samples of each kind (default: %(default)s)")
@@ -130,6 +166,11 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
+    """
+    Write a transfer set as TRL's DPO or SDFT trainer takes it.
+
+    sdrrl export transfer_set dpo_set --for dpo
+    """
     parser = _parser("export")
     parser.add_argument("folder", type=Path, help="folder made by `sdrrl build`")
     parser.add_argument("output", type=Path, help="new folder for the Parquet files")
@@ -142,6 +183,15 @@ def _export(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
+    """
+    Fine-tune the model on a transfer set.
+
+    sdrrl train --recipe anchored --model_name_or_path MODEL --transfer_set transfer_set --packing --output_dir model
+    """
+    if {"-h", "--help"} & set(arguments):  # TRL's own options are 180, and importing it takes seconds
+        print(Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8"), end="")
+        return
+    arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
     from trl import ModelConfig
 
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
@@ -152,6 +202,11 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
+    """
+    Run lm-eval tasks on several models in one process.
+
+    sdrrl evaluate --models base=MODEL tuned=model --tasks sdrrl_multilingual --languages en pt --output_dir results
+    """
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
     (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
@@ -159,6 +214,11 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
+    """
+    Compare base and tuned, from any outputs of lm-eval: page, tables, JSON, plot, model card.
+
+    sdrrl report base=results/base tuned=results/tuned --output_dir report
+    """
     from sdrrl_trl.evaluation.report import ReportConfig, report
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
@@ -177,6 +237,11 @@ def _print_report(path: Path) -> None:
 
 
 def _merge(arguments: list[str]) -> None:
+    """
+    Write full weights between the base model and a tuned one.
+
+    sdrrl merge model@0.75 merged
+    """
     parser = _parser("merge")
     parser.add_argument("model", help="tuned model or adapter, as PATH or PATH@STRENGTH")
     parser.add_argument("output", type=Path, help="new folder")
@@ -188,6 +253,11 @@ def _merge(arguments: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    """
+    Build, train, evaluate and report, from one YAML file.
+
+    sdrrl run --config run.yaml --output_dir out
+    """
     parser = _parser("run")
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
@@ -200,6 +270,11 @@ def _run(arguments: list[str]) -> None:
 
 
 def _demo(arguments: list[str]) -> None:
+    """
+    The whole chain on a small real model, English to Portuguese, on a CPU.
+
+    sdrrl demo --output_dir sdrrl_demo
+    """
     parser = _parser("demo")
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
@@ -211,6 +286,11 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _tasks(arguments: list[str]) -> None:
+    """
+    Print the folder of the lm-eval tasks.
+
+    sdrrl tasks # as in lm_eval --include_path $(sdrrl tasks)
+    """
     _parser("tasks").parse_args(arguments)
     from sdrrl_trl.evaluation.suite import tasks_dir
 
@@ -218,6 +298,11 @@ def _tasks(arguments: list[str]) -> None:
 
 
 def _judge(arguments: list[str]) -> None:
+    """
+    Judge saved answers to harmful questions again, without asking the model.
+
+    sdrrl judge results/tuned judged/tuned
+    """
     parser = _parser("judge")
     parser.add_argument("source", type=Path, help="folder of `lm_eval --log_samples --output_path`")
     parser.add_argument("output", type=Path, help="new folder of the same form, with the new judgements")
@@ -228,6 +313,11 @@ def _judge(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
+    """
+    Load the data of every benchmark, without a model, and say what is missing.
+
+    sdrrl doctor sdrrl_xnli_gen_th
+    """
     parser = _parser("doctor")
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
     from sdrrl_trl.evaluation.doctor import doctor, format_doctor
@@ -236,18 +326,18 @@ def _doctor(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "build": (_build, "make a transfer set: the model answers, the answers are translated, records are mixed"),
-    "inspect": (_inspect, "show what is in a transfer set: counts, samples of each kind, rejected rows"),
-    "export": (_export, "write a transfer set as TRL's DPO or SDFT trainer takes it"),
-    "train": (_train, "fine-tune the model on a transfer set"),
-    "evaluate": (_evaluate, "run lm-eval tasks on several models in one process"),
-    "report": (_report, "compare base and tuned: table, JSON, plot"),
-    "merge": (_merge, "write full weights between the base model and a tuned one"),
-    "run": (_run, "all four from one YAML file"),
-    "demo": (_demo, "all four on a small real model, English to Portuguese, on a CPU"),
-    "tasks": (_tasks, "print the folder of the lm-eval tasks"),
-    "judge": (_judge, "judge saved answers to harmful questions again, without asking the model"),
-    "doctor": (_doctor, "load the data of every benchmark, without a model, and say what is missing"),
+    "build": _build,
+    "inspect": _inspect,
+    "export": _export,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "merge": _merge,
+    "run": _run,
+    "demo": _demo,
+    "tasks": _tasks,
+    "judge": _judge,
+    "doctor": _doctor,
 }
 
 
@@ -261,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (_, text) in COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
+    for name in COMMANDS:
+        commands.add_parser(name, help=_about(name)["description"], add_help=False)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help()
@@ -275,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script
     try:
-        COMMANDS[arguments.command][0](rest)
+        COMMANDS[arguments.command](rest)
         sys.stdout.flush()
         distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
         if distributed and distributed.is_available() and distributed.is_initialized():

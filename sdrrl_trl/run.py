@@ -38,7 +38,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from trl import ModelConfig
 
     from sdrrl_trl.cli import parse
-    from sdrrl_trl.evaluation.evaluate import HELD_OUT, EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
@@ -57,12 +58,12 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     if others := sorted({*(train_configs[1].anchor_languages or ())} - answered_in):
         raise SDRRLError(f"`anchor_languages` names {', '.join(others)}, which no record will be answered in.")
     check_inputs(build_config)
-    select([name for name in evaluation_config.tasks if name != HELD_OUT], evaluation_config.languages)
+    select([name for name in evaluation_config.tasks if not is_held_out(name)], evaluation_config.languages)
     check(*train_configs)
-    needs_held_out = HELD_OUT in evaluation_config.tasks or train_configs[0].forgetting_bound is not None
+    needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
         raise SDRRLError(
-            f"`{HELD_OUT}` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
+            "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
     build_transfer_set(build_config)

@@ -12,6 +12,7 @@ from datasets import load_dataset
 from stub_engines import StubGenerator, StubTranslator, build, content, rows_of, sentence, stub_config
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
+from sdrrl_trl.evaluation.heldout import held_out_tasks
 from sdrrl_trl.transfer.inspect import inspect_transfer_set
 from sdrrl_trl.transfer.publish import load_manifest, summary
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
@@ -159,7 +160,7 @@ def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path)
     assert {"q0", "q1"} & {row["source_id"] for row in rows_of(folder)} == {"q1"}
 
 
-def test_an_answer_that_was_cut_off_is_in_source_records_alone_or_rejected(stub_seeds, tmp_path):
+def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_rejected(stub_seeds, tmp_path):
     cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
     options = {"lexicon": None, "test_size": 0.3}
     folder = build(stub_seeds, tmp_path / "set", cut, proportions={"source": 1}, **options)
@@ -167,13 +168,19 @@ def test_an_answer_that_was_cut_off_is_in_source_records_alone_or_rejected(stub_
     truncated = {row["source_id"] for row in rows if row["truncated"]}
     assert len(truncated) == 14  # one of each shard
     assert {row["kind"] for row in rows if row["source_id"] in truncated} == {"source"}
-    assert truncated.isdisjoint(row["source_id"] for row in rows_of(folder, "test"))
+    held_out = {row["source_id"] for row in rows_of(folder, "test")}
+    assert truncated & held_out and held_out - truncated  # drift is measured on the long ones, too
+    tasks = held_out_tasks(folder)
+    asked = {form: len(tasks[f"sdrrl_heldout_{form}_en"].test_docs()) for form in ("gen", "bpb")}
+    assert asked == {"gen": len(held_out - truncated), "bpb": len(held_out)}
     translated = (folder / "stages" / "translate_pt").glob("*.jsonl")
     assert sum(path.read_text().count('"source_id"') for path in translated) == 40 - 14
-    assert "cut off at max_new_tokens: 14 answers" in summary(load_manifest(folder))
+    n_train = len(truncated - held_out)
+    assert f"cut off at max_new_tokens: {n_train} answers" in summary(load_manifest(folder))
     folder = build(stub_seeds, tmp_path / "other", cut, proportions={"target": 1}, **options)
-    assert reasons(folder, "answer")["truncated"] == 14
+    assert reasons(folder, "answer")["truncated"] == n_train
     assert not any(row["truncated"] for row in rows_of(folder))
+    assert any(row["truncated"] for row in rows_of(folder, "test"))
 
 
 def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):

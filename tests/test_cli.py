@@ -1,14 +1,18 @@
+import re
 import resource
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
 from conftest import DEMO, ROOT
 from trl import ModelConfig
+from trl.scripts.utils import TrlParser
 
 from sdrrl_trl import SDRRLConfig
-from sdrrl_trl.cli import main, parse_command
+from sdrrl_trl.cli import COMMANDS, main, parse_command
+from sdrrl_trl.trainer.train import TrainArguments
 from sdrrl_trl.transfer.config import TransferConfig
 
 
@@ -24,17 +28,28 @@ def test_help_takes_less_than_half_a_second_of_work():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["build"], ["inspect"], ["evaluate"], ["report"], ["run"], ["demo"], ["tasks"]]
-)
-def test_help_loads_no_torch(command):
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_loads_no_torch_and_gives_an_example(command):
     code = (
         "import sys\nfrom sdrrl_trl.cli import main\n"
         f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "usage:" in result.stdout
+    assert "usage:" in result.stdout and (not command or f"Example: sdrrl {command[0]}" in result.stdout)
+
+
+def test_the_help_of_train_names_options_that_exist_with_their_defaults():
+    parser = TrlParser((TrainArguments, SDRRLConfig, ModelConfig))
+    defaults = {name: action.default for action in parser._actions for name in action.option_strings}
+    text = (ROOT / "sdrrl_trl" / "train_help.txt").read_text(encoding="utf-8")
+    own = {field.name for field in fields(TrainArguments)} | {"kl_coef", "anchor_languages"}
+    assert own <= set(re.findall(r"--(\w+)", text))
+    for line in text.splitlines():
+        for name, default in re.findall(r"--(\w+)(?: [A-Z]+ *)?(?:[^-]*?\(default: ([^,)]+))?", line):
+            if name not in ("config", "recipe", "help_all", "config_file"):
+                assert f"--{name}" in defaults, name
+                assert not default or default == str(defaults[f"--{name}"]), name
 
 
 def test_importing_the_package_loads_no_torch():

@@ -3,8 +3,10 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import pytest
 from conftest import ROOT, CannedGenerator
+from nbclient import NotebookClient
 from test_build import build_transfer_set, config
 
 
@@ -51,3 +53,13 @@ def test_the_script_trains_under_each_launcher(launcher, transfer_set, tiny_mode
     assert any(name.startswith("nll/") for name in log[0])
     # one random state file a process: proves how many took part
     assert len(list((tmp_path / "out" / "checkpoint-2").glob("rng_state*.pth"))) == processes
+
+
+@pytest.mark.real
+def test_the_notebook_runs(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for its kernel
+    monkeypatch.chdir(tmp_path)
+    notebook = nbformat.read(ROOT / "examples" / "sdrrl.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=500, kernel_name="python3").execute()
+    report = (tmp_path / "sdrrl_notebook" / "report" / "report.json").read_text()
+    assert {row["role"] for row in json.loads(report)["rows"]} == {"target", "drift"}

@@ -166,3 +166,38 @@ def test_translations_of_other_answers_are_refused(tmp_path):
     write(tmp_path / "translate_pt", [pair(i) for i in range(1, 101)])
     with pytest.raises(SDRRLError, match="not those of the answers.*--overwrite_stage translate"):
         Mix(config(tmp_path, parallel=None), tmp_path / "answer", [tmp_path / "translate_pt"], tmp_path / "parallel")
+
+
+def sentence(i, **changes):
+    texts = (f"Sentence number {i}.",), (f"A frase número {i}.",)
+    return replace(Pair(f"parallel-{i}", "pt", *texts, is_sentence=True), **changes)
+
+
+def mix_with_sentences(path, sentences, **options):
+    write(path / "parallel", sentences)
+    return mix_of(path, parallel="corpus", **options)
+
+
+def sentences_in(mix, split):
+    mix.choose()
+    rows = (row for found, row in mix.rows() if found == split)
+    return {row["source_id"] for row in rows if row["source_id"].startswith("parallel")}
+
+
+def test_some_parallel_sentences_are_held_out_and_never_trained_on_under_another_translation(tmp_path):
+    sentences = [sentence(i) for i in range(100)]
+    mix = mix_with_sentences(tmp_path, sentences, proportions={"source": 1, "translation": 10})
+    train, test = sentences_in(mix, "train"), sentences_in(mix, "test")
+    assert len(test) == 20 and test.isdisjoint(train) and len(train) > 40
+    held_out = next(pair for pair in sentences if pair.source_id in test)
+    other = replace(held_out, source_id="parallel-1000", source=("Another sentence.",))
+    mix = mix_with_sentences(tmp_path, [*sentences, other], proportions={"source": 1, "translation": 10})
+    mix.choose()
+    assert mix.rejected == {"parallel/held_out pt": 1} or other.source_id in sentences_in(mix, "test")
+
+
+@pytest.mark.parametrize("options, n", [({}, 200), ({"test_size": 0.0}, 0)])
+def test_sentences_that_are_not_trained_on_are_all_held_out_up_to_two_hundred(tmp_path, options, n):
+    sentences = [sentence(i) for i in range(250)] + [sentence(999, source=())]
+    mix = mix_with_sentences(tmp_path, sentences, proportions={"source": 1, "target": 1}, **options)
+    assert len(sentences_in(mix, "test")) == n and not sentences_in(mix, "train")

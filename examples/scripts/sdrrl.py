@@ -19,6 +19,7 @@ TRL's `sft.py` with three names changed: train on a transfer set made by `sdrrl 
 python examples/scripts/sdrrl.py \
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
     --dataset_name transfer_set \
+    --anchor_languages en --kl_coef 4 \
     --learning_rate 1.0e-3 \
     --packing \
     --use_peft \

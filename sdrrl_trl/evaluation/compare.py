@@ -95,6 +95,7 @@ class Row:
             return "drift from the base model: bits per byte of its own answers"
         task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
+        task = re.sub(r"sdrrl_heldout_text_.+", "held-out sentences", task)
         name, _, by = self.metric.partition(",")
         measure = name.removeprefix("answer_").replace("_", " ") + (f" ({by})" if by else "")
         return f"{task.removeprefix('sdrrl_')}: {measure}"
@@ -129,7 +130,7 @@ def role_of(task: str, metric: str, language: str | None, source: str, signature
     if language != source:
         return "target"
     answers = signature.get("answers", "own")
-    if not task.startswith("sdrrl_heldout") or not answers.startswith("own"):
+    if not re.match("sdrrl_heldout_(gen|bpb)", task) or not answers.startswith("own"):
         return "source"
     # Samples of what the base model says if it is asked through its chat template
     sampled = answers == SAMPLED and signature["chat_template"] != "none"

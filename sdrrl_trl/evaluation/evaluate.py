@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
-from sdrrl_trl.evaluation.heldout import held_out_tasks
+from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import MODEL_ARGS, load_models, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
@@ -30,7 +30,6 @@ from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, package_version, progress, timed
 
 
-HELD_OUT = "sdrrl_heldout"
 CHUNK_ITEMS = 512  # so few that a killed run loses little, so many that the last batch of a chunk does not count
 
 
@@ -44,8 +43,8 @@ class EvaluationConfig:
             Models as `name=path or hub id`, such as `base=gpt2 tuned=output/model`. Adapters are put on their base.
             `tuned=output/model@0.75` uses three quarters of what training changed; of a full model, from `base=...`.
         tasks (`list[str]`):
-            Names of lm-eval tasks, groups or tags, such as `sdrrl_multilingual`; `sdrrl_heldout` stands for the
-            held-out questions of `transfer_set`.
+            Names of lm-eval tasks, groups or tags, such as `sdrrl_multilingual`; `sdrrl_heldout` stands for those on
+            the held-out questions and sentences of `transfer_set`, `sdrrl_heldout_bpb` for those of this form.
         output_dir (`str`):
             Folder of the results.
         transfer_set (`str`, *optional*):
@@ -98,8 +97,8 @@ class EvaluationConfig:
                 )
             if not is_adapter(model) and "base" not in self.model_paths:
                 raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
-        if HELD_OUT in self.tasks and self.transfer_set is None:
-            raise SDRRLError(f"The task `{HELD_OUT}` needs `transfer_set`, whose held-out questions it asks.")
+        if any(map(is_held_out, self.tasks)) and self.transfer_set is None:
+            raise SDRRLError("The task `sdrrl_heldout` needs `transfer_set`, whose held-out questions it asks.")
         if not all("=" in pair for pair in (self.model_args or "=").split(",")):
             raise SDRRLError(f"`model_args`: {self.model_args!r} is not of the form `name=value,name=value`.")
         if re.search(r"://[^/,]*@", self.model_args or ""):
@@ -176,18 +175,24 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
     if transfer_set:
         options["held_out"] = transfer_set["sha256"].get("test.parquet")
-        if HELD_OUT in config.tasks and options["held_out"] is None:
+        if any(map(is_held_out, config.tasks)) and options["held_out"] is None:
             raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
     return options
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    tasks = select([name for name in config.tasks if name != HELD_OUT], config.languages)
-    if HELD_OUT in config.tasks:
-        wanted = {get_language(language).tag for language in config.languages or ()}
-        # Made here and now: their data are a file of the user's
-        held_out = held_out_tasks(Path(config.transfer_set))
-        tasks |= {name: task for name, task in held_out.items() if not wanted or language_of(name) in wanted}
+    tasks = select([name for name in config.tasks if not is_held_out(name)], config.languages)
+    names = list(filter(is_held_out, config.tasks))
+    if not names:
+        return tasks
+    wanted = {get_language(language).tag for language in config.languages or ()}
+    # Made here and now: their data are a file of the user's
+    held_out = held_out_tasks(Path(config.transfer_set))
+    for name in names:
+        found = [task for task in held_out if f"{task}_".startswith(f"{name}_")]
+        if not found:
+            raise SDRRLError(f"Unknown task {name!r}. Of this transfer set there are: {', '.join(held_out)}.")
+        tasks |= {task: held_out[task] for task in found if not wanted or language_of(task) in wanted}
     return tasks
 
 

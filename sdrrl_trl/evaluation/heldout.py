@@ -11,14 +11,18 @@ from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.publish import load_manifest
 
 
+HELD_OUT = "sdrrl_heldout"
+
+
 def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     """
-    Two lm-eval tasks for each language of a transfer set, on its held-out questions.
+    lm-eval tasks for each language of a transfer set, on its held-out questions and parallel sentences.
 
     `sdrrl_heldout_gen_<language>` generates an answer, as long at most as those of the transfer set, compares it with
     the held-out one (chrF++), and counts how many are in the language asked for. `sdrrl_heldout_bpb_<language>` is the
     log-likelihood of the held-out answer with the end of the turn, given its question, in bits per byte of the answer.
-    The held-out answers are the initial model's own, translated for targets.
+    The held-out answers are the initial model's own, translated for targets. `sdrrl_heldout_text_<language>`, for
+    languages with held-out parallel sentences, is bits per byte of those alone: text that no model here has written.
 
     In the source language, if they are samples at temperature 1, the mean of `log p_initial - log p_model` over them
     is an unbiased estimate of KL(initial || model): the drift, which only the initial model has at zero.
@@ -33,17 +37,21 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    options = load_manifest(transfer_set)["options"]
+    manifest = load_manifest(transfer_set)
+    options, held_out = manifest["options"], manifest["counts"]["test"]
     # Tells the report whether the answers are such samples
     answers = f"{options['answer_source']}, temperature {options['temperature']:g}, top_p {options['top_p']:g}"
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
-        data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
-        for form in ("gen", "bpb"):
+        has_text = any(cell.startswith("translation ") and cell.endswith(f"-{language}") for cell in held_out)
+        for form in ("gen", "bpb", "text")[: 3 if has_text else 2]:
             config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
+            data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
+            data |= {"kind": "translation"} if form == "text" else {"whole": form == "gen"}
             config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
-            config["metadata"]["answers"] = answers
+            if form != "text":
+                config["metadata"]["answers"] = answers
             if form == "gen":  # as long at most as the answers that they are compared with
                 config["generation_kwargs"]["max_gen_toks"] = options["max_new_tokens"]
             configs.append(config)
@@ -54,8 +62,11 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
     return tasks
 
 
-def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[str, Any]:
-    """Held-out rows of one kind and language, as `custom_dataset` of lm-eval."""
+def load_held_out(file: str, kind: str, language: str, whole: bool = False, **metadata: Any) -> dict[str, Any]:
+    """
+    Held-out rows of one kind and language, as `custom_dataset` of lm-eval. An answer is not compared with one that was
+    cut off, so those are left out where `whole` is set.
+    """
     from datasets import Dataset
 
     rows = [
@@ -68,9 +79,16 @@ def load_held_out(file: str, kind: str, language: str, **metadata: Any) -> dict[
             "language": language,
         }
         for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
-        if (row["kind"], row["answer_language"]) == (kind, language)
+        if (row["kind"], row["answer_language"]) == (kind, language) and not (whole and row.get("truncated"))
     ]
+    if kind == "translation":  # a sentence may have translations into several languages
+        rows = list({row["answer"]: row for row in rows}.values())
     return {"test": Dataset.from_list(rows)}
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a name stands for tasks of this file: for all, those of a form, or one of them."""
+    return f"{name}_".startswith(f"{HELD_OUT}_")
 
 
 def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_template: Any = None, **_: Any) -> str:

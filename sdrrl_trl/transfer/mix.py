@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from sdrrl_trl.transfer.answer import read_answers, whole_answers
+from sdrrl_trl.transfer.answer import read_answers
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
 from sdrrl_trl.transfer.rows import Answer, Pair, Record, hash64, key_of, rejected_row
 from sdrrl_trl.transfer.shards import read_shards
 from sdrrl_trl.utils import SDRRLError, sha256
+
+
+MAX_TEST_SENTENCES = 200  # for each language
 
 
 class Mix:
@@ -49,29 +52,37 @@ class Mix:
 
     def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
         self._config, self._answers, self._pairs, self._sentences = config, answers, pairs, sentences
-        # The two kinds besides are those that the evaluation on held-out questions needs
-        self._kinds = {*config.proportions, "source", "target"}
+        # The three kinds besides are those that the evaluation on held-out questions and sentences needs
+        self._kinds = {*config.proportions, "source", "target", "translation"}
         # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
-        ranks = array("Q", map(self._rank, whole_answers(answers)))
+        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
+        sentences_read = read_shards(sentences, Pair)
+        ranks = array("Q", (self._rank(pair) for pair in sentences_read if pair.reason is None and pair.source))
+        # All, if they are not trained on
+        share = config.test_size if {"translation", "completion"} & config.proportions.keys() else 1
+        n_test = min(len(ranks), round(len(ranks) * share), MAX_TEST_SENTENCES * len(pairs)) if config.test_size else 0
+        self._last_test_sentence = _smallest(ranks, n_test)
         self._test_questions = set(self._find_test_questions())
 
-    def _rank(self, answer: Answer) -> int:
+    def _rank(self, row: Answer | Pair) -> int:
         """
-        Place of a question in a random order. The first are held out. Each question has its place by itself, so that
-        questions that come or go move few others.
+        Place of a question or parallel sentence in a random order. The first are held out. Each has its place by
+        itself, so that those that come or go move few others; a sentence has the same one in all languages.
         """
-        return hash64(f"{self._config.seed}:{answer.key}")
+        return hash64(f"{self._config.seed}:{row.key if isinstance(row, Answer) else row.source}")
 
     def _questions(self) -> Iterator[tuple[Answer, tuple[Pair, ...], bool]]:
         """Each question with its translations, and whether it is held out."""
         pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
         for answer in read_answers(self._answers):
-            if answer.truncated and "source" not in self._config.proportions:  # there is no other use for it
-                answer = replace(answer, reason=answer.reason or "answer/truncated")
+            # Those that were cut off, too: without the long ones, drift would be measured on short answers alone
+            is_test = answer.reason is None and self._rank(answer) <= self._last_test_rank
+            if answer.truncated and not is_test and "source" not in self._config.proportions:
+                answer = replace(answer, reason=answer.reason or "answer/truncated")  # there is no other use for it
             if answer.reason is not None or answer.truncated:
-                yield answer, (), False
+                yield answer, (), is_test
                 continue
             translated = next(pairs, ())
             # An answer made anew after damage may differ, and be good or bad when it was not before
@@ -80,7 +91,7 @@ class Mix:
                     f"The translations in {self._pairs[0].parent} are not those of the answers in {self._answers}. "
                     "Do them again with `--overwrite_stage translate`."
                 )
-            yield answer, translated, self._rank(answer) <= self._last_test_rank
+            yield answer, translated, is_test
 
     def _find_test_questions(self) -> Iterator[int]:
         for answer, pairs, is_test in self._questions():
@@ -88,11 +99,17 @@ class Mix:
                 yield from map(_question_key, answer.turns[::2])
                 for pair in pairs:
                     yield from map(_question_key, [] if pair.reason else pair.target[:-1:2])
+        for pair in read_shards(self._sentences, Pair):
+            if self._is_test_sentence(pair):
+                yield from map(_question_key, pair.source + pair.target)
+
+    def _is_test_sentence(self, pair: Pair) -> bool:
+        return pair.reason is None and bool(pair.source) and self._rank(pair) <= self._last_test_sentence
 
     def __iter__(self) -> Iterator[tuple[Answer | Pair, bool]]:
         """
-        All rows, and whether each is held out. What is a test question, too, in some turn or some language, is
-        rejected: test questions come into training neither by other conversations nor by parallel sentences.
+        All rows, and whether each is held out. What is a test question or sentence, too, in some turn or some
+        language, is rejected: these come into training neither by other conversations nor by other sentences.
         """
         for answer, pairs, is_test in self._questions():
             # Every second turn is a question
@@ -105,13 +122,13 @@ class Mix:
                 yield (replace(pair, reason=pair.reason or "mix/held_out") if leaks else pair), is_test
         seen: set[int] = set()
         for pair in read_shards(self._sentences, Pair):
-            key = hash64(repr((pair.language, pair.source, pair.target)))
+            key, is_test = hash64(repr((pair.language, pair.source, pair.target))), self._is_test_sentence(pair)
             if pair.reason is None and key in seen:
                 pair = replace(pair, reason="parallel/duplicate")
-            elif pair.reason is None and self._asks_test_question(pair.source + pair.target):
+            elif pair.reason is None and not is_test and self._asks_test_question(pair.source + pair.target):
                 pair = replace(pair, reason="parallel/held_out")
             seen.add(key)
-            yield pair, False
+            yield pair, is_test
 
     def _asks_test_question(self, texts: tuple[str, ...]) -> bool:
         return any(_question_key(text) in self._test_questions for text in texts)
