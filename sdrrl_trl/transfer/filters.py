@@ -22,7 +22,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
-_LANGUAGE_NAMES = "(?:" + "|".join(language.name.lower() for language in LANGUAGES.values()) + ")"
+_LANGUAGE_NAMES = "(?:" + "|".join(re.escape(language.name.lower()) for language in LANGUAGES.values()) + ")"
 _NO_CODE = r"\A(?!.*\b(?:function|program|algorithm|code|script|python|javascript|sql)\b).*"
 _SOURCE_BOUND = {
     tag: re.compile(_NO_CODE + "(?:" + "|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES) + ")", re.DOTALL)
@@ -89,12 +89,12 @@ def reject_translation(original: str, translation: str | None, language: str) ->
         return "empty"
     if is_repetitive(translation, LANGUAGES[language].spaces):
         return "repetition"
-    if original and changed_numbers(original, translation):
-        return "numbers"
     source, target = prose(original), prose(translation)
     longer, shorter = sorted((_length(source), _length(target)), reverse=True)
     if original and longer >= 40 and longer > _MOST_TIMES * shorter:
         return "length_ratio"
+    if original and changed_numbers(original, translation):
+        return "numbers"
     # Names may stay as they are
     names = {word for name in _NAME.findall(source) for word in name.replace(",", " ").split()}
     source, target = _without(names, source), _without(names, target)
