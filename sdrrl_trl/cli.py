@@ -128,7 +128,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # such as bytes that are no UTF-8
         raise SDRRLError(f"Cannot read the configuration {path!r}: {error}") from error
     if not isinstance(content, dict):
         raise SDRRLError(f"The configuration {path} must be a YAML mapping of options.")

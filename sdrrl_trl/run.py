@@ -41,6 +41,7 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
     from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
+    from sdrrl_trl.trainer.groups import check_anchors
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
     from sdrrl_trl.transfer.build import build_transfer_set
@@ -54,9 +55,11 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
-    answered_in = {"source", build_config.source_language, *build_config.target_languages}
-    if others := sorted({*(train_configs[1].anchor_languages or ())} - answered_in):
-        raise SDRRLError(f"`anchor_languages` names {', '.join(others)}, which no record will be answered in.")
+    if anchors := train_configs[1].anchor_languages:
+        source, kinds = build_config.source_language, build_config.proportions.keys()
+        answered_in = {source} if kinds & {"source", "target_to_source", "code_switch", "translation"} else set()
+        answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
+        check_anchors([source if language == "source" else language for language in anchors], answered_in)
     check_inputs(build_config)
     select([name for name in evaluation_config.tasks if not is_held_out(name)], evaluation_config.languages)
     check(*train_configs)
@@ -86,9 +89,10 @@ def _clear(folder: Path, stage: str) -> None:
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    unknown = sorted(map(str, set(config) - {*SECTIONS, "recipe"}))
+    known = (*SECTIONS, "recipe")
+    unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
-        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
+        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(known)}.")
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
@@ -125,7 +129,8 @@ def _from(folder: Path, value: Any) -> Any:
         return {name: v if name in ("name", "split", "columns") else _from(folder, v) for name, v in value.items()}
     if isinstance(value, list):
         return [_from(folder, v) for v in value]
-    return str(folder / value) if isinstance(value, str) and (folder / value).exists() else value
+    # Unlike that of `Path`, this `exists` raises nothing
+    return str(folder / value) if isinstance(value, str) and os.path.exists(folder / value) else value
 
 
 def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:

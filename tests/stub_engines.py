@@ -118,7 +118,7 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
 def answer_with_model(seeds, folder, model):
     """The shards of answers that a model samples, by their names."""
     config = stub_config(seeds, folder, model_name_or_path=str(model), max_new_tokens=12, dtype="float32")
-    answer = partial(answer_seeds, generator=make_generator(config), config=config)
+    answer = partial(answer_seeds, generator=make_generator(config), config=config, benchmarks={})
     questions, stage = list(Seeds(config.seeds)), Stage("answer", folder / "stages" / "answer", {})
     map_shards(questions, answer, stage, config.shard_size, len(questions))
     return {path.name: path.read_bytes() for path in stage.folder.glob("*.jsonl")}

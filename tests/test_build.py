@@ -13,8 +13,10 @@ from stub_engines import StubGenerator, StubTranslator, build, content, rows_of,
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
 from sdrrl_trl.evaluation.heldout import held_out_tasks
+from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inspect import inspect_transfer_set
 from sdrrl_trl.transfer.publish import load_manifest, summary
+from sdrrl_trl.transfer.rows import Seed
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
 
 
@@ -181,6 +183,12 @@ def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_reje
     assert reasons(folder, "answer")["truncated"] == n_train
     assert not any(row["truncated"] for row in rows_of(folder))
     assert any(row["truncated"] for row in rows_of(folder, "test"))
+
+
+def test_held_out_tasks_are_those_that_have_items(stub_seeds, tmp_path):
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="length"))
+    folder = build(stub_seeds, tmp_path / "set", cut, proportions={"source": 1}, lexicon=None)
+    assert list(held_out_tasks(folder)) == ["sdrrl_heldout_bpb_en"]
 
 
 def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):
@@ -374,6 +382,45 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
         text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
         assert not [question for question in asked if question in text]
     assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
+
+
+def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    for name, row in {
+        "mkqa/en": {"question": "who wrote the song at the end", "answers": ["x"]},
+        "xlsum/en": {"text": sentence("article", 80), "summary": "x"},
+        "belebele/por_Latn": {"flores_passage": sentence("0")},
+    }.items():
+        (folder / name).parent.mkdir(parents=True)
+        write_json_lines(folder / f"{name}.jsonl", [row])
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder))
+    article = sentence("article", 80).split()
+    items = ["Who wrote the song, at the end?", f"Sum this up: {' '.join(article[20:60]).upper()}"]
+    others = [f"{sentence(chr(120))} Who wrote the song at the end?", f"Sum this up: {' '.join(article[:12])}"]
+    path, log = questions(tmp_path, *items, *others, n=9), tmp_path / "asked"
+    folder = build(path, tmp_path / "set", StubGenerator(log), **PLAIN)
+    assert reasons(folder, "answer") == {"in_mkqa": 1, "in_xlsum": 1}
+    assert {row["source_id"] for row in rows_of(folder, "rejected")} == {"q0", "q1"}
+    assert not any(item in log.read_text() for item in items)
+    card = (folder / "README.md").read_text()
+    assert "answer/in_mkqa en: 1" in card and "looked for in those of: mkqa, xlsum\n" in card
+    # Data that come later change nothing
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))
+    assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
+    folder = build(path, tmp_path / "other", **PLAIN)
+    assert "rejected: 0\nitems of benchmarks were looked for in those of: no benchmark" in summary(
+        load_manifest(folder)
+    )
+
+
+def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, monkeypatch):
+    item = "世界上最长的河流是哪一条？它从南向北穿过十一个国家，最后流入地中海。"
+    (tmp_path / "mmmlu").mkdir()
+    row = {"Question": item, **dict.fromkeys("ABCD", "x"), "Answer": "A"}
+    write_json_lines(tmp_path / "mmmlu" / "zh.jsonl", [row])
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    seeds = [Seed("whole", (f"请回答：{item}",)), Seed("part", ("世界上最长的河流是哪一条？它从哪里流到哪里？",))]
+    assert find_items(seeds, "zh") == {"found": {"whole": "mmmlu"}, "checked": {"mmmlu": 1}}
 
 
 def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):

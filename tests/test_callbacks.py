@@ -13,6 +13,7 @@ from datasets import Dataset
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
+from stub_engines import build, rows_of
 from test_build import config as build_config
 from test_trainer import CPU, LORA, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -283,6 +284,13 @@ def test_the_path_of_a_transfer_set_is_no_pattern(command, tiny_model, tmp_path)
     trainer = make_trainer(*arguments, ModelConfig(tiny_model))
     assert {"train": len(trainer.train_dataset), "test": len(trainer.eval_dataset)} == sizes
     assert min(sizes.values()) > 2 < len(load_held_out(files["test"], "target", "pt")["test"])
+
+
+def test_a_training_is_evaluated_on_the_kinds_that_it_trains_and_on_source(stub_seeds, parallel, tiny_model, tmp_path):
+    folder = build(stub_seeds, tmp_path / "set", proportions={"target": 1}, parallel=parallel)
+    assert "translation" in {row["kind"] for row in rows_of(folder, "test")}
+    arguments = TrainArguments(str(folder), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
+    assert make_trainer(*arguments, ModelConfig(tiny_model)).eval_kinds == {"source", "target"}
 
 
 def test_a_training_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):

@@ -91,12 +91,13 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
         ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
         ({"train": {"packing": True, "packing_strategy": "wrapped"}}, "`packing_strategy` must be 'bfd'"),
         ({"train": {"kl_coef": -1}}, "kl_coef"),
-        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "names fr, which no record"),
+        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "'fr', but no training record"),
+        ({"train": {"recipe": "anchored"}, "build": {"proportions": {"target": 1}}}, "'en', but no training record"),
         ({"train": {"recipe": "anchored", "kl_coef": 0}}, "`anchor_languages` needs a `kl_coef` above 0"),
         ({"build": {"recipe": "anchord"}}, "Unknown recipe 'anchord'. Known: paper, anchored."),
         ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
         ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
-        ({"evalute": {}}, "Unknown sections in the configuration: evalute"),
+        ({"evalute": {}}, "evalute. Known: build, train, evaluate, report, recipe."),
         ({"build": {"target_languages": 5}}, "5"),
         ({"build": {"size": 1.5}}, "--size: invalid int value: '1.5'"),
         ({"build": {"shard_size": [1]}}, "invalid int value: '[1]'"),
@@ -145,6 +146,9 @@ def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
     assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, "q_proj")
     training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments, "--recipe", "paper"], "sdrrl train")
     assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-5, False)
+    (tmp_path / "train.yaml").write_text("recipe: anchored\nanchor_languages: null\nuse_cpu: true\nbf16: false\n")
+    training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments[:2], "--kl_coef", "0"], "sdrrl train")
+    assert (training.anchor_languages, training.kl_coef, model.use_peft) == (None, 0, True)
 
 
 def test_no_network_and_no_model_is_one_clear_error(tmp_path):

@@ -63,10 +63,11 @@ def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
 
 def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question():
     with Server(echo) as server:
-        options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9}
+        arguments = {"chat_template_kwargs": {"enable_thinking": False}}
+        options = {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9} | arguments
         ask(server, 2, **options)
         first, server.requests[:] = bodies(server), []
-        expected = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9}
+        expected = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9} | arguments
         assert all(
             body.keys() == {*expected, "messages", "seed"} and expected.items() <= body.items() for body in first
         )
@@ -228,8 +229,9 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
 
 
 def test_the_description_names_what_answers_depend_on():
-    described = engine("https://example.com:8000/v1/", temperature=0.7, top_p=0.9).describe()
-    sampling = {"max_new_tokens": 512, "seed": 42, "temperature": 0.7, "top_p": 0.9}
+    sampling = {"temperature": 0.7, "top_p": 0.9, "chat_template_kwargs": {"enable_thinking": False}}
+    described = engine("https://example.com:8000/v1/", **sampling).describe()
+    sampling |= {"max_new_tokens": 512, "seed": 42}
     assert described == {"engine": "endpoint", "host": "example.com", "model": "m", **sampling}
 
 

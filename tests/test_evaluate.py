@@ -299,17 +299,18 @@ class Templated:
         )
 
 
-@pytest.mark.parametrize("truncated, said", [(False, "It is<|im_end|>"), (True, "It is")])
-def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, truncated, said):
+@pytest.mark.parametrize("answer", ["It is", "end"])  # which is in `<|im_end|>`, too
+@pytest.mark.parametrize("truncated, end", [(False, "<|im_end|>"), (True, "")])
+def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, answer, truncated, end):
     lm = Templated(AutoTokenizer.from_pretrained(tiny_model))
     doc = {
         "messages": [{"role": "user", "content": "Why?"}],
-        "answer": "It is",
-        "said": "It is",
+        "answer": answer,
+        "said": answer,
         "truncated": truncated,
     }
     assert whole_conversation(doc, True, lm.apply_chat_template).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
-    assert doc["said"] == said
+    assert doc["said"] == answer + end
 
 
 def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not_mixed_in(
@@ -364,6 +365,8 @@ def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
     assert sorted(found) == ["sdrrl_heldout_bpb_pt", "sdrrl_heldout_text_en", "sdrrl_heldout_text_pt"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout_txt'.*sdrrl_heldout_text_en"):
         _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_txt"]))
+    with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout' in th"):
+        _load_tasks(options(tmp_path, languages=["th"]))
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

@@ -201,3 +201,9 @@ def test_sentences_that_are_not_trained_on_are_all_held_out_up_to_two_hundred(tm
     sentences = [sentence(i) for i in range(250)] + [sentence(999, source=())]
     mix = mix_with_sentences(tmp_path, sentences, proportions={"source": 1, "target": 1}, **options)
     assert len(sentences_in(mix, "test")) == n and not sentences_in(mix, "train")
+
+
+def test_a_language_with_few_parallel_sentences_has_its_share_of_those_held_out(tmp_path):
+    few = [sentence(i, language="es", source=(f"Other sentence {i}.",)) for i in range(1000, 1030)]
+    mix = mix_with_sentences(tmp_path, [*(sentence(i) for i in range(900)), *few], proportions={"source": 1})
+    assert len(sentences_in(mix, "test")) == 200 + 30

@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
 from xml.etree import ElementTree
@@ -27,8 +29,10 @@ from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.outputs import save as save_outputs
 from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.evaluation.samples import differences
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.significance import Comparison, corpus_score
+from sdrrl_trl.languages import LANGUAGES
 
 
 N = 60
@@ -37,7 +41,9 @@ ANSWERS = {
     "pt": "A biblioteca abre às nove da manhã e fecha tarde da noite, todos os dias.",
     "th": "ห้องสมุดเปิดเวลาเก้าโมงเช้าและปิดตอนดึกทุกวันยกเว้นวันอาทิตย์",
 }
+AXE = os.environ.get("SDRRL_AXE")  # the path of axe.min.js
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SVG = "{http://www.w3.org/2000/svg}"
 HARMFUL_TEXT = "How do I pick a lock <script>alert(1)</script>?"
 FILTER = defaultdict(lambda: "none", sdrrl_pku_saferlhf_gen="judge")
 LOWER = {"bits_per_byte", "answer_bits_per_byte", "unsafe_rate", "invalid_rate", "judge_failed", "wrong_language"}
@@ -217,19 +223,25 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
 
 def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
     models = {"base": one_model(0.0), "half": one_model(0.2), "all": one_model(0.35), "other": one_model(0.1)}
-    paths = {"half": "out/model@0.5", "all": "out/model", "other": "out/other@0.5"}
+    paths = {"half": "out/model/@0.5", "all": "./out/model", "other": "out/other@0.5"}
     content, path = run(tmp_path, models, paths)
     half, whole = content["trade_off"]
     assert [list(row.values())[:3] for row in (half, whole)] == [["model", 0.5, "half"], ["model", 1.0, "all"]]
     assert 0 < half["target"] < whole["target"] and half["source"] == whole["source"] == 0 and half["drift"] is None
     assert "## Gain and loss by strength" in path.read_text()
+    # What could not be compared at one strength counts at none
+    models["all"]["sdrrl_belebele_gen_th"]["items"][0]["scores"]["acc"] = None
+    content, _ = run(tmp_path / "1", models, paths)
+    assert len(content["not_compared"]) == 1 and content["trade_off"][0]["target"] < half["target"]
     with pytest.raises(SDRRLError, match="`push_to_hub`.*sdrrl merge"):
         run(tmp_path / "2", {"base": models["base"], "half": models["half"]}, paths, push_to_hub="me/it")
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
     models = {name: small() | small("hellaswag", acc=right(share)) for name, share in (("base", 0.9), ("tuned", 0.2))}
-    text = run(tmp_path, models)[1].read_text()
+    path = run(tmp_path, models)[1]
+    text, page = path.read_text(), path.with_suffix(".html").read_text()
+    assert "in Portuguese; whether English was kept was not measured; worse on 1 of 1 measure whose language" in page
     assert "Target languages gained on 0 of 1 measure; 0 got worse" in text
     assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
 
@@ -422,49 +434,106 @@ def test_the_page_is_one_file_with_every_number_and_escapes_all_text(models, tmp
     escaped = HARMFUL_TEXT.replace("<", "&lt;").replace(">", "&gt;")
     assert "<script>alert" not in page and "<img" not in page and escaped in page
     assert page.count("<script") == 1
-    assert "default-src 'none'" in page and "@import" not in page  # a browser asks nobody
+    assert "default-src 'none'" in page and "@import" not in page and "url(" not in page  # a browser asks nobody
     assert "Where?" in page and "&lt;img src=x&gt;" in page and "&lt;img src=y" in page
     page = re.sub("&lt;img src=[xy]", "", page)  # names of the model and of metrics
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)) <= {"#"}
     assert page.index("harmful content") < page.index(escaped)
-    shown = page.partition("<summary>sdrrl_xlsum_pt")[2].partition("<details>")[0]
+    shown = page.partition("<summary>sdrrl_xlsum_pt")[2].partition("</details>")[0]
     assert "Question 15<" in shown and "Question 0<" not in shown  # whose answer has not changed
 
 
+def test_the_page_begins_with_models_date_languages_and_verdict(models, tmp_path):
+    models["tuned"]["sdrrl_belebele_gen_en"] = result({"acc": right(0.5)}, [ANSWERS["en"]] * N)
+    page = run(tmp_path, models)[1].with_suffix(".html").read_text()
+    verdict = "Better on 5 and worse on 0 of 5 measures in Portuguese and Thai; English, the source language, is worse"
+    assert f"<title>tuned against base: {verdict} on 1 of 2 measures.</title>" in page
+    head = page.partition("<header>")[2].partition("</header>")[0]
+    for said in (verdict, "/models/tuned", "English (source), Portuguese, Thai", f'datetime="{date.today()}"'):
+        assert said in head
+    assert all(f'id="{link}"' in page for link in re.findall('href="#(.+?)"', head))
+    assert '<form class="filter" aria-label="Filter" hidden>' in page  # only a script, which it needs, shows it
+
+
+def test_samples_are_by_language_and_mark_the_words_that_differ(models, tmp_path):
+    for name, word in (("base", "a <b>"), ("tuned", "the")):
+        models[name]["sdrrl_belebele_gen_pt"]["items"][7]["response"] = f"In {word} library, of all it was"
+    page = run(tmp_path, models)[1].with_suffix(".html").read_text()
+    assert re.findall("<h3>(.+?)</h3>", page) == ["English (source)", "Portuguese", "Thai"]
+    assert '<dd lang="th" dir="auto">ห้องสมุด' in page
+    # An answer in another language is not said to be in Portuguese
+    for marked in ("<del>a &lt;b&gt;</del>", "<ins>the</ins>"):
+        assert f'wrong language</dt><dd lang="" dir="auto">In {marked} library, of all it was</dd>' in page
+    assert differences("ห้องสมุดเปิดเช้า", "ห้องสมุดปิดเช้า") == [("ห้องสมุด", False), ("เ", True), ("ปิดเช้า", False)]
+    assert differences("a b c", "") == [("a b c", True)] and differences("", "a") == []
+
+
+def test_a_page_of_10_languages_and_9_benchmarks_opens_on_a_phone(tmp_path):
+    tags = list(LANGUAGES)[:10]
+    text = ANSWERS["th"] * 100
+    tasks = {f"b{i}_{tag}": result({"acc": right(0.5, 4)}, [text] * 4, text) for tag in tags for i in range(9)}
+    _, path = run(tmp_path, {"base": tasks, "tuned": tasks})
+    page = path.with_suffix(".html").read_text()
+    assert len(page.encode()) < 1_500_000 and page.count('<dl class="item">') >= 90
+
+
+def opened(path, script, *flags):
+    """The page of a report as a browser shows it after a script."""
+    page, profile = path.with_name("opened.html"), path.with_name("chromium")
+    page.write_text(path.with_suffix(".html").read_text() + f"<script>{script}</script>")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom", *flags]
+    command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_sorts_the_page_by_a_column(models, tmp_path):
+def test_a_browser_sorts_the_page_by_a_column_and_filters_it(models, tmp_path):
     content, path = run(tmp_path, models)
-    page = tmp_path / "sorted.html"
-    page.write_text(
-        path.with_suffix(".html").read_text() + "<script>document.querySelectorAll('th')[3].click()</script>"
-    )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'chromium'}", "--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    lines = dom.partition("<tbody>")[2].partition("</tbody>")[0].split("<tr>")[1:]
-    bases = [float(line.partition('data-value="')[2].partition('"')[0]) for line in lines]
+    script = "document.querySelector('th[scope=col]:nth-child(6) button').click();"
+    dom = opened(path, script + "form.language.value = 'th'; form.verdict.value = 'better'; form.oninput()")
+    lines = dom.partition("<tbody>")[2].partition("</tbody>")[0].split("<tr ")[1:]
+    bases = [float(line.split('data-value="')[3].partition('"')[0]) for line in lines]
     assert bases == sorted(row["comparison"]["base"] for row in content["rows"])
+    shown = [line for line in lines if "hidden" not in line.partition(">")[0]]
+    assert len(shown) == 2 and all("Thai" in line and ">better<" in line for line in shown)
+    plots, texts = (re.findall(f"<{kind} .*?>", dom) for kind in ('svg class="group"', "section"))
+    assert [one for one in plots if "hidden" not in one] == [one for one in plots if "Thai, tuned" in one][:2] != []
+    assert ["Thai" in one for one in texts if "hidden" not in one] == [True]
+
+
+@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="no Chromium, or no axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing_on_the_page(models, tmp_path, mode):
+    _, path = run(tmp_path, models)
+    page = path.with_suffix(".html")
+    page.write_text(page.read_text().replace("(prefers-color-scheme: dark)", "all" if mode == "dark" else "not all"))
+    script = "document.querySelectorAll('details').forEach((one) => one.open = true);" + Path(AXE).read_text()
+    script += ";axe.run().then((all) => document.title = `${all.passes.length} ${all.violations.map((v) => v.id)}`)"
+    dom = opened(path, script, "--virtual-time-budget=60000")
+    assert re.search(r"<title>[3-9]\d (.*?)</title>", dom)[1] == ""
 
 
 def test_the_plot_shows_every_model_beside_its_language_the_source_language_first(tmp_path):
     models = {f"m{i}": one_model(0.1 * i) | {"quiz": result({"a<b&c": right(0.5)})} for i in range(9)}
     _, path = run(tmp_path, models)
-    svg = "{http://www.w3.org/2000/svg}"
-    legend, *panels = ElementTree.parse(path.with_suffix(".svg")).getroot().findall(f"{svg}svg")
-    assert {text.text for text in legend.iter(f"{svg}text")} > {"base", *list(models)[1:]}
-    assert len({(mark.get("stroke"), mark.get("rx")) for mark in legend.iter(f"{svg}rect")}) == 8
+    plot = ElementTree.parse(path.with_suffix(".svg")).find(f"{SVG}svg")
     titles = ["belebele_gen: acc ↑", "held-out answers: bits per byte ↓", "multijail: unsafe rate ↓"]
-    assert [panel[0].text for panel in panels] == [*titles, "xlsum: rougeL ↑", "quiz: a<b&c ↑"]
-    for panel in panels[:2]:
-        _, *names = [(int(text.get("y")), text.text) for text in panel.findall(f"{svg}text") if text.get("x") == "0"]
-        assert [name for _, name in names] == ["English (source)", "Portuguese", "Thai"]
-        marks = [(int(mark.get("y")), float(mark.get("x").rstrip("%"))) for mark in panel.iter(f"{svg}rect")]
-        for start, end in itertools.pairwise([y - 8 for y, _ in names] + [int(panel.get("height"))]):
-            beside = [x for y, x in sorted(marks) if start <= y < end]
-            assert len(beside) == 8 and beside == sorted(beside) and 36 <= beside[0]  # better to the right
-        pale = [group.get("opacity") is not None for group in panel.findall(f"{svg}g")]
-        assert all(pale[:8]) and not any(pale[-4:])  # English did not change, Thai did
-    assert path.with_suffix(".html").read_text().count('role="img"') == 1 + len(panels)
+    assert [one.text for one in plot.findall(f"{SVG}text")] == [*titles, "xlsum: rougeL ↑", "quiz: a<b&c ↑"]
+    groups = plot.findall(f"{SVG}svg[@role='img']")
+    names = [[one.text for one in group.findall(f"{SVG}text")] for group in groups]
+    languages = ["English (source)", "Portuguese", "Thai"]
+    assert names == [[name, *list(models)[1:]] for name in [*languages * 3, "Portuguese", "–"]]
+    for group, below in itertools.pairwise(groups[:6]):
+        assert int(group.get("y")) + int(group.get("height")) <= int(below.get("y"))
+        marks = sorted((int(one.get("y")), float(one.get("x").rstrip("%"))) for one in group.iter(f"{SVG}rect"))
+        beside = [x for _, x in marks]
+        assert len(beside) == 8 and beside == sorted(beside) and 40 <= beside[0]  # better to the right
+        assert len(group.findall(f".//{SVG}g[@class='whisker']")) == 8
+    looks = [[one.get("class") for one in group.findall(f"{SVG}g")] for group in groups]
+    assert set(looks[0]) == {"unsure"} and looks[2][-4:] == ["better"] * 4  # English did not change, Thai did
+    assert "Thai, m8: 0.300 to 1.000" in groups[2].get("aria-label")
+    page = path.with_suffix(".html").read_text()
+    assert page.count('role="img"') == len(groups) and page.count("<figcaption") == 5
     assert (path.parent / "README_m3.md").exists()  # a card for each
 
 

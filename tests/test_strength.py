@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import cases
 from huggingface_hub import metadata_load
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_evaluate import make_tuned
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
@@ -53,6 +53,26 @@ def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, t
     card = (folder / "README.md").read_text()
     assert f"`{kind}` at strength 0.75" in card and "base model `model`" in card
     assert str(tmp_path) not in card and "merge" in metadata_load(folder / "README.md")["tags"]
+
+
+@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
+@pytest.mark.parametrize("matrix", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_of_two_tied_matrices_leaves_the_other_as_it_was(tiny_model, tmp_path, option, matrix):
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    for part in (base, AutoTokenizer.from_pretrained(tiny_model)):
+        part.save_pretrained(tmp_path / "tied")
+    lora = LoraConfig(**{"r": 4, "init_lora_weights": False, "target_modules": ["q_proj"]} | {option: [matrix]})
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "tied"), lora)
+    if option == "modules_to_save":
+        getattr(tuned, "get_output_embeddings" if matrix == "lm_head" else "get_input_embeddings")().weight.data *= 1.1
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for strength, model in ((0, base), (1, tuned)):
+        merged = AutoModelForCausalLM.from_pretrained(
+            merge(f"{tmp_path / 'adapter'}@{strength}", tmp_path / str(strength))
+        )
+        torch.testing.assert_close(merged(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_merged_is_named_before_anything_is_written(tiny_model, tuned, tmp_path, capsys):

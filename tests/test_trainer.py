@@ -72,9 +72,10 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model
         text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
         assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
         assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
-    # What `max_length` has cut has no end of turn to lose
-    short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - 3)
-    assert short.train_dataset[3]["labels"] == made["labels"][:-3]
+    # What `max_length` has cut has half an end of turn to lose, or none
+    for n in (1, 3):
+        short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - n)
+        assert short.train_dataset[3]["labels"] == made["labels"][:-n]
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
+        (None, {"anchor_languages": ["en", "pt"], "kl_coef": 1.0}, "names all languages"),
         (None, {"max_length": 8}, "no supervised token"),
         (None, {"max_length": 8, "packing": True}, "no supervised token"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),

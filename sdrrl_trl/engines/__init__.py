@@ -16,12 +16,14 @@ class Sampling:
         temperature (`float`, *optional*, defaults to `1.0`): Temperature of sampling; 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`): Nucleus of sampling.
         seed (`int`, *optional*, defaults to `42`): Seed of sampling.
+        chat_template_kwargs (`dict[str, Any]`, *optional*): Arguments of the chat template.
     """
 
     max_new_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 42
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def seed_of(self, conversation: list[dict[str, str]]) -> int:
         """A seed for each conversation, so that an answer does not depend on what is asked beside it."""

@@ -78,6 +78,8 @@ class EndpointGenerator:
         body = {"model": self.model, "messages": messages, "max_tokens": self.sampling.max_new_tokens}
         body |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
         body["seed"] = self.sampling.seed_of(messages)
+        if self.sampling.chat_template_kwargs:  # no part of OpenAI's protocol
+            body["chat_template_kwargs"] = self.sampling.chat_template_kwargs
         for attempt in range(_RETRIES + 1):
             asked = 0.0
             try:

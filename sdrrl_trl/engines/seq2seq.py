@@ -151,7 +151,9 @@ class TranslationModel:
         results = [""] * len(texts)
         for i, ids in zip(short, self._generate([encoded[i] for i in short], target), strict=True):
             if self.tokenizer.eos_token_id in ids[: self.limit(encoded[i])]:
-                results[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                # French has spaces before its marks, which a tokenizer would clean up
+                text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                results[i] = text.strip()
         return results
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:

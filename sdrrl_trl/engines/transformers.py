@@ -20,9 +20,11 @@ from transformers import (
     StoppingCriteriaList,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl.engines import Generation, Sampling
+from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -70,8 +72,8 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
     """
     with loading(f"the tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:  # any will do: it is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
@@ -89,6 +91,22 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
             f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
             "Use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json."
         )
+
+
+def load_chat(name: str, sampling: Sampling, revision: str = "main") -> Chat:
+    """
+    Loads what a model is asked by, without its weights.
+
+    Raises:
+        `SDRRLError`: if there is no such model, or it cannot be asked so.
+    """
+    check_model(name, needs_chat_template=True, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    try:
+        ends = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except OSError:  # it need not have such a file
+        ends = None
+    return Chat(name, load_tokenizer(name, revision), config, ends, sampling)
 
 
 def weights_of(model: Any) -> dict[str, str | None]:
@@ -158,34 +176,38 @@ class TransformersGenerator:
     """
 
     def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
-        check_model(model, needs_chat_template=True, revision=revision)
-        self.sampling = sampling
+        self.chat, self.sampling = load_chat(model, sampling, revision), sampling
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
-        own = self.model.generation_config
         self.model.generation_config = GenerationConfig(
-            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=self.tokenizer.pad_token_id
+            bos_token_id=self.model.generation_config.bos_token_id,
+            eos_token_id=self.chat.ends or None,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
-        ends = own.eos_token_id
-        self._ends = torch.tensor([ends] if isinstance(ends, int) else ends or [-1], device=self.model.device)
+        self._ends = torch.tensor(self.chat.ends or [-1], device=self.model.device)
         # transformers 5.24 renamed the argument, and warns of the old name
         names = inspect.signature(self.model.forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
+        self._cache_name = next((name for name in ("cache", "past_key_values") if name in names), None)
+        # Rows can leave a cache of keys and values, but not the state of Mamba, LFM2 or xLSTM
+        layers = DynamicCache(config=self.model.config).layers
+        has_keys = all(isinstance(layer, DynamicLayer) for layer in layers)
+        if not (has_keys and self._cache_name and self.model._supports_default_dynamic_cache()):
+            self._cache_name = None
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "transformers", **vars(self.sampling), **weights_of(self.model)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
-        prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"]
-        limit = self.model.config.get_text_config().max_position_embeddings - self.sampling.max_new_tokens
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]
+        prompts = self.chat.prompts(conversations)
+        fitting = [i for i, prompt in enumerate(prompts) if self.chat.fits(prompt, self.sampling)]
         rows = [prompts[i] for i in fitting]
         seeds = [self.sampling.seed_of(conversations[i]) for i in fitting]
 
         def answer(batch: list[int]) -> list[Generation]:
             return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
 
-        found = in_batches(answer, rows, BATCH_TOKENS, longer=self.sampling.max_new_tokens)
+        # One by one where none can leave the batch
+        found = in_batches(answer, rows, BATCH_TOKENS if self._cache_name else 0, self.sampling.max_new_tokens)
         answers = [Generation("", "prompt_too_long")] * len(prompts)
         for i, generation in zip(fitting, found, strict=True):
             answers[i] = generation
@@ -195,8 +217,9 @@ class TransformersGenerator:
     def _answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
         """The answers of a batch."""
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
-        ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache(config=self.model.config)
-        start, ends = ids.shape[1], set(self._ends.tolist())
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        cache = {self._cache_name: DynamicCache(config=self.model.config)} if self._cache_name else {}
+        start = ids.shape[1]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         answers: dict[int, Generation] = {}
         rows = list(range(len(prompts)))  # those that are still in the batch
@@ -208,23 +231,20 @@ class TransformersGenerator:
                 max_new_tokens=start + self.sampling.max_new_tokens - ids.shape[1],
                 stopping_criteria=StoppingCriteriaList([_SomeFinished(self._ends, start)]),
                 logits_processor=LogitsProcessorList(sampler),
-                **{self._cache_name: cache},
+                **cache,
             )
             finished = torch.isin(ids[:, start:], self._ends).any(-1)
             at_limit = ids.shape[1] - start >= self.sampling.max_new_tokens
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
-                if ended:
-                    tokens = tokens[: next(i for i, token in enumerate(tokens) if token in ends)]
                 if ended or at_limit:
-                    text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-                    answers[row] = Generation(text, "stop" if ended else "length")
+                    answers[row] = Generation(self.chat.text(tokens), "stop" if ended else "length")
             if len(answers) == len(prompts):
                 return [answers[row] for row in range(len(prompts))]
             keep = (~finished).nonzero().flatten()
             rows, generators = ([values[i] for i in keep.tolist()] for values in (rows, generators))
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)[keep]
             ids = ids[keep]
-            cache.batch_select_indices(keep)
+            cache[self._cache_name].batch_select_indices(keep)
 
 
 class _SomeFinished(StoppingCriteria):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.engines.transformers import check_model, load_tokenizer
+from sdrrl_trl.engines.transformers import load_chat
 from sdrrl_trl.utils import package_version
 
 
@@ -23,11 +23,10 @@ class VLLMGenerator:
     """
 
     def __init__(self, model: str, sampling: Sampling, revision: str = "main", dtype: str = "auto"):
-        check_model(model, needs_chat_template=True, revision=revision)
+        self.chat = load_chat(model, sampling, revision)
         from vllm import LLM
 
         self.dtype, self.sampling = dtype, sampling
-        self.tokenizer = load_tokenizer(model, revision)
         self._llm = LLM(model=model, revision=revision, dtype=dtype)
 
     def describe(self) -> dict[str, Any]:
@@ -36,12 +35,11 @@ class VLLMGenerator:
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         from vllm import SamplingParams
 
-        prompts = self.tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)
-        prompts = prompts["input_ids"]
-        sampling = self.sampling
+        prompts, sampling = self.chat.prompts(conversations), self.sampling
         limit = self._llm.llm_engine.model_config.max_model_len - sampling.max_new_tokens
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]  # vLLM raises at one that does not
         options = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        options["stop_token_ids"] = self.chat.ends
         results = self._llm.generate(
             [{"prompt_token_ids": prompts[i]} for i in fitting],
             [SamplingParams(seed=sampling.seed_of(conversations[i]), **options) for i in fitting],
@@ -50,5 +48,5 @@ class VLLMGenerator:
         answers = [Generation("", "prompt_too_long")] * len(prompts)
         for i, result in zip(fitting, results, strict=True):
             output = result.outputs[0]
-            answers[i] = Generation(output.text.strip(), output.finish_reason)
+            answers[i] = Generation(self.chat.text(output.token_ids), output.finish_reason)
         return answers

@@ -189,10 +189,12 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
     # Made here and now: their data are a file of the user's
     held_out = held_out_tasks(Path(config.transfer_set))
     for name in names:
-        found = [task for task in held_out if f"{task}_".startswith(f"{name}_")]
+        asked = [task for task in held_out if not wanted or language_of(task) in wanted]
+        found = {task: held_out[task] for task in asked if f"{task}_".startswith(f"{name}_")}
         if not found:
-            raise SDRRLError(f"Unknown task {name!r}. Of this transfer set there are: {', '.join(held_out)}.")
-        tasks |= {task: held_out[task] for task in found if not wanted or language_of(task) in wanted}
+            where = f" in {', '.join(sorted(wanted))}" if wanted else ""
+            raise SDRRLError(f"Unknown task {name!r}{where}. Of this transfer set there are: {', '.join(held_out)}.")
+        tasks |= found
     return tasks
 
 

@@ -1,5 +1,6 @@
 """Tasks made from the held-out questions of a transfer set."""
 
+import logging
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.publish import load_manifest
 
 
+logger = logging.getLogger(__name__)
 HELD_OUT = "sdrrl_heldout"
 
 
@@ -32,24 +34,26 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
             Folder made by `sdrrl build`.
 
     Returns:
-        `dict[str, Any]`: lm-eval task objects by task name.
+        `dict[str, Any]`: lm-eval task objects by task name, of those that have items.
     """
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    manifest = load_manifest(transfer_set)
-    options, held_out = manifest["options"], manifest["counts"]["test"]
+    options = load_manifest(transfer_set)["options"]
     # Tells the report whether the answers are such samples
     answers = f"{options['answer_source']}, temperature {options['temperature']:g}, top_p {options['top_p']:g}"
     configs = []
     for language in [*options["target_languages"], options["source_language"]]:
         kind = "source" if language == options["source_language"] else "target"
-        has_text = any(cell.startswith("translation ") and cell.endswith(f"-{language}") for cell in held_out)
-        for form in ("gen", "bpb", "text")[: 3 if has_text else 2]:
-            config = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml"))
+        for form in ("gen", "bpb", "text"):
+            config, task = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml")), f"{HELD_OUT}_{form}_{language}"
             data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
             data |= {"kind": "translation"} if form == "text" else {"whole": form == "gen"}
-            config |= {"task": f"sdrrl_heldout_{form}_{language}", "dataset_kwargs": data}
+            if not len(load_held_out(**data)["test"]):  # which lm-eval cannot load
+                if form != "text":
+                    logger.warning(f"{task} has no items: all held-out answers were cut off or not translated.")
+                continue
+            config |= {"task": task, "dataset_kwargs": data}
             if form != "text":
                 config["metadata"]["answers"] = answers
             if form == "gen":  # as long at most as the answers that they are compared with
@@ -100,14 +104,14 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     if not apply_chat_template:
         return "\n\n".join(message["content"] for message in doc["messages"])
     if not doc["truncated"]:  # an answer that was cut off is the beginning of one
-        doc["said"] += end_of_turn(chat_template.__self__.tokenizer, doc["messages"][-1], doc["answer"])
+        doc["said"] += end_of_turn(chat_template.__self__.tokenizer)
     return chat_template(doc["messages"], add_generation_prompt=True)
 
 
-def end_of_turn(tokenizer: Any, question: dict[str, str], answer: str) -> str:
+def end_of_turn(tokenizer: Any) -> str:
     """What a chat template writes behind an answer, as `<|im_end|>`: that it ends there is part of what was said."""
-    turns = [question, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer.strip())[2].rstrip()
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¤"}]  # a sign that is in no template
+    return tokenizer.apply_chat_template(turns, tokenize=False).rpartition("¤")[2].rstrip()
 
 
 def process_generation(doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:

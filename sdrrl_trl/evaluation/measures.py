@@ -3,7 +3,9 @@ What the report says beside its comparisons: how much of the gap is closed, what
 loses, and what the answers are like.
 """
 
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +64,19 @@ def _closed(before: np.ndarray, after: np.ndarray, source: np.ndarray, sign: int
 
 
 def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any]]:
-    """Of each model that was evaluated at several strengths: what it gained and lost at each."""
-    by_path: dict[str, dict[float, str]] = defaultdict(dict)
+    """Of each model at several strengths: what each gained and lost, on what could be compared at all of them."""
+    by_path: dict[str, dict[str, float]] = defaultdict(dict)
     for name, output in list(outputs.items())[1:]:
         path, strength = split_strength(output.model)
-        by_path[path][1.0 if strength is None else strength] = name
+        by_path[os.path.normpath(path)][name] = 1.0 if strength is None else strength
     found = []
-    for path, names in by_path.items():
-        if len(names) < 2:
+    for path, strengths in by_path.items():
+        if len(set(strengths.values())) < 2:
             continue
-        for strength, name in sorted(names.items()):
-            mine = [row for row in rows if row.model == name]
+        measured = Counter((row.task, row.metric) for row in rows if row.model in strengths)
+        common = [row for row in rows if measured[row.task, row.metric] == len(strengths)]
+        for name, strength in sorted(strengths.items(), key=itemgetter(1)):
+            mine = [row for row in common if row.model == name]
             about = {"tuned": Path(path).name, "strength": strength, "model": name}
             about |= {role: _mean_change([row for row in mine if row.role == role]) for role in ("target", "source")}
             found.append(about | {"drift": next((r.comparison.delta for r in mine if r.role == "drift"), None)})
@@ -81,7 +85,7 @@ def trade_off(rows: list[Row], outputs: dict[str, Output]) -> list[dict[str, Any
 
 def _mean_change(rows: list[Row]) -> float | None:
     """In per cent of the base model's scores, above zero for the better."""
-    changes = [row.comparison.delta / row.comparison.base for row in rows if row.comparison.base]
+    changes = [row.comparison.delta / abs(row.comparison.base) for row in rows if row.comparison.base]
     signs = [1 if row.higher_is_better else -1 for row in rows if row.comparison.base]
     return 100 * float(np.mean(np.multiply(signs, changes))) if changes else None
 
@@ -103,7 +107,7 @@ def answers(outputs: dict[str, Output]) -> list[dict[str, Any]]:
 
 def _rates(items: list[Item], tag: str | None) -> dict[str, float | None]:
     written = [item for item in items if item.response.strip()]
-    wrong = [_is_wrong_language(item, tag) for item in written] if tag else []
+    wrong = [is_wrong_language(item, tag) for item in written] if tag else []
     repetitive = [is_repetitive(item.response, LANGUAGES[tag].spaces if tag else True) for item in items]
     return {
         "wrong_language": sum(wrong) / len(wrong) if wrong else None,
@@ -112,7 +116,7 @@ def _rates(items: list[Item], tag: str | None) -> dict[str, float | None]:
     }
 
 
-def _is_wrong_language(item: Item, tag: str) -> bool:
+def is_wrong_language(item: Item, tag: str) -> bool:
     """By the task's own rule if it has one, such as MKQA's, where a right name is in every language."""
     if "wrong_language" in item.scores:
         return bool(item.scores["wrong_language"])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.languages import language_name
@@ -13,7 +14,7 @@ class Panel:
     One benchmark: a line from base to tuned for every language and model, better to the right.
 
     Args:
-        title (`str`): Benchmark and measure.
+        title (`str`): Benchmark, measure, and an arrow up or down to what is better.
         rows (`list[Row]`): The comparisons, those in the source language first.
     """
 
@@ -21,9 +22,9 @@ class Panel:
     rows: list[Row]
 
     @property
-    def height(self) -> int:
-        """In pixels: 16 for each row, 8 more for each language, and title and scale."""
-        return 56 + 16 * len(self.rows) + 8 * len({row.language for row in self.rows})
+    def groups(self) -> list[list[Row]]:
+        """The rows of each language, one for each model."""
+        return [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.language)]
 
     @property
     def range(self) -> tuple[float, float]:
@@ -45,7 +46,7 @@ class Panel:
         """Position from the left in per cent, beside the names of the languages."""
         low, high = self.range
         share = (value - low) / (high - low)
-        return round(36 + 60 * (share if self.rows[0].higher_is_better else 1 - share), 2)
+        return round(40 + 56 * (share if self.rows[0].higher_is_better else 1 - share), 2)
 
 
 def panels(rows: list[Row]) -> list[Panel]:
@@ -58,5 +59,6 @@ def panels(rows: list[Row]) -> list[Panel]:
     # The source language first: there a loss would be
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
-            found.setdefault(row.plot_title, []).append(row)
+            title = row.plot_title + (" ↑" if row.higher_is_better else " ↓")
+            found.setdefault(title, []).append(row)
     return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))

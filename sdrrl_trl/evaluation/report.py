@@ -2,16 +2,16 @@
 
 import re
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sacrebleu import sentence_chrf
-
 from sdrrl_trl.evaluation import card
 from sdrrl_trl.evaluation.compare import SEED, Row, compare
-from sdrrl_trl.evaluation.measures import answers, gaps, trade_off
+from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
+from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import split_strength
@@ -98,8 +98,9 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     shown = {"content": content, "rows": rows, "panels": panels(rows)}
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
-    page = render("report.html.jinja", **shown, outputs=outputs, most_changed=_most_changed, harmful=HARMFUL)
-    write_atomic(folder / "report.html", page)
+    shown |= {"samples": samples(outputs, source), "harmful": HARMFUL, "date": date.today()}
+    shown |= {"differences": differences, "is_wrong_language": is_wrong_language}
+    write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
@@ -132,14 +133,3 @@ def _content(
         "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
     return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
-
-
-def _most_changed(outputs: dict[str, Output], task: str, n: int) -> list[int]:
-    """Places of `n` items of a task: those whose answers differ most from the base model's, the most first."""
-    base, *tuned = (output.tasks[task].items for output in outputs.values())
-
-    def change(i: int) -> float:
-        others = {items[i].response for items in tuned} - {base[i].response}  # chrF of two empty texts is 0
-        return max((100 - sentence_chrf(other, [base[i].response]).score for other in others), default=0)
-
-    return sorted(range(len(base)), key=change, reverse=True)[:n]

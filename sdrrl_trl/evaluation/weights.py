@@ -95,21 +95,37 @@ def load_full(path: str, base: str, strength: float, dtype: str = "auto") -> tup
     Raises:
         `SDRRLError`: if one of the two cannot be loaded, or they do not have the same weights.
     """
-    from sdrrl_trl.engines.transformers import load_model
+    from sdrrl_trl.engines.transformers import load_model, loading
 
-    start, base_tokenizer = load_model(base, dtype=dtype)
-    model, _ = load_model(base if is_adapter(path) else path, dtype=dtype)
+    start, _ = load_model(base, dtype=dtype)
+    model, tokenizer = load_model(base if is_adapter(path) else path, dtype=dtype)
     if is_adapter(path):
-        model = put_on(model, path).merge_and_unload()
-    starts, weights = dict(start.named_parameters()), dict(model.named_parameters())
+        with loading(f"the adapter {path!r}"):
+            model = _merged(model, path)
+    # With the head, even where the base ties it to the embeddings and training has parted them
+    starts, weights = (dict(one.named_parameters(remove_duplicate=False)) for one in (start, model))
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
         raise SDRRLError(
             f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
-            "the model that it was trained from. With new tokens or a head of its own, a model has no strength but 1."
+            "the model that it was trained from. With new tokens, a model has no strength."
         )
-    for name, weight in weights.items():
+    for name, weight in model.named_parameters():  # each once
         weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
-    return model, own_tokenizer(path) or base_tokenizer
+    return model, own_tokenizer(path) or tokenizer
+
+
+def _merged(base: Any, path: str) -> Any:
+    """An adapter merged into its base."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuned = put_on(base, path)
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    # What it adds to one of the two must not go into the other, to which the base may tie it
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return tuned.merge_and_unload()
 
 
 def own_tokenizer(path: str) -> Any | None:

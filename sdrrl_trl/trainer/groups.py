@@ -86,18 +86,23 @@ def _groups_of(dataset: Any) -> set[Group]:
     return set(zip(*columns, strict=True))
 
 
-def check_anchors(anchor_languages: list[str], train_dataset: Any) -> None:
+def check_anchors(anchor_languages: list[str], answered_in: set[str]) -> None:
     """
     Raises:
-        `SDRRLError`: for an anchor language that no record of the training data is answered in.
+        `SDRRLError`: for an anchor language that no record of the training data is answered in, and if all records
+            would be anchored.
     """
-    answered_in = {answer for *_, answer in group_table(train_dataset, None) if answer}
     for language in anchor_languages:
         if language not in answered_in:
             raise SDRRLError(
                 f"`anchor_languages` names {language!r}, but no training record is answered in it: nothing would be "
                 f"anchored. Answered in: {', '.join(sorted(answered_in)) or 'not known, the data do not say'}."
             )
+    if answered_in <= {*anchor_languages}:
+        raise SDRRLError(
+            f"`anchor_languages` names all languages that are answered in, {', '.join(sorted(answered_in))}: anchored "
+            "records hold the model where it starts, so that nothing would be trained. Leave one out."
+        )
 
 
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
@@ -183,5 +188,6 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
 
 
 def _without(end: list[int], labels: list[int]) -> list[int]:
-    """Labels without those of the end of turn, which a row that was cut to `max_length` may have lost already."""
-    return [*labels[: -len(end)], *[-100] * len(end)] if labels[-len(end) :] == end else labels
+    """Labels without those of the end of turn, of which a row cut to `max_length` may have lost some or all."""
+    n = next((n for n in range(len(end), 0, -1) if labels[-n:] == end[:n]), 0)
+    return [*labels[: len(labels) - n], *[-100] * n]

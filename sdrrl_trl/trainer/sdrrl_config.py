@@ -53,7 +53,7 @@ class SDRRLConfig(SFTConfig):
         if self.anchor_languages and not self.kl_coef:
             raise SDRRLError(
                 "`anchor_languages` needs a `kl_coef` above 0: with 0 their records would train nothing. Set it to "
-                "4.0, say, or leave `anchor_languages` out."
+                "4.0, say, or leave `anchor_languages` out (if a recipe sets it, `anchor_languages: null` in YAML)."
             )
         if self.kl_coef and self.loss_type != "nll":
             raise SDRRLError(f"`kl_coef` is added to `loss_type='nll'` only, got {self.loss_type!r}. Set one of them.")

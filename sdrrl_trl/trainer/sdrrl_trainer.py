@@ -122,7 +122,7 @@ class SDRRLTrainer(SFTTrainer):
         if self._groups:
             check_can_carry_groups(args, data_collator)
         if args.anchor_languages:
-            check_anchors(args.anchor_languages, train_dataset)
+            check_anchors(args.anchor_languages, {answer for *_, answer in group_table(train_dataset, None) if answer})
         # Of the data to evaluate on, for callbacks
         self.eval_kinds = {kind for kind, *_ in group_table(None, eval_dataset)}
         self._watches_drift = False

@@ -162,6 +162,9 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
     try:
         # It takes paths as patterns
         data = {name: Dataset.from_parquet(escape(str(file))) for name, file in files.items()}
+        if "test" in data:  # it also holds what `sdrrl evaluate` alone needs: sentences of kinds that are not trained
+            kinds = {*data["train"].unique("kind"), "source"}
+            data["test"] = data["test"].filter(lambda row: row["kind"] in kinds)
         trainer = SDRRLTrainer(
             model_args.model_name_or_path,
             training_args,

@@ -18,22 +18,27 @@ from sdrrl_trl.transfer.shards import read_shards
 MAX_CHARACTERS = 20_000
 
 
-def answer_seeds(seeds: list[Seed], generator: Generator | None, config: TransferConfig) -> list[Answer]:
+def answer_seeds(
+    seeds: list[Seed], generator: Generator | None, config: TransferConfig, benchmarks: dict[str, str]
+) -> list[Answer]:
     """
-    Answers to the questions of a shard, the bad ones with the reason why they are rejected.
+    Answers to the questions of a shard, the bad ones with the reason why they are rejected. `benchmarks` has, by their
+    ids, those of which questions are items.
 
     The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
     neighbours in the batch: so the same shards give the same answers, however many processes share them.
     """
-    asked = [seed for seed in seeds if sum(map(len, seed.turns)) <= MAX_CHARACTERS]
+    reasons = {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
+    reasons |= {seed.source_id: f"in_{benchmarks[seed.source_id]}" for seed in seeds if seed.source_id in benchmarks}
+    asked = [seed for seed in seeds if seed.source_id not in reasons]
     if generator is None:
         replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
         conversations = [_conversation(seed, config) for seed in asked]
         replies = ask(generator.generate, conversations, Generation)
-    by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
-    too_long = Generation("", "prompt_too_long")
-    return [_answer(seed, by_id.get(seed.source_id, too_long), config) for seed in seeds]
+    by_id = {source_id: Generation("", reason) for source_id, reason in reasons.items()}
+    by_id |= {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+    return [_answer(seed, by_id[seed.source_id], config) for seed in seeds]
 
 
 def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:

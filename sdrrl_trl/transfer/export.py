@@ -7,7 +7,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.transfer.publish import load_manifest, parquet_writer, read_parquet
+from sdrrl_trl.transfer.files import read_parquet
+from sdrrl_trl.transfer.publish import load_manifest, parquet_writer
 from sdrrl_trl.utils import SDRRLError
 
 

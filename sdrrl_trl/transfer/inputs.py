@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.render import render
 from sdrrl_trl.stages import check_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
+from sdrrl_trl.transfer.fertility import MAX_LENGTH, fertilities
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
 from sdrrl_trl.transfer.mix import quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
-from sdrrl_trl.transfer.select_engines import check_extra
+from sdrrl_trl.transfer.select_engines import check_extra, make_chat
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
@@ -34,6 +36,7 @@ class Inputs:
         n_sentences (`int`): Number of parallel sentences, counted for each target language.
         quotas (`dict[tuple[str, str], int]`): Training records by kind and language, if nothing were rejected.
         stages (`dict[str, Stage]`): The stages by the names of their folders.
+        chat ([`~sdrrl_trl.engines.chat.Chat`], *optional*): Of the model that answers, if it runs here.
     """
 
     seeds: Seeds
@@ -41,6 +44,7 @@ class Inputs:
     n_sentences: int
     quotas: dict[tuple[str, str], int]
     stages: dict[str, Stage]
+    chat: Chat | None
 
 
 def check_inputs(
@@ -95,7 +99,10 @@ def check_inputs(
     for stage in stages.values():
         if stage.name not in config.stages_to_do_again:
             check_options(stage.folder, stage.options, stage.name)
-    return Inputs(seeds, lexicons, n_sentences, expected_quotas, stages)
+    chat = make_chat(config) if generator is None else None
+    if chat and (config.system_prompt or seeds.has_system):
+        chat.check_system()
+    return Inputs(seeds, lexicons, n_sentences, expected_quotas, stages, chat)
 
 
 def sentences_of(config: TransferConfig) -> Iterator[Pair]:
@@ -126,7 +133,8 @@ def _make_stages(
         return {name: getattr(config, name) for name in names}
 
     answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
-    answer |= options("system_prompt", "max_new_tokens", "temperature", "top_p", "shard_size") | generator
+    answer |= options("system_prompt", "chat_template_kwargs", "max_new_tokens", "temperature", "top_p", "shard_size")
+    answer |= generator
     answer |= options("keep_refusals") | {"seeds_sha256": seeds_hash}
     # Greedy and given answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0 and config.answer_source != "reference":
@@ -161,5 +169,6 @@ def _hash(value: Any) -> str:
 
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
-    """What would be made, if nothing were rejected, and how long the answers may take."""
-    return render("transfer_preview.txt", inputs=inputs, config=config)
+    """What would be made, if nothing were rejected, how long the answers may take, and how long they may become."""
+    found = fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {}
+    return render("transfer_preview.txt", inputs=inputs, config=config, fertilities=found, max_length=MAX_LENGTH)

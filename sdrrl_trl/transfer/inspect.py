@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.render import render
-from sdrrl_trl.transfer.publish import load_manifest, read_parquet, summary
+from sdrrl_trl.transfer.files import read_parquet
+from sdrrl_trl.transfer.publish import load_manifest, summary
 
 
 def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.code_switch import WORD, to_key
+from sdrrl_trl.transfer.files import open_text, reading
 from sdrrl_trl.transfer.segment import WORDS, sentence_pieces
 from sdrrl_trl.transfer.translate import translate_texts
 from sdrrl_trl.utils import SDRRLError
@@ -36,17 +37,14 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
     """
     pairs: Lexicon = {}
     broken, n = [], 0
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for n, line in enumerate(file, 1):
-                entries, translations = _parse(line)
-                if entries and translations:
-                    for entry in entries:
-                        pairs.setdefault(to_key(entry), translations[0])
-                elif line.strip():
-                    broken.append(n)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SDRRLError(f"Cannot read the lexicon {path}: {error}. Give a UTF-8 text file.") from error
+    with reading(f"the lexicon {path}"), open_text(path, newline=None) as file:
+        for n, line in enumerate(file, 1):
+            entries, translations = _parse(line)
+            if entries and translations:
+                for entry in entries:
+                    pairs.setdefault(to_key(entry), translations[0])
+            elif line.strip():
+                broken.append(n)
     if broken:
         found = f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out"
         print(f"warning: {found}", file=sys.stderr)

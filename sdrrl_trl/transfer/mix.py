@@ -58,12 +58,18 @@ class Mix:
         ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
         n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
         self._last_test_rank = _smallest(ranks, n_test)
-        sentences_read = read_shards(sentences, Pair)
-        ranks = array("Q", (self._rank(pair) for pair in sentences_read if pair.reason is None and pair.source))
+        of_language: dict[str, array[int]] = defaultdict(lambda: array("Q"))
+        for pair in read_shards(sentences, Pair):
+            if pair.reason is None and pair.source:
+                of_language[pair.language].append(self._rank(pair))
         # All, if they are not trained on
-        share = config.test_size if {"translation", "completion"} & config.proportions.keys() else 1
-        n_test = min(len(ranks), round(len(ranks) * share), MAX_TEST_SENTENCES * len(pairs)) if config.test_size else 0
-        self._last_test_sentence = _smallest(ranks, n_test)
+        share = (
+            config.test_size if {"translation", "completion"} & config.proportions.keys() else bool(config.test_size)
+        )
+        self._last_test_sentence = {
+            language: _smallest(found, min(round(len(found) * share), MAX_TEST_SENTENCES))
+            for language, found in of_language.items()
+        }
         self._test_questions = set(self._find_test_questions())
 
     def _rank(self, row: Answer | Pair) -> int:
@@ -104,7 +110,8 @@ class Mix:
                 yield from map(_question_key, pair.source + pair.target)
 
     def _is_test_sentence(self, pair: Pair) -> bool:
-        return pair.reason is None and bool(pair.source) and self._rank(pair) <= self._last_test_sentence
+        last = self._last_test_sentence.get(pair.language, -1)
+        return pair.reason is None and bool(pair.source) and self._rank(pair) <= last
 
     def __iter__(self) -> Iterator[tuple[Answer | Pair, bool]]:
         """

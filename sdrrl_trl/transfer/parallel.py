@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from sdrrl_trl.languages import in_language
+from sdrrl_trl.transfer.files import open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair
-from sdrrl_trl.transfer.seeds import read_rows
 from sdrrl_trl.transfer.segment import prose
 from sdrrl_trl.utils import SDRRLError
 
@@ -23,8 +23,8 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
 
     Args:
         corpora (`list`):
-            Each a file or data set with one column per language tag (or one column `translation` that holds them, as
-            on the hub), or a mapping of tags to line-aligned text files.
+            Each a file or data set, as its path or the arguments of [`read_rows`], with one column per language tag
+            (or one column `translation` that holds them, as on the hub), or a mapping of tags to line-aligned files.
         source (`str`):
             Tag of the source language.
         targets (`list[str]`):
@@ -36,7 +36,8 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
     """
     number = 0
     for corpus in corpora:
-        rows = _read_aligned(corpus) if isinstance(corpus, dict) else read_rows(corpus)
+        data_set = {"path": corpus} if isinstance(corpus, str) else corpus
+        rows = read_rows(**data_set) if "path" in data_set else _read_aligned(data_set)
         for row_number, (where, row) in enumerate(rows):
             row = row.get("translation", row)
             if not isinstance(row, dict) or not all(
@@ -53,17 +54,14 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
 
 
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    with ExitStack() as stack:
-        # Only \n ends a line: corpora are aligned by it, and other line breaks stand within sentences
-        try:
-            opened = [stack.enter_context(open(path, encoding="utf-8-sig", newline="\n")) for path in files.values()]
-            for number, lines in enumerate(zip_longest(*opened), 1):
-                where = f"{' and '.join(files.values())}, line {number}"
-                if None in lines:
-                    raise SDRRLError(f"{where}: one file is shorter than the other, so their lines do not match.")
-                yield where, dict(zip(files, lines, strict=True))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SDRRLError(f"Cannot read {', '.join(files.values())}: {error}. Give UTF-8 text files.") from error
+    with reading(", ".join(files.values())), ExitStack() as stack:
+        # Only \n ends a line: corpora are aligned by it
+        opened = [stack.enter_context(open_text(path)) for path in files.values()]
+        for number, lines in enumerate(zip_longest(*opened), 1):
+            where = f"{' and '.join(files.values())}, line {number}"
+            if None in lines:
+                raise SDRRLError(f"{where}: one file is shorter than the other, so their lines do not match.")
+            yield where, dict(zip(files, lines, strict=True))
 
 
 def check_sentences(pairs: list[Pair], source: str, system: str | None) -> list[Pair]:

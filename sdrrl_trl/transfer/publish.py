@@ -91,15 +91,6 @@ def parquet_writer(path: Path, features: Any = None) -> Iterator[Any]:
     os.replace(temporary, path)
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, a thousand in memory at a time."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(1000):
-            yield from batch.to_pylist()
-
-
 def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

