@@ -100,7 +100,8 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     source, target = _without(names, source), _without(names, target)
     if source == target and sum(map(str.isalpha, source)) >= MIN_LETTERS:
         return "untranslated"
-    return _reject_words(target, language)
+    is_formula = source == target and re.search("[=^+<>→]", source) and not re.search(r"[^\W\d_]{4}", source)
+    return None if is_formula else _reject_words(target, language)
 
 
 def changed_numbers(original: str, translation: str) -> bool:
@@ -126,11 +127,12 @@ def _same_number(one: tuple[int, bool], other: tuple[int, bool]) -> bool:
     (small, _), (large, _) = sorted((one, other))
     if one[1] or other[1]:  # 45 million = 4500万
         return str(large).startswith(str(small).rstrip("0"))
-    factors = {100 * small, 1000 * small, 1_000_000 * small}  # 12th century = 1200s, 400 thousand = 400,000
+    # 12th century = 1200s, 400 thousand = 400,000, 1 lakh = 100,000. Ten times as much is a slip
+    scaled = small > 0 and large % small == 0 and re.fullmatch("100+", str(large // small))
     decade = 1000 <= large < 10_000 and large % 100 == small >= 10  # the 1960s = die 60er
     century = large == 100 * (small - 1)  # 15th century = the 1400s
     offset = large - small == 12 and large < 24 or large - small == 543  # 10 pm = 22:00; years in Thailand
-    return large in factors or decade or century or offset or large == small
+    return bool(scaled or decade or century or offset) or large == small
 
 
 def _length(text: str) -> int:

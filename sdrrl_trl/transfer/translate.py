@@ -90,7 +90,8 @@ def _join(pieces: list[tuple[str, bool]], script: str) -> str:
     """Pieces of a text, each with whether it is translated, with such spaces between them as the script has."""
     text = "".join(f"\0{piece}\0" if is_translated else piece for piece, is_translated in pieces)
     if script in _UNSPACED_SENTENCES:
-        text = re.sub(r"(?<![!-~])\0 *\0|\0 *\0(?![!-~])", "", text)
+        # But between words of an alphabet, and behind emphasis, which Markdown would not see the end of
+        text = re.sub(r"(?<![*_])(?:(?<![!-~])\0 *\0|\0 *\0(?![!-~]))", "", text)
     # From a script without spaces, there are none to keep, neither here nor beside code
     text = re.sub(r"\0[ \u3000]*\0|(?<=[\w)}`])\0(?=[\w({`])|(?<=:\*\*)\0(?=\w)", " ", text)
     return text.replace("\0", "")
