@@ -57,13 +57,14 @@ _SPANS = [  # Protected inside of a paragraph
     r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
     r"(?<![\w\u00c0-\u052f])(?![A-Za-z\d]*+[\s,;!?)])(?:" + "|".join(_WORDS) + ")",
     r"[\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff][\u200d\ufe0f\U0001f000-\U0001ffff]*",  # emoji, arrow
+    r"\bSELECT\b(?:(?!\bSELECT\b)[^\n]){1,200}?\bFROM \w+(?: (?:WHERE|ORDER|GROUP|JOIN|LIMIT)\b[^\n.?!]*)?;?",
     r"(?u:[Zz][Xx][\s-]?\d+[\s-]?[Qq])",  # what our own masks look like
 ]
 _SPAN = re.compile("|".join(_SPANS), re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
 _SIGNS = re.compile(
-    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|Z[Xx]|z[Xx]", re.ASCII
+    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]", re.ASCII
 )
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
