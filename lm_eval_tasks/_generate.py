@@ -74,7 +74,7 @@ def ours(benchmark, name, *metrics, **kwargs):
     for language, code in having(benchmark):
         # `custom_dataset` gets them, so that one loader serves all languages
         facts = {"code": code, "language": language.tag, "script": language.script, **kwargs}
-        wordings = dict(WORDINGS[language.tag])
+        wordings = WORDINGS["en"] | WORDINGS.get(language.tag, {})  # in English what has no wording in the language
         if benchmark == "xnli":  # its choices are our wording, the others' are data
             facts["choices"] = wordings["nli_choices"]
             wordings |= zip("ABC", facts["choices"], strict=True)
@@ -86,16 +86,17 @@ def ours(benchmark, name, *metrics, **kwargs):
     yield group(benchmark, name, names(leaves), *metrics)
 
 
-def theirs(benchmark, **more):
-    """A group of lm-eval's own tasks by likelihood, on our data."""
+def theirs(benchmark, name=None, only=LANGUAGES, **more):
+    """A group of lm-eval's own tasks by likelihood, on our data, with `only` some languages."""
     more["custom_dataset"] = Function(f"sdrrl_trl.tasks.data.load_{benchmark}")
     more["process_results"] = Function("sdrrl_trl.tasks.choice.score_likelihoods")  # NaN is no choice
-    codes = [code for _, code in having(benchmark)]
+    codes = [code for language, code in having(benchmark) if language.tag in only]
     members = [{"task": f"{benchmark}_{code}", "dataset_kwargs": {"code": code}, **more} for code in codes]
-    return group(benchmark, benchmark, members, "acc")
+    return group(benchmark, name or benchmark, members, "acc")
 
 
-CHOICE_METRICS = ("accuracy", "invalid", "wrong_language")
+LANGUAGE_METRICS = ("wrong_language", "language_unknown")
+CHOICE_METRICS = ("accuracy", "invalid", "contradicts", *LANGUAGE_METRICS)
 
 
 def xnli():
@@ -110,6 +111,8 @@ def xstorycloze():
 
 def belebele():
     yield theirs("belebele")
+    paper = [tag for tag, language in LANGUAGES.items() if language.paper or tag == "en"]
+    yield theirs("belebele", "belebele_paper", paper)
     yield from ours("belebele", "belebele_gen", *CHOICE_METRICS)
 
 
@@ -119,31 +122,35 @@ def mmmlu():
 
 
 def xlsum():
-    yield from ours("xlsum", "xlsum", "rougeL", "wrong_language")
+    yield from ours("xlsum", "xlsum", "rougeL", *LANGUAGE_METRICS)
 
 
 def mkqa():
-    yield from ours("mkqa", "mkqa", "token_f1", "em", "wrong_language")
+    yield from ours("mkqa", "mkqa", "token_f1", "em", *LANGUAGE_METRICS)
 
 
 def flores200():
     english = LANGUAGES["en"]
     for direction in ("en_xx", "xx_en"):
-        leaves = []
+        leaves = {}
         for language in LANGUAGES.values():
-            if not language.paper:
+            if language is english:
                 continue
             src, tgt = (english, language) if direction == "en_xx" else (language, english)
             kwargs = {"src": src.flores, "tgt": tgt.flores, "src_name": src.name, "tgt_name": tgt.name}
             kwargs |= {"language": tgt.tag, "script": tgt.script}
             # Many tokenizers need several tokens for a character that is not Latin
-            longer = {"generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 512}}
+            longer = {"generation_kwargs": {"until": ["<|im_end|>"], "do_sample": False, "max_gen_toks": 512}}
             more = {} if tgt.script == "Latn" else longer
             name = f"flores_{src.flores}-{tgt.flores}"
-            leaves.append(leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs, **more))
-        yield from leaves
-        yield group("flores200", f"flores_{direction}", names(leaves), "chrf++", "wrong_language")
+            file = leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs, **more)
+            leaves[language.tag] = file
+        yield from leaves.values()
+        paper = [file for language, file in leaves.items() if LANGUAGES[language].paper]
+        yield group("flores200", f"flores_{direction}", names(leaves.values()), "chrf++", *LANGUAGE_METRICS)
+        yield group("flores200", f"flores_paper_{direction}", names(paper), "chrf++", *LANGUAGE_METRICS)
     yield group("flores200", "flores", ["sdrrl_flores_en_xx", "sdrrl_flores_xx_en"])
+    yield group("flores200", "flores_paper", ["sdrrl_flores_paper_en_xx", "sdrrl_flores_paper_xx_en"])
 
 
 def multijail():
@@ -152,7 +159,7 @@ def multijail():
         kwargs = {"language": language.tag, "script": language.script}
         leaves[code] = leaf("multijail", f"multijail_{code}", code, "_multijail_yaml", dataset_kwargs=kwargs)
     yield from leaves.values()
-    metrics = ("refusal_rate", "invalid_rate", "wrong_language", "safe_rate", "unsafe_rate", "judge_failed")
+    metrics = ("refusal_rate", "invalid_rate", *LANGUAGE_METRICS, "safe_rate", "unsafe_rate", "judge_failed")
     outside = [file for tag, file in leaves.items() if tag not in IN_DISTRIBUTION]
     yield group("multijail", "multijail_id", names(leaves[tag] for tag in IN_DISTRIBUTION), *metrics)
     yield group("multijail", "multijail_ood", names(outside), *metrics)
@@ -176,9 +183,9 @@ def groups():
         if language.paper or language.tag == "en"
     ]
     yield group("groups", "multilingual", [*safety, *choices, *generated])
-    yield group("groups", "paper", ["sdrrl_flores", "sdrrl_belebele", *paper])
+    yield group("groups", "paper", ["sdrrl_flores_paper", "sdrrl_belebele_paper", *paper])
     yield group("groups", "safety", safety)
-    yield group("groups", "quick", ["sdrrl_pku_saferlhf", "sdrrl_xnli", "sdrrl_xstorycloze", "sdrrl_belebele"])
+    yield group("groups", "quick", ["sdrrl_pku_saferlhf", "sdrrl_xnli", "sdrrl_xstorycloze", "sdrrl_belebele_paper"])
 
 
 BENCHMARKS = (multijail, pku_saferlhf, xnli, xstorycloze, mmmlu, flores200, belebele, xlsum, mkqa)

@@ -93,12 +93,15 @@ def load_xnli(code, split="validation", choices=None, language=None, script=None
     return as_dataset(rows, "train", split, choices=choices, language=language, script=script)
 
 
+# Else "NA" and "None" would be missing cells; a choice of MMLU is "None"
+TEXT_CELLS = {"keep_default_na": False}
+
 XSTORYCLOZE = {"path": "juletxara/xstory_cloze", "revision": "c4c2d88a1ec8b37fe22166d2a610f272726724b6"}
 
 
 def joined_stories(code):
     """Stories of the hub, the four sentences joined into `context`, as they are in local files."""
-    rows = datasets.load_dataset(**XSTORYCLOZE, name=code, split="eval")
+    rows = datasets.load_dataset(**XSTORYCLOZE, **TEXT_CELLS, name=code, split="eval")
     return [row | {"context": " ".join(row[f"input_sentence_{i}"] for i in range(1, 5))} for row in rows]
 
 
@@ -141,7 +144,7 @@ def english_mmlu():
 
 def load_mmmlu(code, language, script, **metadata):
     """MMMLU in one locale, such as PT_BR; EN_US is the English MMLU that it was translated from."""
-    hub = {"load": english_mmlu} if code == "EN_US" else {**MMMLU, "name": code, "split": "test"}
+    hub = {"load": english_mmlu} if code == "EN_US" else {**MMMLU, **TEXT_CELLS, "name": code, "split": "test"}
     rows = read_rows(f"mmmlu/{language}.jsonl", ["Question", *"ABCD", "Answer"], **hub)
     rows = [{column: str(text).strip() for column, text in row.items()} for row in rows]
     rows = with_choices(rows, f"MMMLU in {code}", "ABCD", "Answer", "ABCD")
@@ -186,7 +189,7 @@ MULTIJAIL = {"path": "DAMO-NLP-SG/MultiJail", "revision": "189375ca64f5c09f8db2b
 
 def load_multijail(language, script, **metadata):
     """MultiJail's prompts in one language."""
-    rows = read_rows("multijail/MultiJail.csv", ["id", "tags", language], **MULTIJAIL, split="train")
+    rows = read_rows("multijail/MultiJail.csv", ["id", "tags", language], **MULTIJAIL, **TEXT_CELLS, split="train")
     rows = [{"id": str(row["id"]), "prompt": row[language], "tags": str(row["tags"])} for row in rows]
     return as_dataset(rows, "train", language=language, script=script)
 
