@@ -13,6 +13,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from string import Template
 
@@ -234,7 +235,16 @@ def write_upstream(output):
         (folder / "README.md").write_text(upstream_readme(readme, variant), encoding="utf-8")
 
 
-MODULES = ("languages", "tasks.thoughts", "tasks.choice", "tasks.data", "tasks.flores", "tasks.judge", "tasks.text")
+MODULES = (
+    "languages",
+    "tasks.thoughts",
+    "tasks.reading",
+    "tasks.choice",
+    "tasks.data",
+    "tasks.flores",
+    "tasks.judge",
+    "tasks.text",
+)
 
 
 def standalone(wanted):
@@ -245,7 +255,8 @@ def standalone(wanted):
         for node in ast.parse("\n".join(source)).body:
             # With the comment above it, but without the heading of a section
             text = re.sub("# ---- .*", "", "\n".join(source[end : node.end_lineno])).strip()
-            end, used = node.end_lineno, {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            end, found = node.end_lineno, [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+            used = {n.id for n in found} - {n.id for n in found if isinstance(n.ctx, ast.Store)}  # those are local
             match node:
                 case ast.Import() | ast.ImportFrom():
                     for alias in node.names:
@@ -260,8 +271,18 @@ def standalone(wanted):
         name = left.pop()
         needed.add(name)
         left |= uses.get(name, set()) - needed
-    head = sorted(statement for name, statement in imports.items() if name in needed and name not in parts)
-    return "\n".join(head) + "\n\n\n" + "\n\n\n".join(parts[name] for name in parts if name in needed) + "\n"
+    statements = [statement for name, statement in imports.items() if name in needed and name not in parts]
+    head = "\n\n".join("\n".join(section) for section in by_section(statements) if section)
+    return head + "\n\n\n" + "\n\n\n".join(parts[name] for name in parts if name in needed) + "\n"
+
+
+def by_section(imports):
+    """Imports of the standard library, of others and of lm-eval, in the order of its linter."""
+    sections = [[], [], []]
+    for line in sorted(imports, key=lambda line: (line.startswith("from"), line)):
+        package = line.split()[1].partition(".")[0]
+        sections[0 if package in sys.stdlib_module_names else 2 if package == "lm_eval" else 1].append(line)
+    return sections
 
 
 def upstream_readme(text, variant):

@@ -167,8 +167,8 @@ def is_in_language(text: str, language: str, script: str, margin: float = 3.0) -
     if letters < MIN_LETTERS or identifier() is None or code not in identifier().nb_classes:
         return None
     scores = {found: score for found, score in identifier().rank(own) if found in rivals}
-    behind = max(scores.values()) - scores[code]
-    return True if behind == 0 else None if behind <= margin else False
+    lag = max(scores.values()) - scores[code]
+    return True if lag == 0 else None if lag <= margin else False
 
 
 def in_language(text: str, tag: str) -> bool:

@@ -1,6 +1,6 @@
 """
 Which choice an answer names, in any language: by where a letter or the text of a choice stands, and by the words
-beside it, which are in words.yaml.
+beside it, which are in words.yml.
 """
 
 import unicodedata
@@ -54,7 +54,7 @@ def contradicts(text, choices, chosen):
 @cache
 def words(*kinds):
     """Pattern of all words of some kinds, of all languages: answers come in others than was asked for."""
-    content = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load(Path(__file__).with_name("words.yml").read_text(encoding="utf-8"))
     found = {word for language in content.values() for kind in kinds for word in language.get(kind, "").split()}
     apart, together = [], ["(?!)"]
     for word in sorted(found, key=len, reverse=True):
@@ -134,10 +134,10 @@ class Mention:
     weight: int = -1
 
     def has_before(self, *names):
-        return any(before(name).search(self.before[-80:]) for name in names)  # no farther back, for speed
+        return any(pattern_before(name).search(self.before[-80:]) for name in names)  # no farther back, for speed
 
     def has_behind(self, *names):
-        return any(behind(name).match(self.behind) for name in names)
+        return any(pattern_behind(name).match(self.behind) for name in names)
 
 
 def mentions(text, plain):
@@ -157,7 +157,7 @@ def mentions(text, plain):
 
 
 @cache
-def before(name):
+def pattern_before(name):
     """Pattern of what may stand before the mention of a choice."""
     patterns = {
         "start": r"(?:^|\n)\W*$",
@@ -172,7 +172,7 @@ def before(name):
 
 
 @cache
-def behind(name):
+def pattern_behind(name):
     """Pattern of what may stand behind the mention of a choice."""
     verb, the, answer, close = words("is", "option"), words("the"), words("answer"), r"[)\]}']*\s*"
     patterns = {
@@ -205,8 +205,8 @@ def are_joined(one, other):
     between = one.behind[: len(one.behind) - len(other.here) - len(other.behind)]
     if one.choice == other.choice:
         return False
-    listed = behind("comma").fullmatch(between) and other.has_behind("no more")
-    return bool(listed or behind("or").fullmatch(between))
+    listed = pattern_behind("comma").fullmatch(between) and other.has_behind("no more")
+    return bool(listed or pattern_behind("or").fullmatch(between))
 
 
 def weight(mention):

@@ -95,16 +95,16 @@ def score_summary(doc, results):
 
 @cache
 def words_of(language, kind):
-    """What words.yaml has of a kind in a language, or nothing."""
-    words = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
-    return words.get(language, {}).get(kind, "")
+    """What words.yml has of a kind in a language, or nothing."""
+    content = yaml.safe_load(Path(__file__).with_name("words.yml").read_text(encoding="utf-8"))
+    return content.get(language, {}).get(kind, "")
 
 
 def right_answers(answers, language):
     """All right answers: also "yes" and "no" in the language, and whole numbers without their decimal."""
     said = {"yes": "affirmative", "no": "negative"}  # MKQA has these in English only, and writes "25.0"
-    words = [word for text in answers if text in said for word in words_of(language, said[text]).split()]
-    return [*answers, *words, *(re.sub(r"(?<=\d)\.0\b", "", text) for text in answers)]
+    known = [word for text in answers if text in said for word in words_of(language, said[text]).split()]
+    return [*answers, *known, *(re.sub(r"(?<=\d)\.0\b", "", text) for text in answers)]
 
 
 def score_short_answer(doc, results):
