@@ -172,6 +172,28 @@ def pku_saferlhf():
     yield leaf("pku_saferlhf", "pku_saferlhf_gen", "en", "_pku_saferlhf_gen_yaml")
 
 
+# The languages of CC-Tuning (arXiv 2506.00875), whose table has figures for SDRRL
+PUBLISHED = {
+    "xnli": "ar el en hi ru sw th tr ur zh",
+    "xstorycloze": "ar en es eu hi id ru sw te zh",
+    "mmmlu": "ar bn en es hi id ko pt sw yo",
+}
+
+
+def published():
+    """Without tags: they need a checkout of its repository."""
+    metrics = [f"{metric}_{reading}" for metric in ("accuracy", "no_answer") for reading in ("first", "alone")]
+    for benchmark, tags in PUBLISHED.items():
+        leaves = []
+        for tag in tags.split():
+            file, content = leaf("published", f"published_{benchmark}_{tag}", tag, "_published_yaml")
+            del content["tag"]
+            leaves.append((file, content | {"dataset_kwargs": {"benchmark": benchmark, "language": tag}}))
+        yield from leaves
+        yield group("published", f"published_{benchmark}", names(leaves), *metrics)
+    yield group("published", "published", [f"sdrrl_published_{benchmark}" for benchmark in PUBLISHED])
+
+
 def groups():
     """Those over several benchmarks: unions, without averages over unlike things."""
     safety = ["sdrrl_multijail", "sdrrl_pku_saferlhf", "sdrrl_pku_saferlhf_gen"]
@@ -201,7 +223,7 @@ def write_here():
     for old in HERE.glob("*/*.yaml"):
         if old.read_text(encoding="utf-8").startswith(MARK):
             old.unlink()
-    for name, content in [*(file for benchmark in BENCHMARKS for file in benchmark()), *groups()]:
+    for name, content in [*(file for benchmark in BENCHMARKS for file in benchmark()), *published(), *groups()]:
         (HERE / name).write_text(as_yaml(content), encoding="utf-8")
 
 

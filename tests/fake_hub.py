@@ -177,6 +177,23 @@ def repositories():
     return repos
 
 
+def write_checkout(folder):
+    """What the tasks `sdrrl_published` read of CC-Tuning's repository, with prompts of our own."""
+    for benchmark, ending, choices in (
+        ("XNLI", "_sample", "123"),
+        ("XStoryCloze", "", "12"),
+        ("MMMLU", "_sample", "ABCD"),
+    ):
+        for tag in LANGUAGES:
+            rows = {"split": [{"instruction": f"{text}:"} for text in texts(tag)]}
+            rows["ans"] = [choices[i % len(choices)] for i in range(N)]
+            for kind, content in rows.items():
+                file = folder / "Inference" / "data" / benchmark / f"{kind}{ending}" / f"{tag}.json"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(json_lines(content))
+    return folder
+
+
 @contextmanager
 def serve(repos, gated=GATED):
     """Serves repositories as far as `datasets` asks; gives the address. `gated` ones refuse whoever has no token."""

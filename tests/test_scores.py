@@ -16,7 +16,7 @@ from sdrrl_trl.evaluation.heldout import process_generation
 from sdrrl_trl.evaluation.suite import tasks_dir
 from sdrrl_trl.languages import LANGUAGES, UNSPACED, is_in_language
 from sdrrl_trl.tasks import text as texts
-from sdrrl_trl.tasks.choice import score, score_likelihoods, score_pair
+from sdrrl_trl.tasks.choice import score, score_likelihoods, score_pair, score_published
 from sdrrl_trl.tasks.reading import choose
 from sdrrl_trl.tasks.thoughts import without_thoughts
 
@@ -56,6 +56,15 @@ def test_the_letter_and_text_of_a_choice_are_in_no_wrong_language(answer):
     doc = {"choices": ["RNA", "DNA", "ATP", "GTP"], "gold": 1, "language": "ar", "script": "Arab"}
     scores = {"accuracy": 1.0, "invalid": 0.0, "contradicts": 0.0, "wrong_language": 0.0, "language_unknown": 1.0}
     assert score(doc, [answer]) == scores
+
+
+@pytest.mark.parametrize(
+    ("answer", "first", "alone"), [("2", 1, 1), ("(2)", 1, 1), ("12", 0, None), ("x2, 3", 1, 0), ("-", None, None)]
+)
+def test_published_figures_have_two_readings_and_the_rates_of_no_answer(answer, first, alone):
+    expected = {"accuracy_first": first == 1, "accuracy_alone": alone == 1}
+    expected |= {"no_answer_first": first is None, "no_answer_alone": alone is None}
+    assert score_published({"letters": "123", "gold": "2"}, [answer]) == expected
 
 
 def test_a_likelihood_that_is_no_number_is_no_choice():

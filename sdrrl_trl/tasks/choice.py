@@ -5,6 +5,7 @@ Rows have `choices` (`list[str]`), `gold` (index of the right one), and for gene
 """
 
 import math
+import re
 
 from sdrrl_trl.languages import rates_of_language
 from sdrrl_trl.tasks.reading import choose, contradicts
@@ -27,6 +28,18 @@ def score(doc, results):
         "contradicts": float(chosen is not None and contradicts(text, doc["choices"], chosen)),
         # The text of a choice alone is in no wrong language, an empty answer is
         **rates_of_language(rest if rest.strip() or not text else "-", doc["language"], doc["script"]),
+    }
+
+
+def score_published(doc, results):
+    """Scores by the first digit or letter of a choice, and by the first that stands alone; none is wrong."""
+    first = re.search(f"[{doc['letters']}]", results[0])
+    alone = re.search(rf"(?<![^\W_])[{doc['letters']}](?![^\W_])", results[0])
+    return {
+        "accuracy_first": float(bool(first) and first[0] == doc["gold"]),
+        "accuracy_alone": float(bool(alone) and alone[0] == doc["gold"]),
+        "no_answer_first": float(not first),
+        "no_answer_alone": float(not alone),
     }
 
 
