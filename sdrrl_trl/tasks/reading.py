@@ -5,7 +5,7 @@ beside it, which are in words.yml.
 
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import regex
@@ -88,7 +88,7 @@ def tidy(text, choices=()):
     behind = rf"[)\]}}:.]|\s*[.,;،。]?\s*(?:$|\n)|(?<=\P{{Latin}})(?:,|\s*{words('is', 'or', 'answer')})"
     names = "|".join(map(regex.escape, sorted(native_letters(), key=len, reverse=True)))
     text = regex.sub(rf"{before}(?<!\w)(?:{names})(?={behind})", lambda match: native_letters()[match[0]], text)
-    if not any(char.isdigit() for choice in choices for char in choice):
+    if len(text) < 80 and not any(char.isdigit() for choice in choices for char in choice):
         # A digit may count anything: it must be all of the answer
         answer = rf"^\W*(?:[^.\n]*{words('answer')}\W*)?(?:{words('is')}\W*)?"
         digit = regex.fullmatch(rf"({answer})(\d)(\W*(?:{words('is')}\W*)?)", text)
@@ -134,10 +134,10 @@ class Mention:
     weight: int = -1
 
     def has_before(self, *names):
-        return any(pattern_before(name).search(self.before[-80:]) for name in names)  # no farther back, for speed
+        return any(is_beside(pattern_before, name, self.before[-80:]) for name in names)
 
     def has_behind(self, *names):
-        return any(pattern_behind(name).match(self.behind) for name in names)
+        return any(is_beside(pattern_behind, name, self.behind[:80]) for name in names)
 
 
 def mentions(text, plain):
@@ -156,13 +156,19 @@ def mentions(text, plain):
             yield mention
 
 
+@lru_cache(10_000)  # some models repeat themselves without end
+def is_beside(pattern, name, text):
+    return bool(pattern(name).search(text))
+
+
 @cache
 def pattern_before(name):
     """Pattern of what may stand before the mention of a choice."""
     patterns = {
         "start": r"(?:^|\n)\W*$",
         "bracket": r"[(\[{]\s*$",
-        "clause": r"(?:^|[.,:;!?、。，：；\n])\W*$|\P{Latin}$",
+        "clause": r"(?:^|[.,:;!?、。，：；\n])\W*$",
+        "other script": r"(?!\p{Latin})\p{L}\s*$",
         "cue": rf"(?:{words('is', 'option', 'answer', 'but')}|[:：=–—])\s*(?:{words('the')}\s*)?[(\[{{'\s]*$",
         "answer": rf"{words('answer')}[^.!?。！？।]*$",
         "not": rf"{words('not')}\s*(?:{words('is', 'option', 'the')}\s*)*[(\[{{'\s]*$",
@@ -177,7 +183,8 @@ def pattern_behind(name):
     verb, the, answer, close = words("is", "option"), words("the"), words("answer"), r"[)\]}']*\s*"
     patterns = {
         "end of line": r"[)\]}'.:,;。\s]*(?:$|\n)",
-        "end of clause": r"\s*(?:$|[)\]}.:,;!?、。，：；\n])|\P{Latin}",
+        "end of clause": r"\s*(?:$|[)\]}.:,;!?、。，：；\n])",
+        "other script": r"\s*(?!\p{Latin})\p{L}",
         "is": rf"{close}{words('is')}",
         "option": rf"{close}{words('option')}",
         "is right": rf"{close}(?:{verb}\s*)?(?:{the}\s*)?{answer}",
@@ -188,7 +195,7 @@ def pattern_behind(name):
         "comma": rf"{close}[,、]\s*[(\[]*",
         "no more": rf"{close}(?:$|[,.;、。\n]|{words('or')})",
     }
-    return regex.compile(patterns[name])
+    return regex.compile(f"^(?:{patterns[name]})")
 
 
 def is_word(mention):
@@ -197,7 +204,9 @@ def is_word(mention):
         return False
     if mention.own_text and mention.behind.strip().casefold().startswith(mention.own_text):
         return False
-    return bool(regex.match(r"\s+\p{Latin}(?!\p{Ll}*\W*$)", mention.behind))  # but "A correct." is no article
+    # "A correct." has no article, and in "A või B" the word is an unknown "or"
+    article = rf"\s+(?:{words('answer', 'option')}\s+\w|\p{{Latin}}++(?!\W*$|\s+[(\[]?[A-H](?!\w)))"
+    return bool(regex.match(article, mention.behind))
 
 
 def are_joined(one, other):
@@ -215,7 +224,7 @@ def weight(mention):
 
     3: it is called the answer ("the answer is B", "B is right"), stands alone on a line, or the text begins with it.
     2: "is", "option", a colon or a bracket stands beside it. 1: the text of a choice. 0: a letter where a clause
-    begins or ends. -1: any other letter, as in "vitamin C" or "the B side".
+    begins or ends, or among letters of another script. -1: any other, as in "vitamin C" or "the B side".
     """
     if mention.by_letter and mention.has_before("name"):
         return -1
@@ -228,4 +237,5 @@ def weight(mention):
         return 2
     if not mention.by_letter:
         return 1
-    return 0 if mention.has_before("clause") or mention.has_behind("end of clause") else -1
+    apart = mention.has_before("clause", "other script") or mention.has_behind("end of clause", "other script")
+    return 0 if apart else -1
