@@ -140,11 +140,8 @@ def flores200():
             src, tgt = (english, language) if direction == "en_xx" else (language, english)
             kwargs = {"src": src.flores, "tgt": tgt.flores, "src_name": src.name, "tgt_name": tgt.name}
             kwargs |= {"language": tgt.tag, "script": tgt.script}
-            # Many tokenizers need several tokens for a character that is not Latin
-            longer = {"generation_kwargs": {"until": ["<|im_end|>"], "do_sample": False, "max_gen_toks": 512}}
-            more = {} if tgt.script == "Latn" else longer
             name = f"flores_{src.flores}-{tgt.flores}"
-            file = leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs, **more)
+            file = leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs)
             leaves[language.tag] = file
         yield from leaves.values()
         paper = [file for language, file in leaves.items() if LANGUAGES[language].paper]
@@ -172,23 +169,25 @@ def pku_saferlhf():
     yield leaf("pku_saferlhf", "pku_saferlhf_gen", "en", "_pku_saferlhf_gen_yaml")
 
 
-# The languages of CC-Tuning (arXiv 2506.00875), whose table has figures for SDRRL
+# Of CC-Tuning (arXiv 2506.00875), whose table has figures for SDRRL: folder, ending of those in it, choices, languages
 PUBLISHED = {
-    "xnli": "ar el en hi ru sw th tr ur zh",
-    "xstorycloze": "ar en es eu hi id ru sw te zh",
-    "mmmlu": "ar bn en es hi id ko pt sw yo",
+    "xnli": ("XNLI", "_sample", "123", "ar el en hi ru sw th tr ur zh"),
+    "xstorycloze": ("XStoryCloze", "", "12", "ar en es eu hi id ru sw te zh"),
+    "mmmlu": ("MMMLU", "_sample", "ABCD", "ar bn en es hi id ko pt sw yo"),
 }
 
 
 def published():
-    """Without tags: they need a checkout of its repository."""
+    """Without tags, for they need a checkout of its repository."""
     metrics = [f"{metric}_{reading}" for metric in ("accuracy", "no_answer") for reading in ("first", "alone")]
-    for benchmark, tags in PUBLISHED.items():
+    for benchmark, (folder, ending, letters, tags) in PUBLISHED.items():
         leaves = []
         for tag in tags.split():
-            file, content = leaf("published", f"published_{benchmark}_{tag}", tag, "_published_yaml")
+            kwargs = {"folder": folder, "ending": ending, "letters": letters, "language": tag}
+            name = f"published_{benchmark}_{tag}"
+            file, content = leaf("published", name, tag, "_published_yaml", dataset_kwargs=kwargs)
             del content["tag"]
-            leaves.append((file, content | {"dataset_kwargs": {"benchmark": benchmark, "language": tag}}))
+            leaves.append((file, content))
         yield from leaves
         yield group("published", f"published_{benchmark}", names(leaves), *metrics)
     yield group("published", "published", [f"sdrrl_published_{benchmark}" for benchmark in PUBLISHED])
@@ -257,16 +256,7 @@ def write_upstream(output):
         (folder / "README.md").write_text(upstream_readme(readme, variant), encoding="utf-8")
 
 
-MODULES = (
-    "languages",
-    "tasks.thoughts",
-    "tasks.reading",
-    "tasks.choice",
-    "tasks.data",
-    "tasks.flores",
-    "tasks.judge",
-    "tasks.text",
-)
+MODULES = ["languages", *(f"tasks.{name}" for name in "thoughts reading choice data flores judge text".split())]
 
 
 def standalone(wanted):

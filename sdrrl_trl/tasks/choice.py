@@ -33,14 +33,12 @@ def score(doc, results):
 
 def score_published(doc, results):
     """Scores by the first digit or letter of a choice, and by the first that stands alone; none is wrong."""
-    first = re.search(f"[{doc['letters']}]", results[0])
-    alone = re.search(rf"(?<![^\W_])[{doc['letters']}](?![^\W_])", results[0])
-    return {
-        "accuracy_first": float(bool(first) and first[0] == doc["gold"]),
-        "accuracy_alone": float(bool(alone) and alone[0] == doc["gold"]),
-        "no_answer_first": float(not first),
-        "no_answer_alone": float(not alone),
-    }
+    scores = {}
+    for reading, pattern in {"first": "[{}]", "alone": r"(?<![^\W_])[{}](?![^\W_])"}.items():
+        found = re.search(pattern.format(doc["letters"]), results[0])
+        scores[f"accuracy_{reading}"] = float(bool(found) and found[0] == doc["gold"])
+        scores[f"no_answer_{reading}"] = float(not found)
+    return scores
 
 
 def score_likelihoods(doc, results):

@@ -151,31 +151,21 @@ def load_mmmlu(code, language, script, **metadata):
     return as_dataset(rows, "test", language=language, script=script)
 
 
-CC_TUNING = "https://github.com/YYF-Tommy/CC-Tuning"
-# Folder of a benchmark there, the ending of its folders of prompts and answers, and its choices
-PUBLISHED = {
-    "xnli": ("XNLI", "_sample", "123"),
-    "xstorycloze": ("XStoryCloze", "", "12"),
-    "mmmlu": ("MMMLU", "_sample", "ABCD"),
-}
-
-
-def load_published(benchmark, language, **metadata):
-    """Prompts and right choices of CC-Tuning, from a checkout of its repository in `SDRRL_CC_TUNING`."""
+def load_published(folder, ending, letters, language, **metadata):
+    """Prompts and right choices of CC-Tuning, from the checkout of its repository in `SDRRL_CC_TUNING`."""
     checkout = os.environ.get("SDRRL_CC_TUNING")
     if not checkout:
-        raise ValueError(f"Set SDRRL_CC_TUNING to the folder of a checkout of {CC_TUNING}: the prompts are there.")
-    name, ending, choices = PUBLISHED[benchmark]
-    files = [
-        Path(checkout) / "Inference" / "data" / name / f"{x}{ending}" / f"{language}.json" for x in ("split", "ans")
-    ]
-    prompts, answers = (list(local_rows(file)) for file in files)
-    if len(prompts) != len(answers) or not set(answers) <= set(choices):
         raise ValueError(
-            f"{files[1]} has no answer of {', '.join(choices)} to each row of {files[0]}. Check them out again."
+            "Set SDRRL_CC_TUNING to a checkout of https://github.com/YYF-Tommy/CC-Tuning, for its prompts."
         )
-    rows = [{"prompt": row["instruction"], "gold": gold} for row, gold in zip(prompts, answers, strict=True)]
-    return as_dataset(rows, "test", letters=choices)
+    data = Path(checkout) / "Inference" / "data" / folder
+    prompts, gold = (list(local_rows(data / f"{kind}{ending}" / f"{language}.json")) for kind in ("split", "ans"))
+    if len(prompts) != len(gold) or not set(gold) <= set(letters):
+        raise ValueError(
+            f"{data}: not each prompt in {language} has an answer of {', '.join(letters)}. Check it out again."
+        )
+    rows = [{"prompt": row["instruction"], "gold": letter} for row, letter in zip(prompts, gold, strict=True)]
+    return as_dataset(rows, "test", letters=letters)
 
 
 # ---- Safety
