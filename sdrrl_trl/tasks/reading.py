@@ -79,7 +79,7 @@ def tidy(text, choices=()):
     """A text without Markdown and quotation marks; with Latin capitals for all letters that stand for `choices`."""
     text = regex.sub("[①-⑧]", lambda match: f"({LETTERS[ord(match[0]) - ord('①')]})", text)
     text = unicodedata.normalize("NFKC", text).replace("’", "'")
-    text = regex.sub(r"[*_`\"“”«»「」]+|\\boxed|(?<!\w)'(?=\w'(?!\w))|(?<=(?<!\w)'\w)'(?!\w)", "", text).strip()
+    text = regex.sub(r"[*_`\"“”«»「」]+|\\boxed|(?<!\w)'(?=\w')|(?<=(?<!\w)'\w)'", "", text).strip()
     if not choices:
         return text
     # Most are words or parts of words as well: they count behind "is" and the like, if something ends with them
@@ -187,9 +187,9 @@ def pattern_behind(name):
         "other script": r"\s*(?!\p{Latin})\p{L}",
         "is": rf"{close}{words('is')}",
         "option": rf"{close}{words('option')}",
-        "is right": rf"{close}(?:{verb}\s*)?(?:{the}\s*)?{answer}",
+        "is right": rf"{close}[:–—-]?\s*(?:{verb}\s*)?(?:{the}\s*)?{answer}",
         # The negation of the next choice is none of this one ("B not A")
-        "is wrong": rf"{close}(?:{words('is', 'option', 'the')}\s*)*(?:\w+\s+)??"
+        "is wrong": rf"{close}[:–—-]?\s*(?:{words('is', 'option', 'the')}\s*)*(?:\w+\s+)??"
         rf"(?:{words('wrong')}|{words('not')}(?!\s*[(\[]*[A-H](?!\w)))",
         "or": rf"{close}(?:(?:[/&]|[,、]?\s*{words('or')})\s*)+(?:\w+\s+)?[(\[{{'\s]*",
         "comma": rf"{close}[,、]\s*[(\[]*",
