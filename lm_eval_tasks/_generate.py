@@ -242,11 +242,11 @@ def write_upstream(output):
                 content.pop("tag", None)
                 if content.get("group") == "sdrrl_flores":
                     content["group"] = "sdrrl_flores200"  # theirs has a tag `flores`
-                files[Path(name).name.replace("sdrrl_", "")] = as_yaml(content)
+                files[without_prefix(Path(name).name)] = as_yaml(content)
         # What the YAML files name, and what that needs, comes into one utils.py
         used = {name for text in files.values() for name in re.findall(r"sdrrl_trl\.tasks\.\w+\.(\w+)", text)}
         for name, text in files.items():
-            text = re.sub(r"sdrrl_trl\.tasks\.\w+\.", "utils.", text).replace("sdrrl_", "")
+            text = without_prefix(re.sub(r"sdrrl_trl\.tasks\.\w+\.", "utils.", text))
             (folder / name).write_text(text, encoding="utf-8")
         code = standalone(used)
         (folder / "utils.py").write_text(code, encoding="utf-8")
@@ -254,6 +254,10 @@ def write_upstream(output):
             shutil.copy(Path(importlib.import_module("sdrrl_trl.tasks").__file__).with_name(name), folder)
         readme = (source / "README.md").read_text(encoding="utf-8")
         (folder / "README.md").write_text(upstream_readme(readme, variant), encoding="utf-8")
+
+
+def without_prefix(text):
+    return text.replace("sdrrl_xlsum_", "xlsum_rouge_").replace("sdrrl_", "")  # theirs has a task `xlsum_es`
 
 
 MODULES = ["languages", *(f"tasks.{name}" for name in "thoughts reading choice data flores judge text".split())]
@@ -301,7 +305,7 @@ def upstream_readme(text, variant):
     """A README without our prefix, the tags, and the groups and tasks that are not contributed."""
     text = re.sub(r"#### Tags\n.*?(?=####)", "", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^\* `sdrrl_(?!\w*" + variant + r")[^`]*`.*\n(?:  .*\n)*", "", text)
-    return text.replace("sdrrl_", "")
+    return without_prefix(text)
 
 
 def main():
