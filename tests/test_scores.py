@@ -39,6 +39,10 @@ def test_the_choice_that_an_answer_names_is_found(letter, answer):
 def test_letters_and_numbers_in_the_texts_of_choices_are_no_choice():
     assert choose("The answer is vitamin C.", ["Vitamin A", "Vitamin C", "Iron", "Zinc"]) == 1
     assert choose("B cells", ["B cells", "T cells"]) == 0
+    assert (
+        choose("不是上海，而是广州", ["北京", "上海", "广州"]) == 2
+        and choose("上海和北京", ["北京", "上海", "广州"]) is None
+    )
     assert choose("The answer is 3.", ["2 km", "3 km"]) is None and choose("3", ["2", "3"]) == 1
 
 

@@ -13,6 +13,8 @@ import yaml
 
 
 LETTERS = "ABCDEFGH"
+# Letters of words that are written together with others, or with their particles: where they end is not seen
+TOGETHER = r"[\p{Han}\p{Hira}\p{Kana}\p{Hang}\p{Thai}\p{Khmr}\p{Mymr}]"
 
 
 def choose(text, choices):
@@ -59,9 +61,7 @@ def words(*kinds):
     apart, together = [], ["(?!)"]
     for word in sorted(found, key=len, reverse=True):
         pattern = regex.escape(word.rstrip("*")).replace("_", r"\s+") + (r"\w*" if word.endswith("*") else "")
-        # Where words are written together with others, or with their particles, their ends are not seen
-        joins = regex.match(r"[\p{Han}\p{Hira}\p{Kana}\p{Hang}\p{Thai}\p{Khmr}\p{Mymr}]|.*'$", word)
-        (together if joins else apart).append(pattern)
+        (together if regex.match(rf"{TOGETHER}|.*'$", word) else apart).append(pattern)
     # A letter may follow without a space ("هيB")
     return rf"(?:(?<!\w)(?i:{'|'.join(apart)})(?![^\WA-H])|(?i:{'|'.join(together)}))"
 
@@ -104,10 +104,10 @@ def plain_texts(choices):
 
 def without_lists(text, plain):
     """A text without a list of the choices: all in a row, or a line for each, whatever is said of them."""
-    items = [rf"[(\[]?{x}[).:\]]+\s*{regex.escape(y)}[\s.,;|]*" for x, y in zip(LETTERS, plain, strict=False)]
+    items = [rf"[(\[]?{x}[).:\]]+\s*{regex.escape(y)}[\s.,;|!?。।]*" for x, y in zip(LETTERS, plain, strict=False)]
     # A later one may be cut off
     later = [rf"(?:{item}|[(\[]?{x}[).:\]][^\n]*$)?" for x, item in zip(LETTERS, items, strict=False)][2:]
-    text = regex.sub(f"(?i:{''.join(items[:2] + later)})", "\n", text)
+    text = regex.sub(f"(?if:{''.join(items[:2] + later)})", "\n", text)
     lines = regex.findall(rf"(?m)^\W*([{LETTERS[: len(plain)]}])[).:]", text)
     return regex.sub(rf"(?m)^\W*[{LETTERS}][).:].*$", "", text) if lines[:2] == ["A", "B"] else text
 
@@ -143,11 +143,12 @@ class Mention:
 def mentions(text, plain):
     """Mentions of the choices, in the order of the text."""
     long = [choice for choice in plain if len(choice.encode()) > 3 and plain.count(choice) == 1]
-    texts = "|".join(map(regex.escape, sorted(long, key=len, reverse=True))) or "(?!)"
+    ordered = sorted(long, key=len, reverse=True)
+    texts = "|".join(rf"(?:(?<!\w)|(?={TOGETHER})){regex.escape(choice)}" for choice in ordered) or "(?!)"
     # Not in U.S.A., B-cell, C++, d'A, A's; but the Turkish "B'dir" is "it is B"
     letter = rf"(?<![A-Za-zÀ-ɏ0-9']|[A-Z]\.)[{LETTERS[: len(plain)]}]"
     letter += r"(?![A-Za-zÀ-ɏ0-9+#]|-\w|\.[A-Z]\.|'(?!(?i:[dt][ıiuü]r\b))\w)"
-    for match in regex.finditer(rf"(?<!\w)(?if:{texts})|{letter}", text):
+    for match in regex.finditer(rf"(?if:{texts})|{letter}", text):
         by_letter = match[0].casefold() not in long
         number = LETTERS.index(match[0]) if by_letter else plain.index(match[0].casefold())
         parts = text[: match.start()], match[0], text[match.end() :]
