@@ -247,7 +247,7 @@ def _merge(arguments: list[str]) -> None:
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--base", help="model that it was trained from (default: the one that the adapter names)")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.merge import merge
+    from sdrrl_trl.evaluation.weights import merge
 
     print(f"Model: {merge(options.model, options.output, options.base)}")
 
@@ -314,15 +314,17 @@ def _judge(arguments: list[str]) -> None:
 
 def _doctor(arguments: list[str]) -> None:
     """
-    Load the data of every benchmark, without a model, and say what is missing.
+    Show what is here: torch, disk, hub, translators, judge, and the data of every benchmark, without a model.
 
-    sdrrl doctor sdrrl_xnli_gen_th
+    sdrrl doctor sdrrl_xnli_gen --languages th pt
     """
     parser = _parser("doctor")
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
-    from sdrrl_trl.evaluation.doctor import doctor, format_doctor
+    parser.add_argument("--languages", nargs="+", help="only tasks about these languages")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
 
-    print(format_doctor(doctor(parser.parse_args(arguments).tasks)))
+    print(format_doctor(doctor(options.tasks, options.languages), surroundings()))
 
 
 COMMANDS = {

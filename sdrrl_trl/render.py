@@ -8,6 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from sdrrl_trl.languages import language_name
 
 
+def inline(text: Any) -> str:
+    """A text of others in one line, without what would end a piece of code in Markdown or change a terminal."""
+    text = "".join(char if char.isprintable() else " " for char in str(text).replace("`", "'"))
+    return " ".join(text.split())
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -18,7 +24,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"language": language_name, "number": "{:,}".format}
+    environment.filters |= {"language": language_name, "number": "{:,}".format, "inline": inline}
     return environment
 
 

@@ -61,7 +61,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
         check_anchors([source if language == "source" else language for language in anchors], answered_in)
     check_inputs(build_config)
-    select([name for name in evaluation_config.tasks if not is_held_out(name)], evaluation_config.languages)
+    names = [name for name in evaluation_config.tasks if not is_held_out(name)]
+    select(names, evaluation_config.languages, evaluation_config.skip_missing)
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:

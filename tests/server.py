@@ -2,8 +2,8 @@
 
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import monotonic, sleep
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -11,16 +11,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, dict(self.headers), body, time.monotonic()))
+        self.server.requests.append((self.path, dict(self.headers), body, monotonic()))
         status, headers, content = self.server.reply(len(self.server.requests), body)
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
             self.send_header(name, value)
         self.end_headers()
-        for piece in (*filter(None, (data[:10], data[10:])), b""):  # replies come in any pieces
+        for piece in (*filter(None, (data[:10], data[10:20], data[20:])), b""):  # replies come in any pieces
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            time.sleep(self.server.pause)
+            sleep(self.server.pause)
 
     def log_message(self, *_):
         pass

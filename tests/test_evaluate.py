@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import DEMO, ROOT, CannedGenerator, cases, data_dir, write_json_lines
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from stub_engines import rows_of
 from test_build import build_transfer_set, config
@@ -23,6 +24,7 @@ from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.evaluate import _load_tasks
 from sdrrl_trl.evaluation.heldout import load_held_out, whole_conversation
+from sdrrl_trl.evaluation.models import load_models
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -264,17 +266,9 @@ def test_a_model_without_a_chat_template_is_asked_without_one(tiny_model, option
 
 @pytest.mark.parametrize("template", [True, False])
 def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options, tmp_path, template):
-    rows = [
-        {
-            "messages": [
-                {"role": "system", "content": f"You are pilot number {i}."},
-                {"role": "user", "content": f"Where is gate {i}?"},
-                {"role": "assistant", "content": "Which gate do you mean?"},
-                {"role": "user", "content": f"The one beside shop number {i}, please."},
-            ]
-        }
-        for i in range(24)
-    ]
+    texts = ["You are pilot number {}.", "Where is gate {}?", "Which gate do you mean?", "That beside shop {}."]
+    turns = list(zip(("system", "user", "assistant", "user"), texts, strict=True))
+    rows = [{"messages": [{"role": role, "content": text.format(i)} for role, text in turns]} for i in range(24)]
     file = str(write_json_lines(tmp_path / "turns.jsonl", rows))
     build = config(file, tmp_path / "s", test_size=0.25, system_prompt="Be kind.")
     more = {"transfer_set": build_transfer_set(build, CannedGenerator()), "apply_chat_template": template}
@@ -288,28 +282,13 @@ def test_a_held_out_question_is_asked_with_all_its_messages(tiny_model, options,
         assert ("<|im_start|>assistant\nWhich gate do you mean?<|im_end|>" in item.prompt) == template
 
 
-class Templated:
-    """As lm-eval's wrapper of a model."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def apply_chat_template(self, messages, add_generation_prompt):
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-
 @pytest.mark.parametrize("answer", ["It is", "end"])  # which is in `<|im_end|>`, too
 @pytest.mark.parametrize("truncated, end", [(False, "<|im_end|>"), (True, "")])
 def test_the_end_of_an_answer_counts_unless_it_was_cut_off(tiny_model, answer, truncated, end):
-    lm = Templated(AutoTokenizer.from_pretrained(tiny_model))
-    doc = {
-        "messages": [{"role": "user", "content": "Why?"}],
-        "answer": answer,
-        "said": answer,
-        "truncated": truncated,
-    }
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lm = HFLM(pretrained=AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "Why?"}]
+    doc = {"messages": messages, "answer": answer, "said": answer, "truncated": truncated}
     assert whole_conversation(doc, True, lm.apply_chat_template).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
     assert doc["said"] == answer + end
 
@@ -340,6 +319,42 @@ def test_results_on_other_data_of_a_benchmark_are_not_mixed_in(benchmarks, optio
     file.write_text(file.read_text().replace("bully", "neighbour"))
     with pytest.raises(SDRRLError, match="data: was"):
         evaluate(config(tasks=["sdrrl_pku_saferlhf", "sdrrl_heldout"]))
+
+
+@pytest.mark.parametrize("grown", [2, 30, -20])
+def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_model, tmp_path, grown):
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<lang_th>", "<lang_km>"][: max(grown, 0)])
+    model.resize_token_embeddings(model.config.vocab_size + grown)
+    lora = LoraConfig(init_lora_weights=False, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    tuned = get_peft_model(model, lora)
+    for part in (tuned, tokenizer):
+        part.save_pretrained(tmp_path)
+    ids = torch.tensor([tokenizer("Where is the sky?").input_ids])
+    paths = {"base": tiny_model, "tuned": str(tmp_path), "again": tiny_model}
+    found = {name: lm.model(ids).logits for name, lm in load_models(paths, "hf", {"dtype": "float32"}, 4)}
+    assert torch.equal(found["tuned"], tuned(ids).logits) and torch.equal(found["base"], found["again"])
+
+
+def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "evil.Config"}}')
+    (tmp_path / "evil.py").write_text("raise SystemExit('I was run')")
+    with pytest.raises(SDRRLError, match="brings code of its own, which is never run"):
+        evaluate(options(tmp_path / "evaluation", models=[f"base={tmp_path}"]))
+
+
+def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "thinker")
+    template = model / "chat_template.jinja"
+    thought = "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}{{ effort }}{% endif %}"
+    template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
+    asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
+    folder = evaluate(options(tmp_path / "e", models=[f"base={model}"], model_args=asked, languages=["pt"], limit=2))
+    for form in ("gen", "bpb"):
+        items = tasks_of(folder, "base")[f"sdrrl_heldout_{form}_pt"].items
+        assert all(item.prompt.endswith("<think>\n\n</think>low") for item in items)
+    assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
 
 
 def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_path):

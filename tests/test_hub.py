@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fake_hub
 import pytest
-from conftest import ROOT
+from conftest import ROOT, cases
 
 
 HERE = Path(__file__).parent
@@ -33,6 +35,7 @@ def python(arguments, environment):
         [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, cwd=ROOT
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    return result
 
 
 def assert_golden(found, golden):
@@ -120,3 +123,72 @@ assert not datasets.config.HF_HUB_OFFLINE
 
 def test_items_of_benchmarks_are_found_by_what_was_loaded_before_and_nothing_is_downloaded(environment, tmp_path):
     python(["-c", CACHED], environment | {"HF_HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def failing(environment):
+    """`run(arguments, answer)` against a hub with that answer to a path, and the paths that it was asked for."""
+
+    def run(arguments, answer, url=None):
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                asked.append(self.path)
+                status, headers = answer(self.path)
+                if status == "hang":
+                    threading.Event().wait(30)
+                self.send_response(200 if status == "hang" else status)
+                for name, value in {"Content-Length": "0", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            do_GET = do_HEAD
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            more = {"HF_ENDPOINT": url or f"http://127.0.0.1:{server.server_port}"}
+            result = python(arguments, environment | more)
+            server.shutdown()
+        assert "Retrying" not in result.stderr
+        return result.stdout, asked
+
+    return run
+
+
+LOAD = """
+import json, sys
+from sdrrl_trl import SDRRLError
+from sdrrl_trl.engines.transformers import check_model
+for name in sys.argv[1:]:
+    try:
+        check_model(name, needs_chat_template=True)
+    except SDRRLError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_each_failure_of_the_hub_is_told_once_with_its_way_out(failing):
+    answers, expected = zip(*cases("hub_failures"), strict=True)
+    names = [f"org/model{i}" for i in range(len(answers))]
+
+    def answer(path):
+        found = re.search(r"model(\d)", path)
+        return answers[int(found[1])] if found else (200, {})
+
+    printed, asked = failing(["-c", LOAD, *names], answer)
+    for name, how, said, line in zip(names, answers, expected, printed.splitlines(), strict=True):
+        assert re.search(f"Cannot load the model '{name}'.*{said}", json.loads(line))
+        assert ("terms" in line) == ("GatedRepo" in str(how))
+        assert sum(f"{name}/resolve" in path for path in asked) <= 2
+
+
+@pytest.mark.parametrize("answer, said", [(None, "ConnectError"), (503, "error 503"), ("hang", "ReadTimeout")])
+def test_doctor_asks_a_dead_hub_once_and_says_why_nothing_is_here(failing, answer, said):
+    url = None if answer else "http://no-such-host.invalid"
+    command = ["-m", "sdrrl_trl", "doctor", "sdrrl_mkqa", "sdrrl_flores", "--languages", "pt", "th"]
+    printed, asked = failing(command, lambda path: (answer, {}), url)
+    assert "| pt | no (1) | no (1) |" in printed and "(2)" not in printed and "terms" not in printed
+    assert re.search(rf"\| hub \| http.*{said}", printed) and "| judge | phrases" in printed
+    assert asked == ["/"] * (answer is not None)

@@ -32,7 +32,7 @@ def surroundings(monkeypatch):
         monkeypatch.delenv(name)
     if data_dir():
         monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None if seconds < 60 else pytest.fail("waits for hours"))
     judge.probe.cache_clear()
 
 
@@ -50,7 +50,11 @@ def server(monkeypatch):
         status, content = (200, "SAFE") if question.startswith("What is two") else state.answer(question)
         if status == "hang":
             threading.Event().wait(1)
-        return 200 if status == "hang" else status, {"Location": "/elsewhere"}, completion(content)[2]
+        return (
+            200 if status == "hang" else status,
+            {"Location": "/elsewhere", "Retry-After": "1" * 20},
+            completion(content)[2],
+        )
 
     with Server(reply) as state:
         state.answer = lambda question: (200, "SAFE")
@@ -161,6 +165,12 @@ def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logg
     assert asked == {("/v1/chat/completions", f"Bearer {KEY}")}
 
 
+def test_a_judge_who_answers_byte_by_byte_is_not_waited_for(server, monkeypatch):
+    use(monkeypatch, TIMEOUT="0.3")
+    server.pause = 0.2
+    assert judge.ask_endpoint("Why?", "So.") == "a reply that is too long or slow"
+
+
 @needs_data
 def test_a_judge_that_cannot_work_stops_before_any_generation(server, monkeypatch):
     use(monkeypatch, URL="http://user:password@127.0.0.1:9/v1")
@@ -264,17 +274,27 @@ def test_judging_again_equals_judging_at_once(tmp_path, server, monkeypatch):
         assert task in table and HELP not in table
     with pytest.raises(SDRRLError, match="is there already"):
         judge_again(tmp_path / "runs", tmp_path / "again")
+    with pytest.raises(SDRRLError, match="inside"):
+        judge_again(tmp_path / "runs", tmp_path / "runs" / "new")
 
 
-def test_what_cannot_be_judged_again_is_named(tmp_path, monkeypatch):
+def test_what_cannot_be_judged_again_is_named_before_the_judge_is_asked(tmp_path, monkeypatch, server):
     with pytest.raises(SDRRLError, match="No answers to judge"):
-        judge_again(tmp_path, tmp_path / "out")
+        judge_again(tmp_path, tmp_path.with_name("out"))
     (tmp_path / "samples_sdrrl_multijail_en_1.jsonl").write_text('{"doc_id": 0}\n')
     with pytest.raises(SDRRLError, match="samples_sdrrl_multijail_en_1.jsonl is no file"):
-        judge_again(tmp_path, tmp_path / "out")
-    row = {"filter": "judge", "doc": {"prompt": "p"}, "resps": [["a"]], "metrics": ["refusal_rate"]}
-    write_json_lines(tmp_path / "samples_sdrrl_multijail_en_1.jsonl", [row])
+        judge_again(tmp_path, tmp_path.with_name("out"))
+    row = {"filter": "judge", "doc": dict.fromkeys(("prompt", "language", "script"), "p")}
+    write_json_lines(tmp_path / "samples_sdrrl_multijail_en_1.jsonl", [row | {"resps": [["a"]], "metrics": ["x"]}])
+    results = tmp_path / "results_1.json"
+    for content in (None, "{", '{"results": 5}', '{"results": {"other": {}}}'):
+        if content:
+            results.write_text(content)
+        with pytest.raises(SDRRLError, match="results_1.json"):
+            judge_again(tmp_path, tmp_path.with_name("out"))
+    results.write_text('{"results": {"sdrrl_multijail_en": {}}}')
+    assert not server.requests
     monkeypatch.setenv("SDRRL_JUDGE", "oracle")
     with pytest.raises(SDRRLError, match="oracle"):
-        judge_again(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        judge_again(tmp_path, tmp_path.with_name("out"))
+    assert not tmp_path.with_name("out").exists()

@@ -28,9 +28,8 @@ from sdrrl_trl.evaluation.compare import Row, answer_language, benchmark_of, com
 from sdrrl_trl.evaluation.measures import answers, gaps
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.outputs import save as save_outputs
-from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.evaluation.report import ReportConfig, report, sentences
 from sdrrl_trl.evaluation.samples import differences
-from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.significance import Comparison, corpus_score
 from sdrrl_trl.languages import LANGUAGES
 
@@ -250,13 +249,14 @@ def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monke
     manifest = {
         "options": {"source_language": "pt", "target_languages": ["en"]},
         "licences": {"seeds": "cc-by-nc-4.0"},
-        "counts": {"seeds": 24, "train": {}, "test": {}, "rejected": {}, "translated": {}, "left_out": {}},
+        "counts": {"seeds": 24, "train": {}, "test": {}, "rejected": {}, "translated": {}, "left_out": {}}
+        | {"benchmarks": {}},
     }
     monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: manifest | {"sha256": {}})
     content, path = run(tmp_path, models, transfer_set="set")
     assert "Portuguese, the source language, shows no evidence of loss on 3" in " ".join(content["summary"]["tuned"])
     card = (path.parent / "README.md").read_text()
-    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: seeds (cc-by-nc-4.0)" in card
+    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: `seeds (cc-by-nc-4.0)`" in card
     assert metadata_load(path.parent / "README.md")["language"] == ["pt", "en"]
 
 
@@ -372,10 +372,14 @@ def test_results_that_are_missing_damaged_or_of_several_models_are_named(models,
         load(tmp_path)
     file = next(tuned.glob("results_*"))
     content = json.loads(file.read_text())
-    content["configs"]["../x"] = {}
+    content["configs"]["../x"] = content["n-samples"]["../x"] = {"effective": 1}
     file.write_text(json.dumps(content))
     with pytest.raises(SDRRLError, match="'../x' is not the name of a task"):
         load(tuned)
+    for key in ("n-samples", "results", "versions", "higher_is_better"):
+        file.write_text(json.dumps(content | {"configs": {"sdrrl_belebele_gen_pt": {}}, key: [5]}))
+        with pytest.raises(SDRRLError, match="is damaged"):
+            load(tuned)
     del models["tuned"]["sdrrl_xlsum_pt"]
     with pytest.raises(SDRRLError, match="Not both base and tuned have results of sdrrl_xlsum_pt"):
         run(tmp_path / "2", models)
@@ -388,9 +392,9 @@ def test_the_newest_result_of_a_task_counts(tmp_path):
     assert load(tmp_path / "tuned").tasks["sdrrl_belebele_gen_pt"].metrics == {"acc": pytest.approx(0.9)}
 
 
-def test_single_items_and_lone_models_are_refused(tmp_path):
-    with pytest.raises(SDRRLError, match="sdrrl_belebele_gen_pt has 1 items"):
-        run(tmp_path, dict.fromkeys(("base", "tuned"), small(acc=[1.0])))
+def test_a_single_item_has_no_verdict_and_lone_models_are_refused(tmp_path):
+    (row,) = run(tmp_path, dict.fromkeys(("base", "tuned"), small(acc=[1.0])))[0]["rows"]
+    assert row["verdict"] == "too few items"
     lone, form = "nothing to compare", "not of the form `name=folder`"
     for names, named in ((["a=e"], lone), (["a=e", "a=f"], lone), (["a=e", "../up=e"], form), (["a=e", "=e"], form)):
         with pytest.raises(SDRRLError, match=named):
@@ -562,16 +566,42 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
     scores = {(entry.dataset_name, entry.metric_type): entry.metric_value for entry in found}
     assert scores["sdrrl_belebele_gen_pt", "acc"] == 0.75 and len(scores) == 16
     assert ModelCard(text).data.eval_results == found
-    # With a card that has the results of an earlier report and of others, those are replaced and these kept
-    other = "\n".join(["---", text.split("---")[1].strip().replace("sdrrl_xlsum_pt", "sum", 1), "---", "# Mine", ""])
-    (model_folder / "README.md").write_text(other + text.split("---", 2)[2])
+    # The results of an earlier report are replaced
+    (model_folder / "README.md").write_text(text)
+    run(tmp_path, models, {"tuned": str(model_folder)})
+    assert card.read_text() == text
+
+
+def test_a_card_keeps_the_results_and_metadata_of_others_as_they_were_written(models, model_folder, tmp_path):
+    index = "model-index:\n- name: mine\n  results:\n  - task: {type: t}\n"
+    index += "    dataset: {name: sum, type: x, config: no}\n"
+    index += "    metrics: [{type: acc, value: 1}]\n- name: other\n  results: []\n"
+    others = ["# of ours", "language: no", "version: 1.10", "released: 2026-01-01", "extra:", "- {inference: false}"]
+    front = "\n".join(others[:3]) + f"\n{index}" + "\n".join(others[3:])
+    (model_folder / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
     _, path = run(tmp_path, models, {"tuned": str(model_folder)})
-    assert card.read_text().count(BEGIN) == 1
-    names = [entry.dataset_name for entry in model_index_to_eval_results(metadata_load(card)["model-index"])[1]]
-    assert len(names) == 17 and "sum" in names
+    card = path.parent / "README.md"
+    assert set(others) < set(card.read_text().splitlines())
+    mine, other = metadata_load(card)["model-index"]
+    assert (mine["name"], other) == ("mine", {"name": "other", "results": []})
+    assert mine["results"][0]["dataset"] == {"name": "sum", "type": "x", "config": "no"} and len(mine["results"]) == 17
 
 
-@pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "1: x", "license: \tmit: x"])
+def test_names_of_others_stay_in_their_place(models, tmp_path):
+    bad = "x`\n\n# Taken over\n\x1b[2J"
+    for tasks in models.values():
+        tasks |= small("quiz", **{bad: right(0.5)})
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
+    _, path = run(tmp_path, models, {"tuned": f"../../escape{bad}", "base": bad})
+    written = {file for file in tmp_path.rglob("*") if file.is_file()} - before
+    ours = {path.parent / name for name in ("report.md", "report.json", "report.html", "report.svg", "README.md")}
+    assert {file for file in written if file.parent.name not in models} == ours
+    for file in (path, path.parent / "README.md"):
+        text = file.read_text()
+        assert "x' # Taken over" in text and "\n# Taken over" not in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize("metadata", ["tags: [sdrrl", "- a\n- b", "license: \tmit: x"])
 def test_a_card_with_broken_metadata_is_named_before_anything_is_written(models, model_folder, tmp_path, metadata):
     card = model_folder / "README.md"
     card.write_text(f"---\n{metadata}\n---\n# Mine\n")

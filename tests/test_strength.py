@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation.merge import merge
-from sdrrl_trl.evaluation.weights import check_strength, split_strength
+from sdrrl_trl.evaluation.weights import check_strength, merge, split_strength
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What `sdrrl evaluate` does with benchmarks: names, languages, backends."""
 
 import json
-import time
 
 import pytest
 from conftest import cases, data_dir
@@ -9,6 +8,7 @@ from test_endpoint import Server
 
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.evaluation.outputs import load
+from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.evaluation.suite import language_of, select, task_manager
 
 
@@ -48,11 +48,16 @@ def test_languages_choose_among_the_tasks_of_a_group():
     assert len(select(["sdrrl_flores"], ["th", "vi-VN"])) == 4
 
 
-def test_our_tasks_are_indexed_at_once():
-    start = time.perf_counter()
-    manager = task_manager()
-    assert time.perf_counter() - start < 2  # all of lm-eval takes about 10 seconds
-    assert {"sdrrl_multilingual", "xnli_th"} <= set(manager.all_tasks) and "hellaswag" not in manager.all_tasks
+def test_only_our_tasks_are_indexed_as_long_as_no_other_is_asked_for():
+    assert {"sdrrl_multilingual", "xnli_th"} <= set(task_manager().all_tasks)
+    assert "hellaswag" not in task_manager().all_tasks
+
+
+def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
+    assert set(select(["sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"], skip_missing=True)) == {"sdrrl_xnli_gen_th"}
+    assert "1 tasks are left out, as they cannot be loaded:\nsdrrl_xnli_gen_fr: " in capsys.readouterr().err
+    with pytest.raises(SDRRLError, match="1 tasks cannot be loaded"):
+        select(["sdrrl_xnli_gen_fr"], skip_missing=True)
 
 
 @pytest.mark.parametrize("names, languages, named", cases("tasks"))
@@ -74,17 +79,19 @@ def test_the_judge_and_no_key_is_recorded(tiny_model, tmp_path, monkeypatch):
     assert not any("secret" in file.read_text() for file in folder.rglob("*.json*"))
 
 
-def test_an_unknown_backend_is_clear(tiny_model, tmp_path):
-    with pytest.raises(SDRRLError, match="backend 'vlm'"):
-        run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], backend="vlm")
-
-
-def test_a_server_can_be_evaluated(tiny_model, tmp_path):
+def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_path):
     reply = {"choices": [{"index": 0, "message": {"content": "Lisboa"}}]}
-    with Server(lambda number, body: (200, {}, reply)) as server:
-        model_args = f"base_url={server.url}/chat/completions"
-        more = {"backend": "local-chat-completions", "model_args": model_args, "models": ["served=my-model"]}
-        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], **more) / "served")
+    with Server(lambda number, body: (200 if body["model"] == "my-model" else 400, {}, reply)) as server:
+        model_args = f"base_url={server.url}/chat/completions,max_retries=1"
+        more = {"backend": "local-chat-completions", "model_args": model_args}
+        with pytest.raises(SDRRLError, match="local-chat-completions' failed at the model 'x', asked sdrrl_mkqa_pt"):
+            run(tiny_model, tmp_path / "x", ["sdrrl_mkqa_pt"], models=["x=other"], **more)
+        with pytest.raises(SDRRLError, match="Loglikelihood is not supported"):
+            run(tiny_model, tmp_path / "y", ["xnli_th"], models=["x=my-model"], **more)
+        server.requests.clear()
+        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], models=["served=my-model"], **more) / "served")
+    folders = [f"{name}={tmp_path / 'served'}" for name in ("base", "tuned")]
+    assert "mkqa_pt" in report(ReportConfig(folders, str(tmp_path / "report"))).read_text()
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
     (_, _, asked, _), *_ = server.requests

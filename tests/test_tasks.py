@@ -17,7 +17,7 @@ from conftest import ROOT, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.evaluation.doctor import doctor, format_doctor
+from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
 from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, in_language, script_share
 from sdrrl_trl.tasks import data, flores
@@ -248,9 +248,16 @@ def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
     problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
     ready = [name for name, problem in problems.items() if problem is None]
     assert ready == ["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_pku_saferlhf"]
-    with pytest.raises(SDRRLError, match="sdrrl_xnly: no task"):
+    with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_xnly'. Did you mean"):
         doctor(["sdrrl_xnly"])
-    table = format_doctor(problems)
+    table = format_doctor(problems, surroundings())
+    assert doctor(["sdrrl_xnli"], ["th"]) == {"xnli_th": None}
+    for part in ("torch", "disk", "hub", "judge", "translator google/madlad400-3b-mt", "engine ctranslate2"):
+        assert f"| {part} | " in table
+    monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
+    assert surroundings()["judge"].startswith("Set SDRRL_JUDGE_URL")
+    monkeypatch.setenv("SDRRL_JUDGE_URL", "http://127.0.0.1:9/v1")
+    assert surroundings()["judge"].startswith("the server in SDRRL_JUDGE_URL does not answer")
     assert "| tag | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
     assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language
     assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", table) and "(2)" not in table

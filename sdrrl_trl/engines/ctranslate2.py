@@ -35,7 +35,7 @@ class CTranslate2Translator(TranslationModel):
         super().__init__(str(folder / "tokenizer"), folder.name)
         device = own_device()
         on_gpu = {"device": "cuda", "device_index": device.index} if device.type == "cuda" else {}
-        with loading(f"the converted model {model!r}"):
+        with loading("the converted model", model):
             self._translator = ctranslate2.Translator(model, **on_gpu)
 
     def describe(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from sdrrl_trl import hub
 from sdrrl_trl.utils import SDRRLError, package_version, require
 
 
@@ -54,6 +55,7 @@ def smollm2() -> tuple[str, str]:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
     if not (cache / "config.json").exists():
+        hub.unreachable()  # before the library asks, again and again
         try:
             snapshot_download(SMOLLM2, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=5)
             return SMOLLM2, f"{SMOLLM2} from the model hub (Apache-2.0)"

@@ -47,12 +47,12 @@ class TranslationModel:
 
     def __init__(self, files: str, name: str):
         self.name = name
-        with loading(f"the translation model {name!r}"):
-            config = AutoConfig.from_pretrained(files)
+        with loading("the translation model", name):
+            config = AutoConfig.from_pretrained(files, trust_remote_code=False)
             # As a `T5Tokenizer`, transformers 5 does not read the tokenizer of MADLAD-400 as it is: it takes token 2
             # for unknown characters, which here is the end of the text, and drops the fallback to bytes
             loader = PreTrainedTokenizerFast if config.model_type in _T5 else AutoTokenizer
-            self.tokenizer = loader.from_pretrained(files)
+            self.tokenizer = loader.from_pretrained(files, trust_remote_code=False)
         self.family = self._find_family(config.model_type)
         unknown = self.tokenizer("\U0010fffd", add_special_tokens=False)["input_ids"]
         if self.tokenizer.eos_token_id in unknown:
@@ -184,8 +184,8 @@ class Seq2SeqTranslator(TranslationModel):
     def __init__(self, model: str):
         disable_progress_bar()
         super().__init__(model, model)
-        with loading(f"the translation model {model!r}"):
-            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto")
+        with loading("the translation model", model):
+            self.model = AutoModelForSeq2SeqLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
         self.model.to(own_device()).eval()
         own, config = self.model.generation_config, self.model.config
         # Greedy, whatever the model recommends: four beams take four times as long

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
+from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.utils import SDRRLError, in_a_line
@@ -32,12 +34,14 @@ BATCH_TOKENS = 32_768
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, name: str) -> Iterator[None]:
     """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
+    if not Path(name).exists():
+        hub.unreachable()  # before they ask
     try:
         yield
     except Exception as error:  # wrong types in a configuration can be any
-        raise SDRRLError(f"Cannot load {what}: {in_a_line(error)}") from error
+        raise SDRRLError(f"Cannot load {what} {name!r}: {hub.explain(error) or in_a_line(error)}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:
@@ -49,8 +53,8 @@ def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[
     """
     disable_progress_bar()
     tokenizer = load_tokenizer(name, revision)
-    with loading(f"the model {name!r}"):
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    with loading("the model", name):
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, trust_remote_code=False)
     return model.to(own_device()).eval(), tokenizer
 
 
@@ -69,8 +73,10 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
     Raises:
         `SDRRLError`: if it cannot be loaded.
     """
-    with loading(f"the tokenizer of {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    with loading("the tokenizer of", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, padding_side="left", trust_remote_code=False
+        )
     if tokenizer.pad_token is None:  # any will do: it is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -83,8 +89,8 @@ def check_model(name: str, needs_chat_template: bool, revision: str = "main") ->
     Raises:
         `SDRRLError`: if there is no such model, or it has no chat template where one is needed.
     """
-    with loading(f"the model {name!r}"):
-        AutoConfig.from_pretrained(name, revision=revision)
+    with loading("the model", name):
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if needs_chat_template and load_tokenizer(name, revision).chat_template is None:
         raise SDRRLError(
             f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "

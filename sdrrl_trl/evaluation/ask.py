@@ -57,9 +57,6 @@ def ask(
 
     for task in tasks.values():
         task.set_fewshot_seed(seed=1234)  # that of the lm_eval command
-        if isinstance(lm, HFLM):
-            template = lm.tokenizer.chat_template if apply_chat_template else None
-            _keep_requests(task, (template, lm.tokenizer.special_tokens_map, limit, system_prompt))
     with watch_for_nan(lm.model) if isinstance(lm, HFLM) else nullcontext(False) as found_nan:
         results = evaluate(
             lm,
@@ -70,20 +67,6 @@ def ask(
             system_instruction=system_prompt,
         )
     return results, any(gather_object([bool(found_nan)]))
-
-
-def _keep_requests(task: Any, made_with: tuple[Any, ...]) -> None:
-    """lm-eval would make a task's requests anew for every model; through the same chat template they are the same."""
-    if vars(task).get("made_with") == made_with:
-        for request in task.instances:  # with the answers of the model before
-            request.resps, request.filtered_resps = [], {}
-        task.build_all_requests = _build_nothing
-    else:
-        vars(task).pop("build_all_requests", None)
-        task.made_with = made_with
-
-
-def _build_nothing(**options: Any) -> None: ...
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import yaml
 from sdrrl_trl.evaluation.compare import Row
 from sdrrl_trl.evaluation.outputs import Output
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.render import render
+from sdrrl_trl.render import inline, render
 from sdrrl_trl.transfer.publish import is_non_commercial
 from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
 
@@ -20,7 +20,22 @@ IGNORED = ["*.lock", ".*", "options*.json", "trainer_state.json", "timings.json"
 IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*"]
 
 
-def load(model: str) -> Any:
+class _Loader(yaml.SafeLoader):
+    """As the hub reads YAML, by its version 1.2: `no` is the tag of a language, not false."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.IGNORECASE), list("tTfF"))
+
+
+# Its metadata as they stand there, what they say, and the text below
+Card = tuple[str, dict[str, Any], str]
+
+
+def load(model: str) -> Card:
     """
     The card of a model, or a new one if there is none here. The model's folder itself is never written to.
 
@@ -31,13 +46,15 @@ def load(model: str) -> Any:
     Raises:
         `SDRRLError`: if the metadata of the card cannot be read.
     """
-    from huggingface_hub import ModelCard
-
     path = Path(model) / "README.md"
-    new = f"---\nlibrary_name: transformers\n---\n# {Path(model).name}\n"
     try:
-        return ModelCard(path.read_text(encoding="utf-8") if path.is_file() else new, ignore_metadata_errors=True)
-    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else f"# {inline(Path(model).name)}\n"
+        found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$(.*)", text, re.DOTALL | re.MULTILINE)
+        front, text = found.groups() if found else ("library_name: transformers\n", text)
+        metadata = yaml.load(front, _Loader) or {}  # noqa: S506 (it is a safe one)
+        _with_results(metadata, [], "")
+        return front, metadata, text
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise SDRRLError(
             f"The metadata at the top of {path} cannot be read, so the results cannot be added without losing it. "
             f"Correct the lines between the two `---`, or move the file away for a new card. The mistake: {error}"
@@ -45,15 +62,15 @@ def load(model: str) -> Any:
 
 
 def write(
-    path: Path, card: Any, content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None
+    path: Path, card: Card, content: dict[str, Any], rows: list[Row], model: str, data_set: dict[str, Any] | None
 ) -> None:
     """
-    Writes a card with the results, in the place of those of an earlier report.
+    Writes a card with the results, in the place of those of an earlier report. All else in it stays as it is.
 
     Args:
         path (`Path`):
             Where to write.
-        card (`ModelCard`):
+        card ([`Card`]):
             The card so far, from [`load`].
         content (`dict[str, Any]`):
             What `report.json` holds.
@@ -64,21 +81,21 @@ def write(
         data_set (`dict[str, Any]`, *optional*):
             Manifest of the transfer set that it was trained on.
     """
-    rows, data = [row for row in rows if row.model == model], card.data
-    data.model_name = data.model_name or Path(content["models"][model]).name
-    # Results of others in the card stay
-    results = [*(data.eval_results or []), *_eval_results(rows)]
-    data.eval_results = list({(r.dataset_name, r.metric_type, r.metric_name): r for r in results}.values()) or None
+    rows = [row for row in rows if row.model == model]
+    front, old, text = card
+    new = {"model-index": _with_results(old, rows, Path(content["models"][model]).name)}
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
-    bases = [data.base_model] if isinstance(data.base_model, str) else data.base_model or []
-    data.base_model = data.base_model if all(map(on_hub, bases)) else None
-    tags = map(str, data.tags or [])
-    data.tags = [tag for tag in tags if not tag.startswith("base_model:") or on_hub(tag.rpartition(":")[2])] or None
-    if data_set:
-        data.language = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
-        if data.license is None and any(map(is_non_commercial, data_set["licences"].values())):
-            data.license, data.license_name = "other", "non-commercial-parts"
+    bases = old.get("base_model") or []
+    if not all(map(on_hub, [bases] if isinstance(bases, str) else bases)):
+        new["base_model"] = None
+        tags = map(str, old.get("tags") or [])
+        new["tags"] = [tag for tag in tags if not tag.startswith("base_model:") or on_hub(tag.rpartition(":")[2])]
     licences = data_set["licences"] if data_set else {}
+    non_commercial = [f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)]
+    if data_set:
+        new["language"] = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
+    if non_commercial and not old.get("license"):
+        new |= {"license": "other", "license_name": "non-commercial-parts"}
     section = render(
         "card.md.jinja",
         sentences=content["summary"][model],
@@ -86,13 +103,19 @@ def write(
         tuned=Path(content["models"][model]).name,
         rows=rows,
         data_set=data_set,
-        non_commercial=[f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)],
+        non_commercial=non_commercial,
         versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
         signatures=sorted(set(content["signatures"].values())),
     )
-    before, _, rest = card.text.partition(BEGIN)
+    # What is not changed stays as it was written, and is no YAML made anew: 1.10 would be 1.1
+    kept = re.split(r"^(?=[^\s#\]}-])", front, flags=re.MULTILINE)
+    kept = [block for block in kept if block.partition(":")[0].strip(" '\"") not in new]
+    changed = {name: value for name, value in new.items() if value}
+    kept += yaml.safe_dump(changed, sort_keys=False, allow_unicode=True) if changed else ""
+    before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2].rstrip()
-    write_atomic(path, f"---\n{data.to_yaml()}\n---\n{before.rstrip()}\n\n{BEGIN}\n{section}{END}{after}\n")
+    front = "".join(kept).strip()
+    write_atomic(path, f"---\n{front}\n---\n{before.strip()}\n\n{BEGIN}\n{section}{END}{after}\n")
 
 
 def on_hub(model: str) -> bool:
@@ -100,23 +123,34 @@ def on_hub(model: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
-def _eval_results(rows: list[Row]) -> list[Any]:
-    """The tuned model's scores as the hub's `model-index` has them."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=row.benchmark.removesuffix("_*").replace("*", "xx"),
-            dataset_name=row.task,
-            dataset_config=row.language or "default",  # the hub tells results apart by it, not by the name
-            metric_type=row.metric_name,
-            metric_name=row.title,
-            metric_value=round(row.comparison.tuned, 5),
-        )
+def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[dict[str, Any]]:
+    """
+    The hub's `model-index` of some metadata with the tuned model's scores: in its first entry, beside the results of
+    others there, or in a new one under `name`.
+    """
+    ours = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {
+                "name": row.task,
+                "type": row.benchmark.removesuffix("_*").replace("*", "xx"),
+                "config": row.language or "default",  # the hub tells results apart by it, not by the name
+            },
+            "metrics": [
+                {"type": row.metric_name, "value": round(row.comparison.tuned, 5), "name": row.title},
+            ],
+        }
         for row in rows
         if row.role not in ("agreement", "drift")
     ]
+
+    def keys(result: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return [(result["dataset"].get("name"), m["type"], m.get("name")) for m in result["metrics"]]
+
+    known = {key for result in ours for key in keys(result)}
+    first, *others = metadata.get("model-index") or [{"name": metadata.get("model_name") or name}]
+    left = [result for result in first.get("results") or [] if not known & set(keys(result))]
+    return [*([first | {"results": left + ours}] if left + ours else []), *others]
 
 
 def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:

@@ -11,6 +11,7 @@ from sdrrl_trl.evaluation.outputs import Output, TaskResult
 from sdrrl_trl.evaluation.significance import Comparison, compare_pairs, corpus_score, holm, item_statistics
 from sdrrl_trl.evaluation.suite import BY_FLORES, HARMFUL, language_of
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.render import inline
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -22,7 +23,7 @@ FEW = "too few items"
 ROLES = ("target", "source", "drift", "other", "agreement", "format", "safety")
 SAMPLED = "own,temperature1,top_p1"  # held-out answers that drift can be estimated from, as a signature has them
 # Whether an answer can be read, not whether it is right
-_FORMAT = ("in_language", "wrong_language", "invalid", "judge_failed")
+_FORMAT = ("in_language", "wrong_language", "language_unknown", "invalid", "judge_failed")
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,14 @@ class Row:
 
     @property
     def title(self) -> str:
-        return self._titled(self.task)
-
-    @property
-    def plot_title(self) -> str:
-        """As `title`, for all languages of the benchmark."""
-        return self._titled(self.benchmark).replace("_*:", ":")
-
-    def _titled(self, task: str) -> str:
         if self.role == "drift":
             return "drift from the base model: bits per byte of its own answers"
-        task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", task)
+        task = re.sub(r"sdrrl_heldout_gen_.+", "held-out questions", self.task)
         task = re.sub(r"sdrrl_heldout_bpb_.+", "held-out answers", task)
         task = re.sub(r"sdrrl_heldout_text_.+", "held-out sentences", task)
         name, _, by = self.metric.partition(",")
         measure = name.removeprefix("answer_").replace("_", " ") + (f" ({by})" if by else "")
-        return f"{task.removeprefix('sdrrl_')}: {measure}"
+        return inline(f"{task.removeprefix('sdrrl_')}: {measure}")
 
     @property
     def digits(self) -> int:
@@ -156,19 +149,24 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
     base, *tuned = outputs
     measures, statistics, not_compared = [], [], []
     for model in tuned:
-        _check_same_tasks(base, model, outputs)
+        if lone := sorted(set(outputs[base].tasks) ^ set(outputs[model].tasks)):
+            raise SDRRLError(
+                f"Not both {base} and {model} have results of {', '.join(lone)}. Evaluate what is missing (the same "
+                "`sdrrl evaluate` goes on where it stopped), or leave the model out."
+            )
         for task in outputs[base].tasks:
             both = [outputs[name].tasks[task] for name in (base, model)]
             _check_same(task, f"{base} and {model}", *both)
             for metric in both[0].metrics:
-                found = _statistics(task, metric, both)
-                if isinstance(found, str):
+                try:
+                    statistics.append((metric.partition(",")[0], *_statistics(task, metric, both)))
+                except ValueError as why:
                     scores = {"base": both[0].metrics[metric], "tuned": both[1].metrics[metric]}
-                    not_compared.append({"model": model, "task": task, "metric": metric, **scores, "because": found})
+                    about = {"model": model, "task": task, "metric": metric}
+                    not_compared.append(about | scores | {"because": str(why)})
                     continue
                 role = role_of(task, metric, language_of(task), source, both[0].signature)
                 measures.append((model, task, metric, language_of(task), role, both[0].higher_is_better[metric]))
-                statistics.append((metric.partition(",")[0], *found))
     comparisons = compare_pairs(statistics, SEED)
     # One correction for all rows: a table of 200 has 10 with p < 0.05 by chance
     p_values = holm([comparison.p for comparison in comparisons])
@@ -180,15 +178,6 @@ def compare(outputs: dict[str, Output], source: str) -> tuple[list[Row], list[di
         rows.append(drift if row.role == "drift" else row)
     rows.sort(key=lambda r: (tuned.index(r.model), ROLES.index(r.role), str(r.language), r.task, r.metric))
     return rows, not_compared
-
-
-def _check_same_tasks(base: str, model: str, outputs: dict[str, Output]) -> None:
-    lone = sorted(set(outputs[base].tasks) ^ set(outputs[model].tasks))
-    if lone:
-        raise SDRRLError(
-            f"Not both {base} and {model} have results of {', '.join(lone)}. Evaluate what is missing (the same "
-            "`sdrrl evaluate` goes on where it stopped), or leave the model out."
-        )
 
 
 def _check_same(task: str, names: str, base: TaskResult, tuned: TaskResult) -> None:
@@ -210,34 +199,26 @@ def _check_same(task: str, names: str, base: TaskResult, tuned: TaskResult) -> N
             f"differ in: {', '.join(fields)}. Evaluate both with the same options{template} into another folder, or "
             "leave one out."
         )
-    if len(base.items) < 2:
-        raise SDRRLError(
-            f"{task} has {len(base.items)} items: nothing can be said about a difference. Evaluate more of them "
-            "(`limit`, `test_size`), or leave the task out."
-        )
 
 
-def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarray] | str:
-    """Statistics of the items of both models, or why there are none to compare."""
+def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarray]:
+    """Statistics of the items of both models. Raises `ValueError` if there are none to compare, with why."""
     if any(result.higher_is_better[metric] is None for result in both):
-        return "the task does not say whether higher is better"
+        raise ValueError("the task does not say whether higher is better")
     pairs = [(one.scores[metric], other.scores[metric]) for one, other in zip(*(r.items for r in both), strict=True)]
     scored = [pair for pair in pairs if not any(map(_is_nan, pair))]
     # A pair that the judge failed on for either model is left out; n tells how many remain
-    if len(scored) < len(pairs) and (not task.startswith(HARMFUL) or len(scored) < 2):
-        return f"{len(pairs) - len(scored)} of {len(pairs)} items have no score"
+    if len(scored) < len(pairs) and (not task.startswith(HARMFUL) or not scored):
+        raise ValueError(f"{len(pairs) - len(scored)} of {len(pairs)} items have no score")
     scores = list(zip(*scored, strict=True))
     name = metric.partition(",")[0]
-    try:
-        found = [item_statistics(name, of_model) for of_model in scores]
-    except ValueError as error:
-        return str(error)
+    found = [item_statistics(name, of_model) for of_model in scores]
     if not np.isfinite(found).all():
-        return "some of its items are infinite, of which there is no mean"
+        raise ValueError("some of its items are infinite, of which there is no mean")
     reported = [result.metrics[metric] for result in both]
     by_item = [corpus_score(name, of_model) for of_model in scores]
     if scored == pairs and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
-        return "the task's score is not the mean of its items' scores"
+        raise ValueError("the task's score is not the mean of its items' scores")
     return found
 
 

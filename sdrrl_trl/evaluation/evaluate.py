@@ -24,7 +24,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
-from sdrrl_trl.evaluation.models import MODEL_ARGS, load_models, processes
+from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
@@ -67,6 +67,8 @@ class EvaluationConfig:
             Items per batch.
         apply_chat_template (`bool`, *optional*, defaults to `True`):
             Ask through the model's chat template.
+        skip_missing (`bool`, *optional*, defaults to `False`):
+            Leave out tasks that cannot be loaded, and print which and why. Default: they are an error.
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
@@ -79,6 +81,7 @@ class EvaluationConfig:
     model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
+    skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
 
     def __post_init__(self):
         for model in self.models:
@@ -103,24 +106,15 @@ class EvaluationConfig:
                 raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
         if any(map(is_held_out, self.tasks)) and self.transfer_set is None:
             raise SDRRLError("The task `sdrrl_heldout` needs `transfer_set`, whose held-out questions it asks.")
-        if not all("=" in pair for pair in (self.model_args or "=").split(",")):
-            raise SDRRLError(f"`model_args`: {self.model_args!r} is not of the form `name=value,name=value`.")
-        if re.search(r"://[^/,]*@", self.model_args or ""):
-            raise SDRRLError("`model_args` holds a password, which would be written to files. Set `OPENAI_API_KEY`.")
         for name in ("limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
+        self.arguments = parse_arguments(self.backend, self.model_args)
 
     @property
     def model_paths(self) -> dict[str, str]:
         return dict(model.split("=", 1) for model in self.models)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        from lm_eval.utils import simple_parse_args_string
-
-        return simple_parse_args_string(self.model_args)
 
 
 def evaluate(config: EvaluationConfig) -> Path:
@@ -137,11 +131,10 @@ def evaluate(config: EvaluationConfig) -> Path:
     folder = Path(config.output_dir)
     # All that can be wrong is found before a model is loaded
     check_output_dir(folder, needed_bytes=100_000_000)
+    check_server(config.arguments)
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 
-        if unknown := sorted(set(config.arguments) - set(MODEL_ARGS)):
-            raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(MODEL_ARGS)}.")
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
@@ -257,7 +250,15 @@ def _ask_and_save(
 ) -> None:
     """Asks a model tasks; the first process writes the results."""
     started = time.time()
-    results, found_nan = ask(lm, tasks, config.limit, config.apply_chat_template, system_prompt)
+    try:
+        results, found_nan = ask(lm, tasks, config.limit, config.apply_chat_template, system_prompt)
+    except Exception as error:
+        if config.backend == "hf":
+            raise
+        raise SDRRLError(  # lm-eval hands on what any library raises, after three attempts
+            f"The backend {config.backend!r} failed at the model {name!r}, asked {', '.join(tasks)} "
+            f"({type(error).__name__}: {error}). What was finished is kept: the same command goes on."
+        ) from error
     if found_nan:
         raise SDRRLError(
             f"The logits of the model {name!r} are NaN on one of {', '.join(tasks)}. It knows no answers, but lm-eval "

@@ -1,23 +1,89 @@
 """The models of `sdrrl evaluate` as lm-eval takes them."""
 
+import inspect
+import json
+import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from sdrrl_trl.evaluation.weights import (
-    base_path,
-    is_adapter,
-    load_full,
-    only_adds,
-    own_tokenizer,
-    put_on,
-    split_strength,
-)
+from sdrrl_trl import hub
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
 
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
 MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
 MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
+
+# Must not be in files
+_SECRET = re.compile(r"header|auth|api_?key|passw|secret|hf_token|^token$", re.IGNORECASE)
+_NOT_SET = ("self", "args", "kwargs", "model", "pretrained", "batch_size")
+_SECRET_URL = re.compile(r"://[^/,]*@|[?&][^=]*(key|token|secret|passw|sig|auth)[^=]*=", re.IGNORECASE)
+
+
+def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
+    """
+    Arguments for a backend, as lm-eval has them.
+
+    Args:
+        backend (`str`):
+            lm-eval's name of the backend.
+        text (`str`, *optional*):
+            `name=value,name=value`, or JSON.
+
+    Raises:
+        `SDRRLError`: for another form, passwords, and a backend or an argument that is not known.
+    """
+    from lm_eval._cli.utils import key_val_to_dict
+    from lm_eval.api.registry import get_model
+
+    text = text or ""
+    try:
+        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
+        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
+    except ValueError as error:
+        raise SDRRLError("`model_args` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
+    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
+        raise SDRRLError(
+            "`model_args` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
+        )
+    known = set(MODEL_ARGS)
+    if backend == "vllm":  # it hands on what it does not know
+        known = set(found) - {"trust_remote_code"}
+    elif backend != "hf":
+        try:
+            classes = get_model(backend).__mro__[:-1]
+        except (ValueError, ImportError) as error:
+            raise SDRRLError(f"lm-eval has no backend {backend!r}: {error}") from error
+        known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
+        known = {name for name in known if not _SECRET.search(name)} - {"trust_remote_code", *_NOT_SET}
+    if unknown := sorted(set(found) - known):
+        raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
+        if not isinstance(found.get(name, kind()), kind):
+            raise SDRRLError(f"`model_args`: {name} must be a {kind.__name__}, such as {kind()}.")
+    if backend.startswith("local-") and "base_url" not in found:
+        raise SDRRLError(f"`backend={backend}` needs `--model_args base_url=http://localhost:8000/v1/...`.")
+    return found
+
+
+def check_server(arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] if the server does not answer."""
+    url = arguments.get("base_url")
+    if url is not None and isinstance(why := hub.probe(url), str):
+        raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct `base_url` in `model_args`.")
+
+
+def check_template(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
+    named = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & set(arguments))}
+    unused = [name for name in sorted(named) if name not in str(tokenizer.chat_template)]
+    if unused:
+        raise SDRRLError(
+            f"`model_args`: the chat template of {model!r} does not know {', '.join(unused)}, so it would do nothing. "
+            "Leave it out, or evaluate that model apart."
+        )
 
 
 def load_models(
@@ -52,22 +118,21 @@ def load_models(
     from sdrrl_trl.engines.transformers import load_model
 
     dtype = arguments.get("dtype", "auto")
-    base_name = base = model = None
+    loaded = base = None
     for name, spec in paths.items():
         path, strength = split_strength(spec)
-        if strength is not None and not only_adds(path):
-            base = model = None
-            model, tokenizer = load_full(path, base_path(spec) if is_adapter(spec) else full_base, strength, dtype)
-        else:
-            if base is None or base_path(spec) != base_name:
-                base = model = None  # before the next one is loaded: there may be no room for two
-                base_name = base_path(spec)
-                base, base_tokenizer = load_model(base_name, dtype=dtype)
-            model = put_on(base, path, strength) if is_adapter(spec) else base
-            tokenizer = own_tokenizer(path) or base_tokenizer
+        if base is None or base_path(spec) != loaded:
+            base = model = None  # before the next one is loaded: there may be no room for two
+            loaded = base_path(spec)
+            base, base_tokenizer = load_model(loaded, dtype=dtype)
+        start = loaded if is_adapter(spec) else full_base
+        model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
+        check_template(tokenizer, spec, arguments)
         yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
-        if base is not None and is_adapter(spec):
+        if is_adapter(spec):
             base = model.unload() if only_adds(path) else None
+        elif strength is not None:
+            base = None
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
@@ -94,10 +159,12 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
     if backend == "vllm" and is_adapter(path):
         named["lora_local_path"] = path
     more = {"batch_size": batch_size, "max_batch_size": None, "device": None}
+    hub.unreachable()  # for a tokenizer; before the library asks, again and again
+    logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # its errors may hold the key
     try:
         return get_model(backend).create_from_arg_obj(named | arguments, more)
-    except (ValueError, ImportError, OSError) as error:
-        raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {error}") from error
+    except Exception as error:  # of any library
+        raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {hub.explain(error) or error}") from error
 
 
 def processes() -> Any:

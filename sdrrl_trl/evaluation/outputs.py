@@ -166,6 +166,11 @@ def _newest(files: list[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
     for file in files:  # the date in the name has sorted them
         content = read_json(file, ("results", "configs", "n-samples", "model_name"))
         date = file.stem.rpartition("_")[2]
+        try:
+            for task in content["configs"]:
+                int(content["n-samples"][task]["effective"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise SDRRLError(f"{file} is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
         odd = [task for task in content["configs"] if not re.fullmatch(r"[\w.:@+-]+", task)]
         if odd:  # a name becomes part of a path, and is printed
             raise SDRRLError(f"{file}: {odd[0]!r} is not the name of a task.")
@@ -182,8 +187,8 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
 def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
     if not file.exists():
         raise SDRRLError(f"{file} is missing: comparing needs every item. Run `lm_eval` with `--log_samples`.")
-    results = content["results"][task]
     try:
+        results = content["results"][task]
         rows = read_samples(file)
         labels = _labels(results, {row["filter"] for row in rows})
         items: dict[int, Item] = {}
@@ -191,13 +196,13 @@ def _read_task(task: str, file: Path, content: dict[str, Any]) -> TaskResult:
             item = items.setdefault(row["doc_id"], _item(row))
             item.scores.update({label: row[metric] for (metric, by), label in labels.items() if by == row["filter"]})
         signature = _signature(task, content, rows[0])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        metrics = {label: results[f"{metric},{by}"] for (metric, by), label in labels.items()}
+        metrics = {label: math.nan if score is None else score for label, score in metrics.items()}
+        higher = {label: content["higher_is_better"][task].get(metric) for (metric, _), label in labels.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SDRRLError(f"{file} is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
     if len(items) != content["n-samples"][task]["effective"]:
         raise SDRRLError(f"{file} holds {len(items)} items, not all that were asked. {_AGAIN}")
-    metrics = {label: results[f"{metric},{by}"] for (metric, by), label in labels.items()}
-    metrics = {label: math.nan if score is None else score for label, score in metrics.items()}
-    higher = {label: content["higher_is_better"][task].get(metric) for (metric, _), label in labels.items()}
     return TaskResult(metrics, higher, signature, list(items.values()))
 
 

@@ -1,7 +1,7 @@
 """The plot of the report: positions for the template that draws it as SVG."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sdrrl_trl.evaluation.compare import Row
@@ -59,6 +59,7 @@ def panels(rows: list[Row]) -> list[Panel]:
     # The source language first: there a loss would be
     for row in sorted(rows, key=lambda row: (row.role != "source", language_name(row.language))):
         if main[row.benchmark] == row.metric:
-            title = row.plot_title + (" ↑" if row.higher_is_better else " ↓")
+            title = replace(row, task=row.benchmark).title.replace("_*:", ":")
+            title += " ↑" if row.higher_is_better else " ↓"
             found.setdefault(title, []).append(row)
     return sorted((Panel(title, of) for title, of in found.items()), key=lambda panel: -len(panel.rows))

@@ -4,21 +4,24 @@ import re
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sdrrl_trl.evaluation import card
-from sdrrl_trl.evaluation.compare import SEED, Row, compare
+from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.samples import differences, samples
-from sdrrl_trl.evaluation.sentences import sentences
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import split_strength
-from sdrrl_trl.languages import get_language
+from sdrrl_trl.languages import get_language, language_name
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, write_atomic, write_json
+
+
+RISE = 0.05  # of the share of empty or repetitive answers, from where on it is said; the number is not from the paper
 
 
 @dataclass
@@ -133,3 +136,33 @@ def _content(
         "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
     return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
+
+
+def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:
+    """Four to eight sentences about one tuned model: does it help, does it hurt, can I believe it?"""
+    mine = [row for row in rows if row.model == model]
+    by_role = {role: [row for row in mine if row.role == role] for role in ROLES}
+    source = content["source_language"]
+    closed = [gap["closed"] for gap in content["gaps"] if gap["model"] == model and gap["closed"] is not None]
+    before, now = (
+        {rate["language"]: rate for rate in content["answers"] if rate["model"] == name}
+        for name in (content["base"], model)
+    )
+    rates = [(before[tag], now[tag]) for tag in now]
+    enough = [(old, new) for old, new in rates if new["n"] >= MIN_ITEMS]
+    text = render(
+        "sentences.jinja",
+        source=language_name(source),
+        rows=by_role,
+        worst=max(by_role["source"], key=lambda row: row.worst_loss or 0.0, default=None),
+        n_rows=len(content["rows"]),
+        closed=closed,
+        closed_median=median(closed) if closed else None,
+        # A model that answered nothing in a language has no rate there
+        written=[p for p in rates if p[1]["language"] != source and None not in (r["wrong_language"] for r in p)],
+        risen={kind: [p for p in enough if p[1][kind] - p[0][kind] > RISE] for kind in ("empty", "repetitive")},
+        n_few=sum(row.verdict == FEW for row in mine),
+        alpha=ALPHA,
+        min_items=MIN_ITEMS,
+    )
+    return [line for line in text.splitlines() if line]

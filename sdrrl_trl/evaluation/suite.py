@@ -3,11 +3,13 @@
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl import hub
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -103,29 +105,29 @@ def own_tasks() -> dict[str, list[str]]:
     return found
 
 
-def select(names: list[str], languages: list[str] | None = None) -> dict[str, Any]:
+def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """
     Loads tasks, groups and tags by their names, of ours or of lm-eval, with their data.
 
     Args:
-        names (`list[str]`):
-            Names.
+        names (`list[str]`, *optional*):
+            Names. Default: all of ours.
         languages (`list[str]`, *optional*):
             Only tasks about these.
 
     Returns:
-        `dict[str, Any]`: lm-eval task objects by name.
+        `tuple`: lm-eval task objects by name; and by name of a task or group, why it cannot be loaded.
 
     Raises:
-        `SDRRLError`: for an unknown name or language, a name without a task in the languages, or data that are not
-            here; all that are missing are named at once.
+        `SDRRLError`: for an unknown name or language, and for a name without a task in the languages.
     """
     tags = {get_language(language).tag for language in languages or ()}
     ours, own = leaves(tasks_dir()), own_tasks()
     # lm-eval's index of everything takes 10 seconds: it is read only for a name that is not in ours
-    manager = task_manager(everything=not set(names) <= set(own))
-    specs: dict[str, Any] = {}
-    for name in names:
+    manager = task_manager(everything=not set(names or ()) <= set(own))
+    everything = _in_languages("The suite", ours, tags) if names is None else ()
+    specs: dict[str, Any] = {task: ours[task] for task in everything}
+    for name in names or ():
         if name in own:
             specs |= {task: ours[task] for task in _in_languages(name, own[name], tags)}
         elif name in manager.all_tasks:
@@ -134,14 +136,30 @@ def select(names: list[str], languages: list[str] | None = None) -> dict[str, An
             close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
             raise SDRRLError(f"Unknown task {name!r}.{f' Did you mean {close}?' if close else ''}")
     loaded, problems = load_tasks(manager, specs)
-    if problems:
+    # Which tasks are in a group of lm-eval's own is known only now
+    tasks = {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
+    return tasks, problems
+
+
+def select(names: list[str], languages: list[str] | None = None, skip_missing: bool = False) -> dict[str, Any]:
+    """
+    The tasks that [`find`] finds.
+
+    Raises:
+        `SDRRLError`: if data are not here; all that are missing are named at once. With `skip_missing`, only if all
+            are missing: else they are left out, and printed with the reason.
+    """
+    tasks, problems = find(names, languages)
+    if problems and tasks and skip_missing:
+        lines = [f"{task}: {problem}" for task, problem in problems.items()]
+        print("\n".join([f"{len(problems)} tasks are left out, as they cannot be loaded:", *lines]), file=sys.stderr)
+    elif problems:
         first = next(iter(problems.values()))
         raise SDRRLError(
             f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
-            "what can be loaded here; name those, or choose `languages`."
+            "what can be loaded here; name those, choose `languages`, or leave out the others (`skip_missing`)."
         )
-    # Which tasks are in a group of lm-eval's own is known only now
-    return {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
+    return tasks
 
 
 def _in_languages(name: str, tasks: Iterable[str], tags: set[str]) -> list[str]:
@@ -166,6 +184,7 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
     Returns:
         `tuple`: by name, its lm-eval task objects by theirs; and by name, why it cannot be loaded.
     """
+    hub.unreachable()  # before `datasets` asks, again and again
     loaded, problems = {}, {}
     for name, spec in specs.items():
         try:
@@ -175,7 +194,7 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
             # lm-eval 0.5 puts the group before a task's name
             loaded[name] = {task.rpartition("::")[2]: one for task, one in found.items()}
         except Exception as error:  # whatever the data, their code or the hub may raise; it is shown
-            text = f"{type(error).__name__}: {error}"
+            text = hub.explain(error) or f"{type(error).__name__}: {error}"
             problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
     return loaded, problems
 

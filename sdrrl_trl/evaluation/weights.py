@@ -4,7 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.utils import SDRRLError, read_json
+from safetensors import safe_open
+
+from sdrrl_trl.evaluation.card import on_hub
+from sdrrl_trl.render import render
+from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic
 
 
 STRENGTH = re.compile(r"(.+)@(0|1|1\.0+|0?\.\d+)")
@@ -46,10 +50,9 @@ def only_adds(path: str) -> bool:
     """
     Whether an adapter is LoRA that only adds to its base: then it can be scaled, and its base is as it was once it is
     taken off. PiSSA and the like change the base, DoRA scales it, and what was trained beside an adapter, such as a
-    head, takes the place of the base's.
+    head or new tokens, takes the place of the base's.
     """
     from peft import LoraConfig, PeftConfig
-    from safetensors import safe_open
 
     from sdrrl_trl.trainer.teacher import changes_base
 
@@ -63,47 +66,69 @@ def only_adds(path: str) -> bool:
         return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
 
 
-def put_on(base: Any, path: str, strength: float | None = None) -> Any:
-    """An adapter on its base, which it changes; at a strength if it [`only_adds`]."""
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+def _resize(model: Any, n_tokens: int, adapter: Path) -> None:
+    """Gives a base the vocabulary of an adapter that was trained with another: that of its own embeddings, if any."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    size = max(n_tokens, embeddings.num_embeddings)
+    if adapter.exists():
+        with safe_open(adapter, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (it is no dict)
+                if f".{name}." in key and ".lora_" not in key and key.endswith(".weight"):
+                    size = weights.get_slice(key).get_shape()[0]
+    if size != embeddings.num_embeddings:
+        model.resize_token_embeddings(size)
 
-    model = PeftModel.from_pretrained(base, path)
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and strength is not None:
-            module.scaling = {name: strength * scaling for name, scaling in module.scaling.items()}
-    return model
 
-
-def load_full(path: str, base: str, strength: float, dtype: str = "auto") -> tuple[Any, Any]:
+def tune(
+    model: Any, tokenizer: Any, path: str, strength: float | None, base: str | None, dtype: str = "auto"
+) -> tuple[Any, Any]:
     """
-    Loads a model at a strength as full weights, `base + strength * (tuned - base)`, exact at 0 and 1.
+    Makes the tuned model of a loaded one, which it changes: puts an adapter on it, and goes back to a strength, to
+    `base + strength * (tuned - base)`, exact at 0 and 1.
 
     Args:
+        model (`PreTrainedModel`):
+            What was loaded from [`base_path`].
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
         path (`str`):
-            Path or hub id of the model, or of an adapter.
-        base (`str`):
-            Path or hub id of its base model.
-        strength (`float`):
-            From 0, the base model, to 1, the tuned one.
+            Path or hub id of the tuned model, or folder of an adapter.
+        strength (`float`, *optional*):
+            From 0, the base model, to 1. Default: the tuned model as it is.
+        base (`str`, *optional*):
+            Path or hub id of the model that it was trained from, for a strength.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
 
     Returns:
-        `tuple`: the model and its tokenizer.
+        `tuple`: the model, on which an adapter may still lie, and its tokenizer: that in an adapter's folder, which
+        may have another chat template than the base's.
 
     Raises:
-        `SDRRLError`: if one of the two cannot be loaded, or they do not have the same weights.
+        `SDRRLError`: if the two models do not have the same weights.
     """
-    from sdrrl_trl.engines.transformers import load_model, loading
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
-    start, _ = load_model(base, dtype=dtype)
-    model, tokenizer = load_model(base if is_adapter(path) else path, dtype=dtype)
+    from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
+
     if is_adapter(path):
-        with loading(f"the adapter {path!r}"):
-            model = _merged(model, path)
+        if (Path(path) / "tokenizer_config.json").exists():
+            tokenizer = load_tokenizer(path)
+        _resize(model, len(tokenizer), Path(path) / "adapter_model.safetensors")
+        with loading("the adapter", path):
+            model = PeftModel.from_pretrained(model, path)
+        if strength is not None and only_adds(path):
+            for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+                layer.scale_layer(strength)
+            return model, tokenizer
+    if strength is None:
+        return model, tokenizer
+    model = _merged(model) if is_adapter(path) else model
     # With the head, even where the base ties it to the embeddings and training has parted them
-    starts, weights = (dict(one.named_parameters(remove_duplicate=False)) for one in (start, model))
+    both = (model, load_model(base, dtype=dtype)[0])
+    weights, starts = (dict(one.named_parameters(remove_duplicate=False)) for one in both)
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
         raise SDRRLError(
             f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
@@ -111,25 +136,69 @@ def load_full(path: str, base: str, strength: float, dtype: str = "auto") -> tup
         )
     for name, weight in model.named_parameters():  # each once
         weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
-    return model, own_tokenizer(path) or tokenizer
+    return model, tokenizer
 
 
-def _merged(base: Any, path: str) -> Any:
-    """An adapter merged into its base."""
+def _merged(model: Any) -> Any:
+    """A model with its adapter merged into it."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    tuned = put_on(base, path)
+    base = model.get_base_model()
     ends = base.get_input_embeddings(), base.get_output_embeddings()
     # What it adds to one of the two must not go into the other, to which the base may tie it
     if any(isinstance(end, BaseTunerLayer) for end in ends):
         head = getattr(ends[1], "base_layer", ends[1])
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    return tuned.merge_and_unload()
+    return model.merge_and_unload()
 
 
-def own_tokenizer(path: str) -> Any | None:
-    """The tokenizer in the folder of a model or adapter, which may have another chat template than the base's."""
-    from sdrrl_trl.engines.transformers import load_tokenizer
+def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
+    """
+    `sdrrl merge`: writes a model at a strength as full weights, with the tokenizer and a card, for whatever reads
+    those of transformers.
 
-    return load_tokenizer(path) if (Path(path) / "tokenizer_config.json").exists() else None
+    Args:
+        model (`str`):
+            Path or hub id of the tuned model, or of an adapter; with a strength, as `output/model@0.75`, else all of
+            what training changed.
+        output_dir (`Path`):
+            New folder.
+        base (`str`, *optional*):
+            Path or hub id of the model that it was trained from. Default: the one that the adapter names.
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        `SDRRLError`: for a full model without its base, a folder that is not empty, or models that do not fit.
+    """
+    from peft import PeftModel
+
+    from sdrrl_trl.engines.transformers import check_model, load_model
+
+    check_strength(model)
+    path, strength = split_strength(model)
+    if base is None and not is_adapter(path):
+        raise SDRRLError(f"{path!r} is no adapter, which would name its base. Give that: `--base`.")
+    base = base or base_path(path)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise SDRRLError(f"{output_dir} is not empty. Name a new folder.")
+    check_output_dir(output_dir, needed_bytes=1_000_000_000)
+    check_model(base, needs_chat_template=False)
+    strength = 1.0 if strength is None else strength
+    merged, tokenizer = tune(*load_model(base if is_adapter(path) else path), path, strength, base)
+    merged = _merged(merged) if isinstance(merged, PeftModel) else merged
+    merged.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    card = render(
+        "merged_card.md",
+        name=output_dir.name,
+        strength=strength,
+        tuned=Path(path).name,
+        base=base if on_hub(base) else Path(base).name,  # a path here says nothing to others
+        on_hub=on_hub(base),
+        version=package_version("sdrrl-trl"),
+    )
+    write_atomic(output_dir / "README.md", card)
+    return output_dir

@@ -54,9 +54,12 @@ def downloaded_sentences(repository, code):
                 return archived_sentences(code)
             except (OSError, ValueError, KeyError) as failure:
                 problem += f"\nThe archive {FLORES_ARCHIVE} does not help either: {failure}"
+        page = f"https://huggingface.co/datasets/{repository}"
+        refused = isinstance(error, datasets.exceptions.DatasetNotFoundError)  # not out of order
+        way_out = f"accept the terms of {page} and run `hf auth login`" if refused else "try again later"
         raise OSError(
-            f"FLORES-200: {problem}\nEither accept the terms of https://huggingface.co/datasets/{repository} and run "
-            f"`hf auth login`, or set SDRRL_DATA_DIR to a folder with flores200/devtest/{code}.devtest."
+            f"FLORES-200: {problem}\nEither {way_out}, or set SDRRL_DATA_DIR to a folder with "
+            f"flores200/devtest/{code}.devtest."
         ) from error
 
 

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import re
+import time
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,14 @@ NO_LABEL = f"an answer that is not one of {', '.join(LABELS)}"
 MAX_REPLY = 1_000_000  # bytes
 # A wrong key or model stays wrong, an overloaded server does not
 RETRIED = (408, 429, 500, 502, 503, 504)
-RETRIES = Retry(3, status_forcelist=RETRIED, allowed_methods=None, backoff_factor=1, raise_on_status=False)
+RETRIES = Retry(
+    3,
+    status_forcelist=RETRIED,
+    allowed_methods=None,
+    backoff_factor=1,
+    raise_on_status=False,
+    respect_retry_after_header=False,  # it may ask for days
+)
 logger = logging.getLogger("lm_eval.judge")
 
 
@@ -95,7 +103,7 @@ def setting(name):
 def classifier(model):
     from transformers import pipeline
 
-    return pipeline("text-classification", model=model)
+    return pipeline("text-classification", model=model, trust_remote_code=False)
 
 
 def by_classifier(pairs):
@@ -136,17 +144,22 @@ def ask_endpoint(question, answer):
     content = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     try:
+        timeout = float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60"))
         with requests.Session() as session:
             session.mount(url, HTTPAdapter(max_retries=RETRIES))
             response = session.post(
                 url.rstrip("/") + "/chat/completions",
                 json={"model": model, "messages": messages, "temperature": 0},
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60")),
+                timeout=timeout,
                 allow_redirects=False,  # key and texts are for this server alone
                 stream=True,
             )
-            reply = response.raw.read(MAX_REPLY, decode_content=True)  # what is longer is no JSON then
+            reply, end = b"", time.monotonic() + timeout
+            while piece := response.raw.read1(65_536, decode_content=True):
+                reply += piece
+                if len(reply) > MAX_REPLY or time.monotonic() > end:  # the other limit is for each piece
+                    return "a reply that is too long or slow"
         if response.status_code != 200:
             return f"HTTP {response.status_code}"
         return label_of(json.loads(reply)["choices"][0]["message"]["content"])

@@ -1,0 +1,126 @@
+"""The hub when it fails: it is asked once and briefly, and what went wrong is told with the way out."""
+
+import re
+import time
+from functools import cache
+from threading import Thread
+from typing import Any
+
+import httpx
+
+
+TIMEOUT = 5.0  # seconds for the first answer, however short
+LOG_IN = "log in (`hf auth login`, or the environment variable HF_TOKEN) as someone who may read it"
+WAYS_OUT = {
+    401: f"it does not exist, or is private. Correct the name, or {LOG_IN}.",
+    403: f"this account or network may not read it. To go on, {LOG_IN}.",
+    404: "it, or its revision, does not exist. Correct the name.",
+    429: "too many requests come from here. Wait some minutes, or log in with `hf auth login`.",
+}
+LATER = "the hub is out of order. Try again later, or name a folder with a copy."
+
+
+def probe(address: str, client: Any = None) -> int | str:
+    """Asks a server once: the status of its answer, or why there is none. Takes 6 seconds at most."""
+    found: list[int | str] = []
+    client = client or httpx.Client(verify=False)  # noqa: S501 (nothing is sent; it may be a server's own certificate)
+
+    def ask() -> None:
+        try:
+            found.append(client.head(address, timeout=TIMEOUT).status_code)
+        except Exception as error:  # of any HTTP library
+            found.append(f"{type(error).__name__}: {error}")
+
+    # In a thread, for looking up a name has no time-out
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT + 1)
+    return found[0] if found else f"no answer within {TIMEOUT:g} s"
+
+
+def fails(status: int) -> bool:
+    """Whether a server says that it cannot answer at the moment."""
+    return status == 429 or status >= 500
+
+
+@cache
+def unreachable() -> str | None:
+    """
+    Why the hub cannot be asked, or `None`. It is asked once.
+
+    Its libraries would ask six times for each file, with half a minute of pauses. They are told to be offline then,
+    and use what was downloaded before.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    answer = probe(constants.ENDPOINT, get_session())  # with the certificates and proxies that the libraries use
+    if isinstance(answer, int) and not fails(answer):
+        _give_up_early(get_session())
+        return None
+    _go_offline()
+    return f"{constants.ENDPOINT}: {answer if isinstance(answer, str) else f'error {answer}'}"
+
+
+def _go_offline() -> None:
+    import datasets
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def _give_up_early(session: Any) -> None:
+    """Ends requests of the libraries that they would repeat, some without any time-out."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import hf_raise_for_status
+
+    asked: dict[str, float] = {}
+
+    def before(request: Any) -> None:
+        limits = request.extensions["timeout"]
+        # Not the download of a file, which has a limit that can be set, and may be tried again
+        if request.method != "HEAD" and not (request.method == "GET" and None in limits.values()):
+            return
+        request.extensions["timeout"] = dict.fromkeys(limits, 2 * TIMEOUT)
+        if time.monotonic() - asked.setdefault(str(request.url), time.monotonic()) >= 2 * TIMEOUT:
+            _go_offline()
+            raise OfflineModeIsEnabled(f"no answer to {request.url} within {2 * TIMEOUT:g} s")
+
+    def after(response: Any) -> None:
+        asked.pop(str(response.request.url), None)
+        # What is asked first is the head of a file; while that is downloaded, they may try again
+        if response.request.method == "HEAD" and fails(response.status_code):
+            hf_raise_for_status(response)
+
+    hooks = session.event_hooks
+    session.event_hooks = {"request": [*hooks["request"], before], "response": [*hooks["response"], after]}
+
+
+def explain(error: BaseException) -> str | None:
+    """What an error of the libraries says about the hub, with the way out. `None` if it is of another kind."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    if "trust_remote_code" in str(chain[0]):
+        return "it brings code of its own, which is never run. Use one that the libraries know without."
+    if isinstance(chain[0], DatasetNotFoundError):  # whose own cause is cut off
+        return f"{chain[0]} Correct the name, or accept its terms on its page, if it has any, and {LOG_IN}."
+    for one in chain:
+        if isinstance(one, HfHubHTTPError):
+            status, url = one.response.status_code, str(one.response.url)
+            found = re.match(r"(https?://[^/]+/)(?:api/models/|api/)?(.+?)/(?:resolve|revision|tree)/", url)
+            page = "".join(found.groups()) if found else url
+            if isinstance(one, GatedRepoError):
+                return f"{page} wants its terms accepted. Accept them there, and {LOG_IN}."
+            return f"{page} answers with the error {status}: {WAYS_OUT.get(status, LATER)}"
+    if re.search("OfflineMode|[Oo]ffline mode|LocalEntryNotFound", " ".join(map(repr, chain))):
+        return (
+            f"it is not in the cache of downloads, and the hub cannot be asked ({unreachable() or 'no answer in time'}"
+            "). Connect, correct the name, or name a folder with a copy (of benchmarks: SDRRL_DATA_DIR)."
+        )
+    return None
