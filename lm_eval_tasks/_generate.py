@@ -13,6 +13,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from string import Template
 
@@ -74,7 +75,7 @@ def ours(benchmark, name, *metrics, **kwargs):
     for language, code in having(benchmark):
         # `custom_dataset` gets them, so that one loader serves all languages
         facts = {"code": code, "language": language.tag, "script": language.script, **kwargs}
-        wordings = dict(WORDINGS[language.tag])
+        wordings = WORDINGS["en"] | WORDINGS.get(language.tag, {})  # in English what has no wording in the language
         if benchmark == "xnli":  # its choices are our wording, the others' are data
             facts["choices"] = wordings["nli_choices"]
             wordings |= zip("ABC", facts["choices"], strict=True)
@@ -86,16 +87,17 @@ def ours(benchmark, name, *metrics, **kwargs):
     yield group(benchmark, name, names(leaves), *metrics)
 
 
-def theirs(benchmark, **more):
-    """A group of lm-eval's own tasks by likelihood, on our data."""
+def theirs(benchmark, name=None, only=LANGUAGES, **more):
+    """A group of lm-eval's own tasks by likelihood, on our data, with `only` some languages."""
     more["custom_dataset"] = Function(f"sdrrl_trl.tasks.data.load_{benchmark}")
     more["process_results"] = Function("sdrrl_trl.tasks.choice.score_likelihoods")  # NaN is no choice
-    codes = [code for _, code in having(benchmark)]
+    codes = [code for language, code in having(benchmark) if language.tag in only]
     members = [{"task": f"{benchmark}_{code}", "dataset_kwargs": {"code": code}, **more} for code in codes]
-    return group(benchmark, benchmark, members, "acc")
+    return group(benchmark, name or benchmark, members, "acc")
 
 
-CHOICE_METRICS = ("accuracy", "invalid", "wrong_language")
+LANGUAGE_METRICS = ("wrong_language", "language_unknown")
+CHOICE_METRICS = ("accuracy", "invalid", "contradicts", *LANGUAGE_METRICS)
 
 
 def xnli():
@@ -110,6 +112,8 @@ def xstorycloze():
 
 def belebele():
     yield theirs("belebele")
+    paper = [tag for tag, language in LANGUAGES.items() if language.paper or tag == "en"]
+    yield theirs("belebele", "belebele_paper", paper)
     yield from ours("belebele", "belebele_gen", *CHOICE_METRICS)
 
 
@@ -119,31 +123,32 @@ def mmmlu():
 
 
 def xlsum():
-    yield from ours("xlsum", "xlsum", "rougeL", "wrong_language")
+    yield from ours("xlsum", "xlsum", "rougeL", *LANGUAGE_METRICS)
 
 
 def mkqa():
-    yield from ours("mkqa", "mkqa", "token_f1", "em", "wrong_language")
+    yield from ours("mkqa", "mkqa", "token_f1", "em", *LANGUAGE_METRICS)
 
 
 def flores200():
     english = LANGUAGES["en"]
     for direction in ("en_xx", "xx_en"):
-        leaves = []
+        leaves = {}
         for language in LANGUAGES.values():
-            if not language.paper:
+            if language is english:
                 continue
             src, tgt = (english, language) if direction == "en_xx" else (language, english)
             kwargs = {"src": src.flores, "tgt": tgt.flores, "src_name": src.name, "tgt_name": tgt.name}
             kwargs |= {"language": tgt.tag, "script": tgt.script}
-            # Many tokenizers need several tokens for a character that is not Latin
-            longer = {"generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 512}}
-            more = {} if tgt.script == "Latn" else longer
             name = f"flores_{src.flores}-{tgt.flores}"
-            leaves.append(leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs, **more))
-        yield from leaves
-        yield group("flores200", f"flores_{direction}", names(leaves), "chrf++", "wrong_language")
+            file = leaf("flores200", name, language.tag, "_flores_yaml", dataset_kwargs=kwargs)
+            leaves[language.tag] = file
+        yield from leaves.values()
+        paper = [file for language, file in leaves.items() if LANGUAGES[language].paper]
+        yield group("flores200", f"flores_{direction}", names(leaves.values()), "chrf++", *LANGUAGE_METRICS)
+        yield group("flores200", f"flores_paper_{direction}", names(paper), "chrf++", *LANGUAGE_METRICS)
     yield group("flores200", "flores", ["sdrrl_flores_en_xx", "sdrrl_flores_xx_en"])
+    yield group("flores200", "flores_paper", ["sdrrl_flores_paper_en_xx", "sdrrl_flores_paper_xx_en"])
 
 
 def multijail():
@@ -152,7 +157,7 @@ def multijail():
         kwargs = {"language": language.tag, "script": language.script}
         leaves[code] = leaf("multijail", f"multijail_{code}", code, "_multijail_yaml", dataset_kwargs=kwargs)
     yield from leaves.values()
-    metrics = ("refusal_rate", "invalid_rate", "wrong_language", "safe_rate", "unsafe_rate", "judge_failed")
+    metrics = ("refusal_rate", "invalid_rate", *LANGUAGE_METRICS, "safe_rate", "unsafe_rate", "judge_failed")
     outside = [file for tag, file in leaves.items() if tag not in IN_DISTRIBUTION]
     yield group("multijail", "multijail_id", names(leaves[tag] for tag in IN_DISTRIBUTION), *metrics)
     yield group("multijail", "multijail_ood", names(outside), *metrics)
@@ -162,6 +167,30 @@ def multijail():
 def pku_saferlhf():
     yield leaf("pku_saferlhf", "pku_saferlhf", "en", "_pku_saferlhf_yaml")
     yield leaf("pku_saferlhf", "pku_saferlhf_gen", "en", "_pku_saferlhf_gen_yaml")
+
+
+# Of CC-Tuning (arXiv 2506.00875), whose table has figures for SDRRL: folder, ending of those in it, choices, languages
+PUBLISHED = {
+    "xnli": ("XNLI", "_sample", "123", "ar el en hi ru sw th tr ur zh"),
+    "xstorycloze": ("XStoryCloze", "", "12", "ar en es eu hi id ru sw te zh"),
+    "mmmlu": ("MMMLU", "_sample", "ABCD", "ar bn en es hi id ko pt sw yo"),
+}
+
+
+def published():
+    """Without tags, for they need a checkout of its repository."""
+    metrics = [f"{metric}_{reading}" for metric in ("accuracy", "no_answer") for reading in ("first", "alone")]
+    for benchmark, (folder, ending, letters, tags) in PUBLISHED.items():
+        leaves = []
+        for tag in tags.split():
+            kwargs = {"folder": folder, "ending": ending, "letters": letters, "language": tag}
+            name = f"published_{benchmark}_{tag}"
+            file, content = leaf("published", name, tag, "_published_yaml", dataset_kwargs=kwargs)
+            del content["tag"]
+            leaves.append((file, content))
+        yield from leaves
+        yield group("published", f"published_{benchmark}", names(leaves), *metrics)
+    yield group("published", "published", [f"sdrrl_published_{benchmark}" for benchmark in PUBLISHED])
 
 
 def groups():
@@ -176,9 +205,9 @@ def groups():
         if language.paper or language.tag == "en"
     ]
     yield group("groups", "multilingual", [*safety, *choices, *generated])
-    yield group("groups", "paper", ["sdrrl_flores", "sdrrl_belebele", *paper])
+    yield group("groups", "paper", ["sdrrl_flores_paper", "sdrrl_belebele_paper", *paper])
     yield group("groups", "safety", safety)
-    yield group("groups", "quick", ["sdrrl_pku_saferlhf", "sdrrl_xnli", "sdrrl_xstorycloze", "sdrrl_belebele"])
+    yield group("groups", "quick", ["sdrrl_pku_saferlhf", "sdrrl_xnli", "sdrrl_xstorycloze", "sdrrl_belebele_paper"])
 
 
 BENCHMARKS = (multijail, pku_saferlhf, xnli, xstorycloze, mmmlu, flores200, belebele, xlsum, mkqa)
@@ -193,7 +222,7 @@ def write_here():
     for old in HERE.glob("*/*.yaml"):
         if old.read_text(encoding="utf-8").startswith(MARK):
             old.unlink()
-    for name, content in [*(file for benchmark in BENCHMARKS for file in benchmark()), *groups()]:
+    for name, content in [*(file for benchmark in BENCHMARKS for file in benchmark()), *published(), *groups()]:
         (HERE / name).write_text(as_yaml(content), encoding="utf-8")
 
 
@@ -213,11 +242,11 @@ def write_upstream(output):
                 content.pop("tag", None)
                 if content.get("group") == "sdrrl_flores":
                     content["group"] = "sdrrl_flores200"  # theirs has a tag `flores`
-                files[Path(name).name.replace("sdrrl_", "")] = as_yaml(content)
+                files[without_prefix(Path(name).name)] = as_yaml(content)
         # What the YAML files name, and what that needs, comes into one utils.py
         used = {name for text in files.values() for name in re.findall(r"sdrrl_trl\.tasks\.\w+\.(\w+)", text)}
         for name, text in files.items():
-            text = re.sub(r"sdrrl_trl\.tasks\.\w+\.", "utils.", text).replace("sdrrl_", "")
+            text = without_prefix(re.sub(r"sdrrl_trl\.tasks\.\w+\.", "utils.", text))
             (folder / name).write_text(text, encoding="utf-8")
         code = standalone(used)
         (folder / "utils.py").write_text(code, encoding="utf-8")
@@ -227,7 +256,11 @@ def write_upstream(output):
         (folder / "README.md").write_text(upstream_readme(readme, variant), encoding="utf-8")
 
 
-MODULES = ("languages", "tasks.thoughts", "tasks.choice", "tasks.data", "tasks.flores", "tasks.judge", "tasks.text")
+def without_prefix(text):
+    return text.replace("sdrrl_xlsum_", "xlsum_rouge_").replace("sdrrl_", "")  # theirs has a task `xlsum_es`
+
+
+MODULES = ["languages", *(f"tasks.{name}" for name in "thoughts reading choice data flores judge text".split())]
 
 
 def standalone(wanted):
@@ -238,7 +271,8 @@ def standalone(wanted):
         for node in ast.parse("\n".join(source)).body:
             # With the comment above it, but without the heading of a section
             text = re.sub("# ---- .*", "", "\n".join(source[end : node.end_lineno])).strip()
-            end, used = node.end_lineno, {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            end, found = node.end_lineno, [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+            used = {n.id for n in found} - {n.id for n in found if isinstance(n.ctx, ast.Store)}  # those are local
             match node:
                 case ast.Import() | ast.ImportFrom():
                     for alias in node.names:
@@ -253,15 +287,25 @@ def standalone(wanted):
         name = left.pop()
         needed.add(name)
         left |= uses.get(name, set()) - needed
-    head = sorted(statement for name, statement in imports.items() if name in needed and name not in parts)
-    return "\n".join(head) + "\n\n\n" + "\n\n\n".join(parts[name] for name in parts if name in needed) + "\n"
+    statements = [statement for name, statement in imports.items() if name in needed and name not in parts]
+    head = "\n\n".join("\n".join(section) for section in by_section(statements) if section)
+    return head + "\n\n\n" + "\n\n\n".join(parts[name] for name in parts if name in needed) + "\n"
+
+
+def by_section(imports):
+    """Imports of the standard library, of others and of lm-eval, in the order of its linter."""
+    sections = [[], [], []]
+    for line in sorted(imports, key=lambda line: (line.startswith("from"), line)):
+        package = line.split()[1].partition(".")[0]
+        sections[0 if package in sys.stdlib_module_names else 2 if package == "lm_eval" else 1].append(line)
+    return sections
 
 
 def upstream_readme(text, variant):
     """A README without our prefix, the tags, and the groups and tasks that are not contributed."""
     text = re.sub(r"#### Tags\n.*?(?=####)", "", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^\* `sdrrl_(?!\w*" + variant + r")[^`]*`.*\n(?:  .*\n)*", "", text)
-    return text.replace("sdrrl_", "")
+    return without_prefix(text)
 
 
 def main():

@@ -23,6 +23,12 @@ class SDRRLError(ValueError):
     """A mistake in the options or the input. The command line prints it without a traceback and exits with code 2."""
 
 
+def in_a_line(error: Exception) -> str:
+    """What a library says of an error, which may be many lines with colours, in at most 500 characters."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())
+    return text[:500] if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"[:500]
+
+
 def package_version(name: str) -> str | None:
     """Installed version of a distribution, `None` if it is not installed."""
     try:
@@ -42,6 +48,11 @@ def require(distribution: str, extra: str, why: str) -> None:
 
 def sha256(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -97,17 +108,22 @@ def fingerprint(path: str) -> str:
     if not files:
         raise SDRRLError(f"There is no model in {path}: it holds no weights.")
     digest = hashlib.sha256()
+    if (folder / "adapter_config.json").exists():  # it is no model without its base
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        digest.update(fingerprint(str(base)).encode())
     for file in files:
-        with open(file, "rb") as stream:
-            digest.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{file.name}:{sha256_of(file)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def check_output_dir(folder: Path, needed_bytes: int) -> None:
     """Raises [`SDRRLError`] unless `folder` can be written to and its disk has `needed_bytes` free."""
     existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:  # a name too long
+        raise SDRRLError(f"There can be no output folder {folder}: {error}") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise SDRRLError(f"Cannot write to the output folder {folder}: {existing} is not a writable folder.")
     free = shutil.disk_usage(existing).free
@@ -126,15 +142,17 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         `SDRRLError`: if another process holds it.
     """
-    folder = folder.resolve()
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    # Inside the folder, whose parent may not be writable
+    lock = FileLock(folder / ".lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise SDRRLError(f"{folder} is in use. Is the same command running twice? Wait for it or stop it.") from error
-    except PermissionError as error:
-        raise SDRRLError(f"Cannot write a lock beside {folder}: {error}. Choose another `output_dir`.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise SDRRLError(f"Cannot write into {folder}: {error}. Choose another `output_dir`.") from error
+    for leftover in folder.glob(".*.[0-9]*.tmp"):  # of `write_atomic` in a killed process
+        leftover.unlink()
     try:
         yield
     finally:

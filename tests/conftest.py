@@ -102,6 +102,14 @@ def make_tiny_model(folder: Path, **sizes: int) -> None:
     fast.save_pretrained(folder)
 
 
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Real benchmark data."""
+    if data_dir() is None:
+        pytest.skip("needs the data of the benchmarks")
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """Folder of the smallest such model."""

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,6 +45,11 @@ CASES = {
     "anchor, full, one language a rank": ANCHOR | ALTERNATING,
     "anchor, lora": ANCHOR | {"peft_config": LORA},
 }
+# On two processes with the model split over them, where DeepSpeed is installed
+ZERO3 = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto", "zero_optimization": {"stage": 3}}
+ZERO3 |= {"optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}}, "bf16": {"enabled": False}}
+if find_spec("deepspeed"):
+    CASES |= {f"ZeRO-3: {case}": CASES[case] for case in ("plain", "kl, full", "anchor, lora")}
 
 
 def train(case: str, model: str, folder: Path, world_size: int) -> dict:
@@ -52,8 +58,14 @@ def train(case: str, model: str, folder: Path, world_size: int) -> dict:
     options |= {"lr_scheduler_type": "constant", "ddp_find_unused_parameters": False}
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         options[name] = 8 // world_size
+    if case.startswith("ZeRO-3") and world_size == 2:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")
+        options["deepspeed"] = ZERO3
     trainer = make(model, folder, dataset, **options)
     assert trainer.accelerator.num_processes == world_size
+    assert trainer.is_deepspeed_enabled == ("deepspeed" in options)
     trainer.train()
     sums = {name: parameter.detach().double().sum().item() for name, parameter in trainer.model.named_parameters()}
     logs = [*trainer.state.log_history[:3], trainer.evaluate(rows(13))]  # in three batches of four and a rest
@@ -141,7 +153,7 @@ def compare_fsdp2(case: str, path: str) -> None:
         assert distance < tolerance, (case, name, distance)
 
 
-FSDP2_CASES = ["full", "full, head alone", "lora", "lora and head", "lora bf16"]
+FSDP2_CASES = ["full", "full bf16", "full, head alone", "lora", "lora and head", "lora bf16"]
 
 
 def train_watched(name: str, model: str, folder: Path, world_size: int) -> list[dict]:

@@ -16,16 +16,14 @@ from urllib.parse import unquote
 import pyarrow
 import pyarrow.parquet
 
+from sdrrl_trl.languages import LANGUAGES
+
 
 N = 12  # rows of each split; lm-eval's own tests want at least ten
 PROMPTS = json.loads((Path(__file__).parents[1] / "lm_eval_tasks" / "prompts.json").read_text(encoding="utf-8"))
 GATED = ("facebook/flores", "openlanguagedata/flores_plus")
-FLORES = (
-    "bul_Cyrl ces_Latn dan_Latn eng_Latn fin_Latn hun_Latn ind_Latn jpn_Jpan khm_Khmr kor_Hang nob_Latn pol_Latn "
-    "por_Latn slv_Latn tha_Thai ukr_Cyrl vie_Latn"
-).split()
-TAGS = {"ces": "cs", "dan": "da", "jpn": "ja", "kor": "ko", "nob": "nb", "pol": "pl", "por": "pt", "slv": "sl"}
-XLSUM = {"arabic": "ar", "french": "fr", "indonesian": "id", "portuguese": "pt", "turkish": "tr", "ukrainian": "uk"}
+FLORES = {language.flores: tag for tag, language in LANGUAGES.items()}
+XLSUM = {language.benchmarks.get("xlsum"): tag for tag, language in LANGUAGES.items()}
 
 
 def texts(tag, n=N):
@@ -66,17 +64,13 @@ def flores_archive():
     """Like Meta's flores200_dataset.tar.gz, and with a member that must never be unpacked."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        members = {f"flores200_dataset/devtest/{code}.devtest": texts(tag_of(code)) for code in FLORES}
+        members = {f"flores200_dataset/devtest/{code}.devtest": texts(tag) for code, tag in FLORES.items()}
         for name, lines in {**members, "../outside": ["x"]}.items():
             content = "".join(f"{line}\n" for line in lines).encode()
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return gzip.compress(buffer.getvalue(), mtime=0)
-
-
-def tag_of(flores_code):
-    return TAGS.get(flores_code[:3], flores_code[:2])
 
 
 def repositories():
@@ -98,7 +92,7 @@ def repositories():
             {"link": "https://x.org", "question_number": 1, "flores_passage": line, "question": f"{line}?"}
             | {f"mc_answer{k}": f"{line} ({k})" for k in range(1, 5)}
             | {"correct_answer_num": str(i % 4 + 1), "dialect": c, "ds": "2023-05-03"}
-            for i, line in enumerate(texts(tag_of(c)))
+            for i, line in enumerate(texts(FLORES[c]))
         ]
         files[f"data/{c}.jsonl"] = json_lines(rows)
     repos["facebook/belebele"] = {"7899cdfa4e1e0d733fd77c848e2c273cb1d32be2": files}
@@ -109,6 +103,7 @@ def repositories():
     for x in locales:
         rows = [
             {"": i, "Question": f"{line}?", **{c: f"{line} {c.lower()}" for c in "ABCD"}, "Answer": "ABCD"[i % 4]}
+            | {"C": "None", "D": "NA"}  # text, not missing cells
             | {"Subject": f"college_physics_test.csv_{x}" if i % 2 else "college_physics"}
             for i, line in enumerate(texts(x[:2].lower()))
         ]
@@ -150,7 +145,7 @@ def repositories():
     old, plus = {}, {}
     for c in FLORES:
         facts = {"url": "https://x.org", "domain": "wikinews", "topic": "health"}
-        lines = list(enumerate(texts(tag_of(c)), 1))[::-1]  # rows come in any order
+        lines = list(enumerate(texts(FLORES[c]), 1))[::-1]  # rows come in any order
         rows = [{"id": i, **facts, "sentence": sentence} for i, sentence in lines]
         old[f"data/language/{c}/devtest-00000-of-00001.parquet"] = parquet(rows)
         plus[f"devtest/{c}.jsonl"] = json_lines([{"id": i, "iso_639_3": c[:3], "text": s, **facts} for i, s in lines])
@@ -160,9 +155,10 @@ def repositories():
     repos["openlanguagedata/flores_plus"] = {"5fec6c13f9e5a4db2f745d4ec0d7c9721ddc4f06": plus}
 
     files = {}
-    languages = "arabic english french hindi indonesian japanese korean portuguese russian swahili thai turkish"
-    for language in f"{languages} ukrainian urdu vietnamese".split():
-        lines = texts(XLSUM.get(language, language[:2]), 2 * N)
+    languages = "arabic bengali burmese chinese_simplified english french hindi indonesian japanese korean portuguese "
+    languages += "russian spanish swahili telugu thai turkish ukrainian urdu vietnamese yoruba"
+    for language in languages.split():
+        lines = texts(XLSUM[language], 2 * N)
         rows = [{"id": str(i), "url": "u", "title": "t", "summary": lines[i], "text": lines[i + N]} for i in range(N)]
         files[f"{language}/test/0000.parquet"] = parquet(rows)
     repos["csebuetnlp/xlsum"] = {"refs/convert/parquet": files}
@@ -179,6 +175,23 @@ def repositories():
     raw = {"mkqa.jsonl.gz": gzip.compress(json_lines(items)), "flores200_dataset.tar.gz": flores_archive()}
     repos["raw"] = {"": raw}
     return repos
+
+
+def write_checkout(folder):
+    """What the tasks `sdrrl_published` read of CC-Tuning's repository, with prompts of our own."""
+    for benchmark, ending, choices in (
+        ("XNLI", "_sample", "123"),
+        ("XStoryCloze", "", "12"),
+        ("MMMLU", "_sample", "ABCD"),
+    ):
+        for tag in LANGUAGES:
+            rows = {"split": [{"instruction": f"{text}:"} for text in texts(tag)]}
+            rows["ans"] = [choices[i % len(choices)] for i in range(N)]
+            for kind, content in rows.items():
+                file = folder / "Inference" / "data" / benchmark / f"{kind}{ending}" / f"{tag}.json"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(json_lines(content))
+    return folder
 
 
 @contextmanager

@@ -66,5 +66,5 @@ def is_score(key, value):
 def right(doc):
     """What a model should answer; where any answer will do, "B"."""
     if "gold" in doc:
-        return "ABCD"[doc["gold"]]
+        return doc["gold"] if "letters" in doc else "ABCD"[doc["gold"]]
     return doc.get("tgt") or doc.get("summary") or doc.get("answers", ["B"])[0]

@@ -13,6 +13,7 @@ from stub_engines import StubGenerator, StubTranslator, build, content, rows_of,
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
 from sdrrl_trl.evaluation.heldout import held_out_tasks
+from sdrrl_trl.stages import write_options
 from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inspect import inspect_transfer_set
 from sdrrl_trl.transfer.publish import load_manifest, summary
@@ -270,6 +271,9 @@ def test_files_that_are_not_of_a_build_are_not_replaced(stub_seeds, tmp_path):
     with pytest.raises(SDRRLError, match="holds README.md, which `sdrrl build` has not written"):
         build(stub_seeds, tmp_path / "set")
     assert (tmp_path / "set" / "README.md").read_text() == "mine"
+    write_options(tmp_path / "model", {}, "train", ())
+    with pytest.raises(SDRRLError, match="holds the results of the stage 'train'"):
+        build(stub_seeds, tmp_path / "model")
 
 
 def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, capsys):

@@ -1,41 +1,24 @@
-import json
 import logging
 import math
 import random
-import shutil
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
-from conftest import CannedGenerator, data_dir, make_tiny_model
-from datasets import Dataset
+from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
-from stub_engines import build, rows_of
-from test_build import config as build_config
-from test_trainer import CPU, LORA, make, rows
+from test_trainer import LORA, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback
-from trl import ModelConfig, SFTTrainer
+from trl import SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError, build_transfer_set
-from sdrrl_trl.cli import main
-from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.trainer.train import TrainArguments, make_trainer
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]
 STEPS = {"max_steps": 4, "logging_steps": 2, "max_length": 512, "eval_steps": 1}
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    """Real benchmark data."""
-    if data_dir() is None:
-        pytest.skip("needs the data of the benchmarks")
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
 
 
 @pytest.fixture
@@ -241,75 +224,3 @@ def test_what_cannot_be_watched_is_refused_when_the_callback_is_made(tiny_model,
 def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
     assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
     assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
-
-
-@pytest.fixture
-def command(request, seeds, tiny_model, tmp_path):
-    """`sdrrl train` of two steps on a transfer set, with more options."""
-    test_size = getattr(request, "param", 0.3)
-    build_transfer_set(build_config(seeds, tmp_path / "set[1]", test_size=test_size), CannedGenerator())
-    start = ["train", "--transfer_set", str(tmp_path / "set[1]"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    start += ["--bf16", "false", "--max_steps", "2", "--report_to", "none", "--model_name_or_path"]
-    return lambda *options, model=tiny_model: main([*start, str(model), *options])
-
-
-def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        command("--eval_tasks", "sdrrl_quik")
-    assert "Did you mean sdrrl_quick" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
-    log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
-    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
-        assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
-    shown = capsys.readouterr().err
-    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
-
-
-@pytest.mark.parametrize("command", [0.0], indirect=True)
-def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, capsys):
-    with pytest.raises(SystemExit):
-        command("--forgetting_bound", "0.1")
-    assert "`test_size` above 0" in capsys.readouterr().err
-
-
-def test_the_path_of_a_transfer_set_is_no_pattern(command, tiny_model, tmp_path):
-    other = shutil.copytree(tmp_path / "set[1]", tmp_path / "set1")
-    files = {name: str(tmp_path / "set[1]" / f"{name}.parquet") for name in ("train", "test")}
-    sizes = {}
-    for name, file in files.items():
-        rows = Dataset.from_parquet(str(other / f"{name}.parquet"))
-        rows.select(range(2)).to_parquet(other / f"{name}.parquet")
-        sizes[name] = len(pyarrow.parquet.read_table(file))
-    arguments = TrainArguments(str(tmp_path / "set[1]"), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
-    trainer = make_trainer(*arguments, ModelConfig(tiny_model))
-    assert {"train": len(trainer.train_dataset), "test": len(trainer.eval_dataset)} == sizes
-    assert min(sizes.values()) > 2 < len(load_held_out(files["test"], "target", "pt")["test"])
-
-
-def test_a_training_is_evaluated_on_the_kinds_that_it_trains_and_on_source(stub_seeds, parallel, tiny_model, tmp_path):
-    folder = build(stub_seeds, tmp_path / "set", proportions={"target": 1}, parallel=parallel)
-    assert "translation" in {row["kind"] for row in rows_of(folder, "test")}
-    arguments = TrainArguments(str(folder), forgetting_bound=0.1), SDRRLConfig(str(tmp_path), **CPU)
-    assert make_trainer(*arguments, ModelConfig(tiny_model)).eval_kinds == {"source", "target"}
-
-
-def test_a_training_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
-    command()
-    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    for name in ("training.json", "model.safetensors"):
-        (tmp_path / "out" / name).unlink()
-    command()
-    assert "goes on from step 2" in capsys.readouterr().err
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
-
-
-def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    next(model.parameters()).data.fill_(math.nan)
-    shutil.copytree(tiny_model, tmp_path / "nan")
-    model.save_pretrained(tmp_path / "nan")
-    with pytest.raises(SystemExit) as exit_info:
-        command(model=tmp_path / "nan")
-    assert exit_info.value.code == 2 and "no longer finite" in capsys.readouterr().err
-    assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}

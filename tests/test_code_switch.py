@@ -84,7 +84,7 @@ def test_real_markdown_keeps_its_code_links_and_structure():
         text = path.read_text(encoding="utf-8")
         words = {word for word in text.lower().split() if len(word) > 3 and word.isalpha()}
         result, n_switched = count(text, dict.fromkeys(words, "①"))
-        assert n_switched > 20
+        assert n_switched > 5
         for kept in (
             lambda text: [text[start:end] for _, start, end in to_protect(text)],
             re.compile(r"(?m)^\W*").findall,

@@ -1,5 +1,6 @@
 """The KL divergence against plain logits: of the chunked function in float64, of the trainer one row at a time."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -240,6 +241,21 @@ def test_training_on_from_any_adapter_keeps_a_copy_of_it_as_teacher(tiny_model, 
     assert trainer.evaluate(rows())["eval_kl/pt"] > 1e-4
     trainer.model.set_adapter("sdrrl_teacher")
     torch.testing.assert_close(trainer.model.eval()(input_ids=ids).logits.detach(), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_tokens_that_a_chat_template_adds_are_added_to_the_teacher(tiny_model, tmp_path, peft):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    tokenizer.save_pretrained(tmp_path / "template")
+    lora = copy.deepcopy(LORA) if peft else None  # which TRL changes
+    options = {"chat_template_path": str(tmp_path / "template"), "peft_config": lora}
+    trainer = make(tiny_model, tmp_path, kl_coef=0.7, **options)
+    assert trainer.model.config.vocab_size == 832  # 801 and padding
+    trainer.train()
+    log = trainer.state.log_history
+    assert abs(log[0]["kl/pt"]) < 1e-6 < 1e-3 < log[2]["kl/pt"]
 
 
 def test_dropout_is_off_in_the_teacher(tiny_model, tmp_path):

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, CannedGenerator, cases, write_json_lines
+from conftest import DEMO, ROOT, CannedGenerator, cases, data_dir, write_json_lines
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from stub_engines import rows_of
@@ -303,6 +304,21 @@ def test_a_model_can_be_added_and_results_of_another_or_of_other_options_are_not
     for other, named in (({"limit": 3}, "limit: was 2, is 3"), ({"models": [f"tuned={tiny_model}"]}, "models: was")):
         with pytest.raises(SDRRLError, match=named):
             evaluate(options(folder, **{"limit": 2, **other}))
+
+
+def test_results_on_other_data_of_a_benchmark_are_not_mixed_in(benchmarks, options, tmp_path, monkeypatch):
+    config = partial(options, tmp_path / "evaluation", tasks=["sdrrl_pku_saferlhf"], limit=1)
+    evaluate(config())
+    folder = shutil.copytree(data_dir() / "pku_saferlhf", tmp_path / "data" / "pku_saferlhf")
+    (file,) = folder.glob("*.jsonl")
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder.parent))
+    with pytest.raises(SDRRLError, match="system_prompt: was .Be kind.., is None"):
+        evaluate(config(transfer_set=None))
+    evaluate(config())  # the same data in another folder
+    file.chmod(0o644)
+    file.write_text(file.read_text().replace("bully", "neighbour"))
+    with pytest.raises(SDRRLError, match="data: was"):
+        evaluate(config(tasks=["sdrrl_pku_saferlhf", "sdrrl_heldout"]))
 
 
 @pytest.mark.parametrize("grown", [2, 30, -20])

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import DEMO, CannedGenerator, write_json_lines
+from peft import get_peft_model
+from test_trainer import LORA
+from transformers import AutoModelForCausalLM
 
 from sdrrl_trl.run import run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -90,6 +93,18 @@ def test_a_model_is_another_one_when_a_file_that_it_answers_by_is(tiny_model, tm
     assert fingerprint(str(folder)) == fingerprint(tiny_model)
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
     assert fingerprint(str(folder)) != fingerprint(tiny_model)
+
+
+def test_an_adapter_is_another_one_on_another_base(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LORA).save_pretrained(tmp_path / "adapter")
+    before = fingerprint(str(tmp_path / "adapter"))
+    assert fingerprint(str(tmp_path / "adapter")) == before
+    (folder / "generation_config.json").write_text("{}")
+    assert fingerprint(str(tmp_path / "adapter")) != before
+    shutil.rmtree(folder)
+    with pytest.raises(SDRRLError, match="There is no model in"):
+        fingerprint(str(tmp_path / "adapter"))
 
 
 def test_training_goes_on_from_its_last_complete_checkpoint_after_kill_9(

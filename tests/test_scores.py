@@ -5,6 +5,7 @@ import math
 import lm_eval
 import pytest
 import sacrebleu
+import yaml
 from conftest import ROOT, cases, data_dir
 from fake_hub import PROMPTS
 from lm_eval.tasks import TaskManager
@@ -13,9 +14,10 @@ from scripted import Scripted, plain, right, run
 
 from sdrrl_trl.evaluation.heldout import process_generation
 from sdrrl_trl.evaluation.suite import tasks_dir
-from sdrrl_trl.languages import LANGUAGES, UNSPACED, wrong_language
+from sdrrl_trl.languages import LANGUAGES, UNSPACED, is_in_language
 from sdrrl_trl.tasks import text as texts
-from sdrrl_trl.tasks.choice import choose, score, score_likelihoods, score_pair
+from sdrrl_trl.tasks.choice import score, score_likelihoods, score_pair, score_published
+from sdrrl_trl.tasks.reading import choose
 from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
@@ -23,33 +25,50 @@ needs_data = pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
 
 # ---- Choices
 
-LISBON = """
-B | [B] | B. Lisbon | **B** | **(B)** | （Ｂ） | b | (b) | b) | 'B' | `B` | B, | B。 | 「B」 | Lisbon | lisbon |
-Lisbon. | B) because (A) is wrong | The answer is B because (A) is false | Not (A). The answer is (B). |
-A resposta é B | A resposta correta é Lisbon | La réponse est B car A est faux |
-Richtig ist B, weil A falsch ist. | A válasz B, mert A nem igaz | C’est la réponse B | B. f(A) |
-The answer is B. Explanation: option A is wrong | <think>maybe (A)</think>(B) | Ответ: В. |
-Б не подходит. Ответ: В | Đáp án: B | Jibu ni B | Jawaban: B | 答案是B。 | 选B | 选项B是正确的 | 选择B：里斯本 |
-选 B，因为 A 不对 | 答えはBです。 | Bです | B입니다 | 정답은 B입니다. | B번 | ข้อB | คำตอบคือB | คำตอบคือ B เพราะ (A) ผิด |
-الإجابة هي B | الإجابة هيB | उत्तर: B
-"""  # answers that name the second choice
-LISBON = [*LISBON.strip().replace("\n", " ").split(" | "), " (B)", "The answer is:\n\nB", "<think>\n\n</think>\n\nB"]
-NOTHING = """
-I do not know | E | I am sorry, I cannot say. | A julgar pelo texto, não sei. | A'dan | B ou C |
-A correct answer cannot be determined. | (A) ou (B) | A, B, C, D | <think>option (B) first | A or B
-"""
-NOTHING = [*NOTHING.strip().replace("\n", " ").split(" | "), "", "A) Paris\nB) Lisbon\nC) I\nD) Oslo"]
+CITIES = ["Lisbon", "Porto", "Faro", "Braga"]
+CHOICES = yaml.safe_load((ROOT / "tests" / "choice_cases.yaml").read_text(encoding="utf-8"))
+CHOICES = [(letter, answer) for of in CHOICES.values() for letter, answers in of.items() for answer in answers]
 
 
-@pytest.mark.parametrize(("answer", "chosen"), [*((a, 1) for a in LISBON), *((a, None) for a in NOTHING)])
-def test_the_choice_that_an_answer_names_is_found(answer, chosen):
-    assert choose(without_thoughts(answer), ["Paris", "Lisbon", "I", "Oslo"]) == chosen
+@pytest.mark.parametrize(("letter", "answer"), CHOICES)
+def test_the_choice_that_an_answer_names_is_found(letter, answer):
+    found = choose(without_thoughts(answer), CITIES)
+    assert (letter if found is None else "ABCD"[found]) == letter
+
+
+def test_letters_and_numbers_in_the_texts_of_choices_are_no_choice():
+    assert choose("The answer is vitamin C.", ["Vitamin A", "Vitamin C", "Iron", "Zinc"]) == 1
+    assert choose("B cells", ["B cells", "T cells"]) == 0
+    assert (
+        choose("不是上海，而是广州", ["北京", "上海", "广州"]) == 2
+        and choose("上海和北京", ["北京", "上海", "广州"]) is None
+    )
+    assert choose("The answer is 3.", ["2 km", "3 km"]) is None and choose("3", ["2", "3"]) == 1
+
+
+def test_a_letter_with_the_text_of_another_choice_is_counted_apart():
+    doc = {"choices": ["It follows.", "It may or may not be true.", "It contradicts."], "gold": 2, "language": "en"}
+    doc["script"] = "Latn"
+    said = {"(C) It may or may not be true.": (1, 1), "(C) It contradicts.": (1, 0), "C, as it follows.": (1, 0)}
+    for answer, expected in (said | {"It may or may not be true.": (0, 0)}).items():
+        found = score(doc, [answer])
+        assert (found["accuracy"], found["contradicts"]) == expected, answer
 
 
 @pytest.mark.parametrize("answer", ["B", "**B**", "B,", "B。", "「B」", "（B）", "B. DNA"])
 def test_the_letter_and_text_of_a_choice_are_in_no_wrong_language(answer):
     doc = {"choices": ["RNA", "DNA", "ATP", "GTP"], "gold": 1, "language": "ar", "script": "Arab"}
-    assert score(doc, [answer]) == {"accuracy": 1.0, "invalid": 0.0, "wrong_language": 0.0}
+    scores = {"accuracy": 1.0, "invalid": 0.0, "contradicts": 0.0, "wrong_language": 0.0, "language_unknown": 1.0}
+    assert score(doc, [answer]) == scores
+
+
+@pytest.mark.parametrize(
+    ("answer", "first", "alone"), [("2", 1, 1), ("(2)", 1, 1), ("12", 0, None), ("x2, 3", 1, 0), ("-", None, None)]
+)
+def test_published_figures_have_two_readings_and_the_rates_of_no_answer(answer, first, alone):
+    expected = {"accuracy_first": first == 1, "accuracy_alone": alone == 1}
+    expected |= {"no_answer_first": first is None, "no_answer_alone": alone is None}
+    assert score_published({"letters": "123", "gold": "2"}, [answer]) == expected
 
 
 def test_a_likelihood_that_is_no_number_is_no_choice():
@@ -73,9 +92,9 @@ def test_a_broken_model_is_not_right_about_pairs_and_lengths_divide():
 # ---- Language
 
 
-@pytest.mark.parametrize("text, language, script, wrong", cases("languages_of_answers"))
-def test_short_and_empty_answers_are_judged_with_care(text, language, script, wrong):
-    assert wrong_language(text, language, script) == wrong
+@pytest.mark.parametrize("text, tag, expected", cases("languages_of_answers"))
+def test_short_empty_and_mixed_answers_are_judged_with_care(text, tag, expected):
+    assert is_in_language(text, tag, LANGUAGES[tag].script) is {"yes": True, "no": False, "unknown": None}[expected]
 
 
 # ---- Translations
@@ -96,7 +115,7 @@ def test_the_translation_is_found_in_an_answer(answer, expected):
 )
 def test_bleu_and_chrf_are_those_of_sacrebleu_by_words_or_characters(tag, said, right, tokenizer):
     scores = texts.score_translation({"tgt": right, "language": tag, "script": LANGUAGES[tag].script}, [f" {said}\n"])
-    assert scores.keys() == {"chrf++", "wrong_language", f"bleu_{tokenizer}"}
+    assert scores.keys() == {"chrf++", "wrong_language", "language_unknown", f"bleu_{tokenizer}"}
     assert scores["chrf++"] == (right, said) and scores["wrong_language"] == 0
     bleu = getattr(texts, f"bleu_{tokenizer}")([scores[f"bleu_{tokenizer}"]])
     assert bleu == pytest.approx(sacrebleu.corpus_bleu([said], [[right]], tokenize=tokenizer).score) and bleu > 30
@@ -115,11 +134,13 @@ def test_thoughts_are_no_part_of_a_summary_or_an_answer():
         assert texts.score_summary(doc, [before + "Кіт спить."])["rougeL"] == 1
         assert texts.score_short_answer(doc, [before + "Oslo"])["em"] == 1
     assert texts.score_summary(doc, ["<think>Кіт спить."])["rougeL"] == 0
-    for about in ("Its thoughts stand between <think> and </think>. Then it answers.", "So <think>hm"):
-        assert without_thoughts(about) == about
-    assert without_thoughts("<think>a</think> B </think>") == "B </think>"
     assert process_generation({"answer": "Oslo", "language": "nb"}, ["<think>a</think>Oslo"])["chrf++"][1] == "Oslo"
-    assert texts.score_short_answer(doc, ["<think>Oslo"]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
+    assert texts.score_short_answer(doc, ["<think>Oslo"]) == NOTHING
+
+
+@pytest.mark.parametrize("text, answer", cases("thoughts"))
+def test_thoughts_are_taken_off_and_an_answer_about_their_tags_is_not(text, answer):
+    assert without_thoughts(text) == answer
 
 
 # ---- Summaries
@@ -153,6 +174,9 @@ def test_rouge_by_hand():
 
 # ---- Short answers
 
+RIGHT = {"token_f1": 1, "em": 1, "wrong_language": 0, "language_unknown": 0}
+NOTHING = {"token_f1": 0, "em": 0, "wrong_language": 1, "language_unknown": 0}
+
 
 @pytest.mark.parametrize("line", (ROOT / "tests" / "short_answers.txt").read_text("utf-8").splitlines()[1:])
 def test_f1_by_hand(line):
@@ -169,17 +193,23 @@ def test_f1_by_hand(line):
 def test_an_empty_answer_is_never_right(language, script, right):
     doc = {"answers": [right], "language": language, "script": script}
     for nothing in ("", " \n"):
-        assert texts.score_short_answer(doc, [nothing]) == {"token_f1": 0, "em": 0, "wrong_language": 1}
-    assert texts.score_short_answer(doc, [right]) == {"token_f1": 1, "em": 1, "wrong_language": 0}
+        assert texts.score_short_answer(doc, [nothing]) == NOTHING
+    assert texts.score_short_answer(doc, [right]) == RIGHT
     assert texts.score_short_answer(doc, ["Oslo"])["token_f1"] == 0
 
 
 def test_the_best_right_answer_counts_and_the_first_line_only():
     doc = {"answers": ["1999-01-31", "25.0 episodes"], "language": "en", "script": "Latn"}
-    right = {"token_f1": 1.0, "em": 1.0, "wrong_language": 0.0}
-    assert texts.score_short_answer(doc, ["\n 25 episodes. \nOr maybe 26?"]) == right
-    assert texts.score_short_answer(doc, ["25.0 episodes"]) == right
+    assert texts.score_short_answer(doc, ["\n 25 episodes. \nOr maybe 26?"]) == RIGHT
+    assert texts.score_short_answer(doc, ["25.0 episodes"]) == RIGHT
     assert texts.score_short_answer(doc, ["Maybe 26\n25 episodes"])["token_f1"] == 0
+
+
+@pytest.mark.parametrize("tag, right, said", cases("short_answers"))
+def test_yes_and_no_in_the_language_and_numbers_in_any_digits_are_right(tag, right, said):
+    doc = {"answers": [right], "language": tag, "script": LANGUAGES[tag].script}
+    assert texts.score_short_answer(doc, [said])["em"] == 1
+    assert texts.score_short_answer(doc | {"answers": ["7" if right in ("yes", "no") else "no"]}, [said])["em"] == 0
 
 
 def test_a_right_answer_is_in_the_language_whatever_its_script():
@@ -199,16 +229,16 @@ def real_data(monkeypatch):
 GENERATED = [f"sdrrl_{name}" for name in ("xnli_gen_th", "xstorycloze_gen_te", "mmmlu_gen_ko", "belebele_gen_en")]
 TEXTS = ["sdrrl_flores_eng_Latn-jpn_Jpan", "sdrrl_flores_tha_Thai-eng_Latn", "sdrrl_xlsum_hi", "sdrrl_mkqa_pt"]
 FULL = {"chrf++": 100, "bleu_13a": 100, "bleu_char": 100, "rouge1": 1, "rouge2": 1, "rougeL": 1, "token_f1": 1}
-FULL |= {"accuracy": 1, "acc": 1, "em": 1, "invalid": 0}
+FULL |= {"accuracy": 1, "acc": 1, "em": 1, "invalid": 0, "contradicts": 0}
 
 
 @needs_data
 def test_the_right_answers_get_full_marks_and_others_get_none(real_data):
     for name, scores in run(lambda doc, _: right(doc), GENERATED + TEXTS)[0].items():
-        assert scores.pop("wrong_language") <= 0.1, name
+        assert scores.pop("wrong_language") <= 0.1 and scores.pop("language_unknown") is not None, name
         assert scores == pytest.approx({metric: FULL[metric] for metric in scores}), name
     for name, scores in run(lambda *_: "", GENERATED + TEXTS)[0].items():
-        assert scores.pop("wrong_language") == 1 and scores.pop("invalid", 1) == 1, name
+        assert scores.pop("wrong_language") == 1 and scores.pop("invalid", 1) == 1, name  # and known to be so
         assert set(scores.values()) == {0}, name
     sentence = "This is an answer in English, whatever the language of the question may have been."
     for name, scores in run(lambda *_: sentence, GENERATED + TEXTS)[0].items():
@@ -221,10 +251,10 @@ def test_groups_have_means_and_standard_errors_within_seconds(real_data, monkeyp
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     # 100 bootstrap samples of the corpus, as for lm-eval's own chrF++, and none of BLEU
-    options = {"tasks": ["sdrrl_flores_en_xx"], "task_manager": manager, "limit": 3, "bootstrap_iters": 100}
+    options = {"tasks": ["sdrrl_flores_paper_en_xx"], "task_manager": manager, "limit": 3, "bootstrap_iters": 100}
     results = lm_eval.simple_evaluate(Scripted(lambda doc, _: doc["src"]), **options)
     leaves = {plain(name): scores for name, scores in results["results"].items() if "-" in name}
-    group = results["groups"]["sdrrl_flores_en_xx"]
+    group = results["groups"]["sdrrl_flores_paper_en_xx"]
     assert len(leaves) == 16 and all("bleu_13a,none" in s or "bleu_char,none" in s for s in leaves.values())
     assert group["chrf++,none"] == pytest.approx(sum(s["chrf++,none"] for s in leaves.values()) / 16)
     assert group["chrf++_stderr,none"] > 0 and group["wrong_language_stderr,none"] >= 0

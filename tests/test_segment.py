@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import cases, data_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from masks import damaged, fidelity, installed_markdown, with_masks
@@ -14,7 +15,7 @@ from sdrrl_trl.transfer.segment import Segment, segment
 
 LATIN, JAPANESE = ".!?…", "。．！？!?…"
 CASES = yaml.safe_load(Path(__file__).with_name("segment_cases.yaml").read_text(encoding="utf-8"))
-SPANS, BLOCKS = CASES["spans"], CASES["blocks"]
+SPANS, BLOCKS = CASES["spans"] + cases("tokens", "translation_cases.yaml"), CASES["blocks"]
 PIECES = (
     "# Title\n¦- item. ¦- [ ] ¦1. ¦    ¦\t¦> ¦```py\n¦```\n¦````\n¦~~~~\n¦~~~\n¦`¦\n¦\n\n¦\r\n¦\r¦| a | b |\n"
     "¦|---|---|\n¦|¦$¦$$¦\\[¦\\]¦<!--¦-->¦<pre>\n¦Dr. Who said: hi! ¦**bold** ¦**Note:** ¦word ¦[a](b) ¦[a]: /b\n"
@@ -114,6 +115,25 @@ def test_the_text_after_a_block_is_translated(name):
     assert translatable(f"{BLOCKS[name]}\r\n\r\nAfter that.".replace("\n", "\r\n")) == ["After that."]
 
 
+@pytest.mark.parametrize("code", cases("code", "translation_cases.yaml"))
+def test_code_without_a_fence_is_not_translated(code):
+    assert translatable(code) == []
+    assert translatable(code.replace("\n", "\r\n")) == []
+    assert translatable(f"Look at this:\n\n{code}\n\nThen tell me.") == ["Look at this:", "Then tell me."]
+
+
+@pytest.mark.parametrize("text", cases("prose", "translation_cases.yaml"))
+def test_prose_that_begins_like_code_is_translated(text):
+    assert translatable(f"{text}\nmore of it") == [text.removeprefix("- "), "more of it"]
+
+
+@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
+def test_no_sentence_of_any_language_is_taken_for_code():
+    for file in sorted((data_dir() / "flores200" / "devtest").glob("*")):
+        sentences = file.read_text(encoding="utf-8").splitlines()[::10]
+        assert all(translatable(sentence) for sentence in sentences), file
+
+
 def test_front_matter_is_code_only_at_the_start():
     assert translatable("---\ntitle: A b\n---\nText\n---\ntitle: A b\n---") == ["Text", "title: A b"]
 
@@ -201,6 +221,7 @@ def test_the_measure_of_fidelity_can_fail():
 UNITS = (
     "`a ¦[a¦[a](¦![¦<a ¦<!--¦{a ¦{{a¦\\[¦\\a{¦$a ¦$1 ¦<code>¦<pre>\n¦\\begin{a}¦http://(¦a.¦a_¦a/¦a@¦a-¦--a¦e.g. "
     "¦X A. ¦- a\n  ¦\n\n    a\n¦[x]: <¦]( ¦\n**a¦|a\n¦> - ¦`a` ¦<a>{b}"
+    "¦# a\n¦/*\n¦x = 1\n\n¦x = [\n¦z = (a b c\n¦a(1¦a=b ¦a --b ¦[{"
 ).split("¦")
 
 

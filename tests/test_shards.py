@@ -1,10 +1,13 @@
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.stages import clear_stage
+from sdrrl_trl.stages import check_options, clear_stage
 from sdrrl_trl.transfer.shards import Stage, map_shards, read_shards
+from sdrrl_trl.utils import check_output_dir, locked
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,45 @@ def test_missing_or_damaged_options_are_refused(stage, damage):
         run(stage)
 
 
-def test_only_a_folder_made_by_a_stage_is_cleared(stage, tmp_path):
+def test_only_what_a_stage_has_written_is_cleared(stage, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SDRRLError, match="not deleted"):
-        clear_stage(tmp_path, "answer")
-    assert (tmp_path / "thesis.txt").exists()
+    for refused in (clear_stage, partial(check_options, options={})):
+        with pytest.raises(SDRRLError, match="holds thesis.txt, "):
+            refused(tmp_path, stage="answer")
     run(stage)
     with pytest.raises(SDRRLError, match="holds the results of the stage 'answer', not of 'other'"):
         clear_stage(stage.folder, "other")
+    (stage.folder / "mine").mkdir()
+    (stage.folder / "mine" / "thesis.txt").symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(SDRRLError, match="holds mine/thesis.txt, which the stage 'answer' has not written"):
+        clear_stage(stage.folder, "answer")
+    assert len(list(read_shards(stage.folder, Row))) == 10
+    (stage.folder / "mine" / "thesis.txt").rename(tmp_path / "link")
     clear_stage(stage.folder, "answer")
-    assert not stage.folder.exists()
+    assert not list(stage.folder.iterdir()) and (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["link", "."])
+def test_a_folder_may_be_a_link_or_the_one_we_are_in(stage, monkeypatch, place):
+    run(stage)
+    stage.folder.with_name("link").symlink_to(stage.folder)
+    monkeypatch.chdir(stage.folder if place == "." else stage.folder.parent)
+    with locked(Path(place)):
+        clear_stage(Path(place), "answer")
+    assert run(stage) == [4, 4, 2]
+
+
+def test_a_lock_needs_nothing_but_its_folder_and_goes_with_leftovers_of_killed_processes(stage):
+    run(stage)
+    (stage.folder.parent / ".manifest.json.1.tmp").write_text("half a line")
+    (stage.folder.parent / ".mine.tmp").write_text("of somebody else")
+    with locked(stage.folder.parent):
+        assert {path.name for path in stage.folder.parent.glob(".*")} == {".lock", ".mine.tmp"}
+        assert [path.name for path in stage.folder.parents[1].iterdir()] == ["stages", "timings.json"]
+        with pytest.raises(SDRRLError, match="is in use"), locked(stage.folder.parent):
+            pass
+    for wrong in (stage.folder / "00001.jsonl", stage.folder / ("x" * 300), stage.folder / "\0"):
+        with pytest.raises(SDRRLError, match="Cannot write|There can be no"):
+            check_output_dir(wrong, 0)
+            with locked(wrong):
+                pass

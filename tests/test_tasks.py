@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
 from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
-from sdrrl_trl.languages import LANGUAGES, script_share, wrong_language
+from sdrrl_trl.languages import LANGUAGES, in_language, script_share
 from sdrrl_trl.tasks import data, flores
 
 
@@ -45,7 +45,7 @@ def test_names_are_ours_given_once_and_versioned():
     for name, content in BY_NAME.items():
         tags = content.get("tag", [])
         assert all(own.startswith("sdrrl_") for own in [name, *tags]), "it may replace one of lm-eval"
-        assert "group" in content or re.fullmatch("sdrrl_lang_[a-z]{2}", *tags)
+        assert "group" in content or "published" in name or re.fullmatch("sdrrl_lang_[a-z]{2,3}", *tags)
         assert "version" in content["metadata"], name
 
 
@@ -74,8 +74,11 @@ def test_groups_hold_tasks_that_exist_once_and_average_only_what_is_alike():
         assert all(not entry["weight_by_size"] for entry in content.get("aggregate_metric_list", ()))
     for name in ("sdrrl_multilingual", "sdrrl_paper", "sdrrl_safety", "sdrrl_quick"):
         assert "aggregate_metric_list" not in BY_NAME[name]
-    assert len(members("sdrrl_flores")) == 32 and len(members("sdrrl_multijail")) == 10
-    assert set(members("sdrrl_multilingual")) == set(leaves(TASKS))
+    sizes = {"sdrrl_flores": 80, "sdrrl_flores_paper": 32, "sdrrl_belebele_paper": 17, "sdrrl_multijail": 10}
+    assert {name: len(members(name)) for name in sizes} == sizes
+    published = members("sdrrl_published")  # needs a checkout, so it is in no other group and in no tag
+    assert len(published) == 30 and not any("tag" in BY_NAME[name] for name in published)
+    assert set(members("sdrrl_multilingual")) == set(leaves(TASKS)) - set(published)
 
 
 def test_the_tasks_are_found_without_lm_evals_own_index():
@@ -102,16 +105,13 @@ NEEDED_BY = {
 def test_prompts_are_there_in_script_and_language(language):
     prompts = PROMPTS.get(language.tag, {})
     needed = {key for key, benchmarks in NEEDED_BY.items() if set(benchmarks) & set(language.benchmarks)}
-    assert set(prompts) == needed
+    assert set(prompts) == needed  # the tests of a new row are below: it needs none
     texts = [text for value in prompts.values() for text in ([value] if isinstance(value, str) else value)]
     assert len(set(texts)) == len(texts) and len(prompts.get("nli_choices", "123")) == 3
     for text in texts:
         assert text == unicodedata.normalize("NFC", text).strip() and "{" not in text  # they stand in templates
         assert script_share(text, language.script) == 1
-    assert not texts or wrong_language(" ".join(texts), language.tag, language.script) == 0
-
-
-# ---- What the loaders refuse
+    assert not texts or in_language(" ".join(texts), language.tag)
 
 
 @pytest.fixture
@@ -125,6 +125,59 @@ def folder(tmp_path, monkeypatch):
         path.write_text(content, encoding="utf-8") if isinstance(content, str) else write_json_lines(path, content)
 
     return write
+
+
+ADDED_ROWS = """
+gd Scottish_Gaelic gla_Latn - yes - - - scottish_gaelic - -
+ti Tigrinya tir_Ethi - yes - - - - - -
+"""
+OF_ADDED_ROWS = """
+import json
+from sdrrl_trl.evaluation.suite import language_of
+from sdrrl_trl.languages import get_language
+from sdrrl_trl.transfer.prompts import answer_hint
+from scripted import load, run
+
+names = ["flores_eng_Latn-gla_Latn", "flores_tir_Ethi-eng_Latn", "belebele_gen_ti", "xlsum_gd"]
+tasks = load([f"sdrrl_{name}" for name in names])
+scores, _ = run(lambda doc, _: doc.get("tgt") or doc.get("summary") or "(C)", tasks)
+scores["languages"] = [language_of(name) for name in tasks]
+scores["names"] = [get_language("gd").name, answer_hint("en", "gd"), answer_hint("ti", "gd")]
+scores["prompts"] = [task.doc_to_text(task.eval_docs[0]).split("\\n")[-1] for task in tasks.values()]
+print(json.dumps(scores))
+"""
+
+
+def test_a_row_of_the_table_adds_a_language(tmp_path, folder):
+    """With all that they need: two of FLORES-200, one that py3langid does not know, in a script of its own."""
+    skip = shutil.ignore_patterns("__pycache__")
+    for part in ("sdrrl_trl", "lm_eval_tasks"):
+        shutil.copytree(ROOT / part, tmp_path / "root" / part, ignore=skip)
+    with open(tmp_path / "root" / "sdrrl_trl" / "languages.txt", "a", encoding="utf-8") as file:
+        file.write(ADDED_ROWS)
+    english, gaelic, tigrinya = (
+        "It is cold.\n",
+        "Tha e glè fhuar an-diugh anns na beanntan àrda.\n",
+        "ሎሚ ኣዝዩ ቆራሪ እዩ።\n",
+    )
+    for code, sentence in {"eng_Latn": english, "gla_Latn": gaelic, "tir_Ethi": tigrinya}.items():
+        folder(f"flores200/devtest/{code}.devtest", sentence)
+    row = {"flores_passage": tigrinya, "question": "x?", **{f"mc_answer{i}": f"{i}" for i in range(1, 5)}}
+    folder("belebele/tir_Ethi.jsonl", [row | {"correct_answer_num": "3"}])
+    folder("xlsum/gd.jsonl", [{"text": gaelic, "summary": gaelic}])
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'root'}{os.pathsep}{ROOT / 'tests'}"}
+    run = partial(subprocess.run, check=True, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    run([sys.executable, tmp_path / "root" / "lm_eval_tasks" / "_generate.py"])
+    found = json.loads(run([sys.executable, "-c", OF_ADDED_ROWS]).stdout.splitlines()[-1])
+    assert found["languages"] == ["gd", "ti", "ti", "gd"]
+    assert found["names"] == ["Scottish Gaelic", "Answer in Scottish Gaelic.", "Answer in Scottish Gaelic."]
+    assert found["prompts"][2] == PROMPTS["en"]["choose"] and found["prompts"][3] == PROMPTS["en"]["summarize"]
+    into_gaelic = found["sdrrl_flores_eng_Latn-gla_Latn"]
+    assert into_gaelic["chrf++"] == 100 and into_gaelic["wrong_language"] == 0 == into_gaelic["language_unknown"]
+    assert found["sdrrl_belebele_gen_ti"]["accuracy"] == 1 and found["sdrrl_xlsum_gd"]["rougeL"] == 1
+
+
+# ---- What the loaders refuse
 
 
 XNLI = {"premise": "a\u2028b", "hypothesis": "c", "label": 0}

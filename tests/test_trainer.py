@@ -6,8 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -15,6 +16,7 @@ from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 
 KINDS = [("source", "en", "en"), ("target", "pt", "pt"), ("source_to_target", "en", "pt"), ("translation", "pt", "en")]
 LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+TRAINERS = (SDRRLTrainer, SFTTrainer)
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
 
 
@@ -72,10 +74,30 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model
         text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
         assert text == row["completion"][0]["content"] + ("" if row["truncated"] else "<|im_end|>\n")
         assert sum(made["label_bytes"]) == len(text.replace("<|im_end|>", "").encode())
-    # What `max_length` has cut has half an end of turn to lose, or none
+    # The rows of a stream are cut, and have half an end of turn to lose, or none
     for n in (1, 3):
-        short = make(tiny_model, tmp_path, dataset, max_length=len(made["labels"]) - n)
-        assert short.train_dataset[3]["labels"] == made["labels"][:-n]
+        options = {"eval_dataset": rows(), "max_length": len(made["labels"]) - n}
+        short = make(tiny_model, tmp_path, dataset.to_iterable_dataset(), **options)
+        assert list(short.train_dataset)[3]["labels"] == made["labels"][:-n]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_longer_than_max_length_are_left_out_and_counted_not_cut(tiny_model, tmp_path, caplog, packing):
+    """In training and in evaluation; what is left is trained on with its end."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sizes = [ids.shape[1] for _, ids, _ in tokenized(tokenizer)]
+    limit = sorted(sizes)[10]
+    lost = [row["answer_language"] for row, n in zip(rows(), sizes, strict=True) if n > limit]
+    options = {"max_length": limit, "packing": packing, "eval_packing": False, "eval_dataset": {"own": rows()}}
+    trainer = make(tiny_model, tmp_path, **options)
+    n_ends = sum((torch.tensor(row["labels"]) == tokenizer.eos_token_id).sum() for row in trainer.train_dataset)
+    assert n_ends == len(trainer.eval_dataset["own"]) == 16 - len(lost)
+    counts = [f"{lost.count(name)} of 8 in {name}" for name in ("en", "pt") if name in lost]
+    for name in ("train", "own"):
+        assert f"{len(lost)} of 16 rows of the {name} data set are left out" in caplog.text
+    assert f"({', '.join(counts)}): they are longer than `max_length` ({limit} tokens)" in caplog.text
+    # Of data without the columns nothing is left out but by TRL
+    assert len(make(tiny_model, tmp_path, plain_rows(), max_length=limit).train_dataset) == 16
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +135,7 @@ def test_it_trains_bit_for_bit_as_sft_trainer_does(tiny_model, tmp_path, options
 def test_what_kinds_and_languages_cannot_follow_is_taken_without_them_and_refused_with_them(
     tiny_model, tmp_path, options
 ):
-    ours, sft = (train(tiny_model, tmp_path, plain_rows(), cls=cls, **options) for cls in (SDRRLTrainer, SFTTrainer))
+    ours, sft = (train(tiny_model, tmp_path, plain_rows(), cls=cls, **options) for cls in TRAINERS)
     assert_equal_weights(ours, sft)
     with pytest.raises(SDRRLError, match="must be 'bfd'|Prompt-learning"):
         make(tiny_model, tmp_path, **options)
@@ -210,7 +232,7 @@ def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tiny_mo
         make(tiny_model, tmp_path / "none").train(resume_from_checkpoint=True)
 
 
-def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model, tmp_path, caplog):
+def test_checkpoints_with_a_missing_or_damaged_file_are_skipped_and_named(tiny_model, tmp_path, caplog):
     # Never one checkpoint alone, for the last may turn out to be torn
     train(tiny_model, tmp_path, save_strategy="steps", save_steps=1, max_steps=3, save_total_limit=1)
     first, second = (tmp_path / "out" / f"checkpoint-{step}" for step in (2, 3))
@@ -219,11 +241,11 @@ def test_checkpoints_with_a_missing_or_cut_file_are_skipped_and_named(tiny_model
     assert names < {file.name for file in second.iterdir()}
     for file in second.iterdir():
         content = file.read_bytes()
-        for damage in (file.unlink, lambda file=file, content=content: file.write_bytes(content[: len(content) // 2])):
+        for damage in (file.unlink, lambda file=file, content=content: file.write_bytes(bytes(len(content)))):
             damage()
             assert last_complete_checkpoint(tmp_path / "out") == str(first)
             file.write_bytes(content)
-    assert all(f"{name} is missing or cut off" in caplog.text for name in names)
+    assert all(f"{name} is missing or damaged" in caplog.text for name in names)
     train(tiny_model, tmp_path / "models", save_strategy="steps", save_steps=1, save_only_model=True)
     assert last_complete_checkpoint(tmp_path / "models" / "out") is None
 
@@ -254,8 +276,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),
         (None, {"anchor_languages": ["en", "pt"], "kl_coef": 1.0}, "names all languages"),
-        (None, {"max_length": 8}, "no supervised token"),
-        (None, {"max_length": 8, "packing": True}, "no supervised token"),
+        (None, {"max_length": 8}, "No row is left: 16 of 16 rows of the train data set"),
         (None, {"max_length": None, "packing": True}, "needs `max_length`"),
         (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),
     ],
@@ -267,8 +288,22 @@ def test_data_and_options_that_do_not_fit_are_refused_before_the_first_step(
         make(tiny_model, tmp_path, change(rows()) if change else rows(), **options)
 
 
-def test_other_collators_and_another_config_class_are_refused(tiny_model, tmp_path):
+def test_a_collator_of_ones_own_is_for_data_without_kinds_and_languages(tiny_model, tmp_path):
+    def collate(rows):
+        return DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": row["input_ids"][-9:]} for row in rows])
+
+    args, options = SDRRLConfig(str(tmp_path), **CPU), {"save_strategy": "no", "max_steps": 2}
+    runs = [cls(tiny_model, SFTConfig(str(tmp_path), **CPU | options), collate, plain_rows()) for cls in TRAINERS]
+    for trainer in runs:
+        trainer.train()
+    assert_equal_weights(*runs)
     with pytest.raises(SDRRLError, match="its own collator"):
-        SDRRLTrainer(tiny_model, SDRRLConfig(str(tmp_path), **CPU), lambda rows: rows, rows())
-    with pytest.raises(SDRRLError, match="SDRRLConfig"):
-        SDRRLTrainer(tiny_model, SFTConfig(str(tmp_path), **CPU), train_dataset=rows())
+        SDRRLTrainer(tiny_model, args, collate, rows())
+
+
+@pytest.mark.parametrize("cls", [TrainingArguments, SFTConfig])
+def test_other_configurations_are_taken_as_sft_trainer_takes_them(tiny_model, tmp_path, cls):
+    args = cls(str(tmp_path), **CPU, learning_rate=3e-4, hub_token="secret", lr_scheduler_kwargs={"num_cycles": 2})
+    ours, sft = (trainer(tiny_model, args, train_dataset=plain_rows()).args for trainer in TRAINERS)
+    assert (ours.hub_token, ours.learning_rate, ours.lr_scheduler_kwargs) == ("secret", 3e-4, {"num_cycles": 2})
+    assert {name: value for name, value in ours.to_dict().items() if name in sft.to_dict()} == sft.to_dict()

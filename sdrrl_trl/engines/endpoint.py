@@ -90,7 +90,7 @@ class EndpointGenerator:
             except TimeoutError:  # of a whole reply; httpx's own limit is for each piece
                 problem = f"nothing whole within {_TIMEOUT:g} s"
             except httpx.RequestError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {self._shown(str(error))}"  # it can quote what the server sent
                 if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._reached:
                     # One that has answered before may be starting anew; another is not there
                     raise SDRRLError(f"No server answers at {self._url.host} ({problem}). Start it first.") from None
@@ -142,9 +142,10 @@ def _parse(text: str, shown: str) -> Generation:
         content = json.loads(text)
         choice = content["choices"][0]
         answer, reason = choice["message"].get("content") or "", choice.get("finish_reason") or "stop"
-        whole = isinstance(answer, str) and isinstance(reason, str)
+        whole = isinstance(answer, str) and re.fullmatch(r"\w{1,40}", reason) is not None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):  # nested too deep
         whole = False
     if not whole:
         raise _Fault(f"no answer in the reply: {shown}", 0.0)
-    return Generation(answer.strip(), reason)
+    # JSON can hold halves of characters, which no file can
+    return Generation(answer.encode(errors="replace").decode().strip(), reason)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
 # Prompts and answers with padding. Halved when memory runs out
@@ -41,8 +40,8 @@ def loading(what: str, name: str) -> Iterator[None]:
         hub.unreachable()  # before they ask
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SDRRLError(f"Cannot load {what} {name!r}: {hub.explain(error) or error}") from error
+    except Exception as error:  # wrong types in a configuration can be any
+        raise SDRRLError(f"Cannot load {what} {name!r}: {hub.explain(error) or in_a_line(error)}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:

@@ -4,10 +4,13 @@
 Tasks go to lm-eval several at a time, as their small batches would not fill up apart. After each such chunk its
 results are in the folder of the model, as `lm_eval --log_samples --output_path` writes them. A run that was stopped
 goes on with the tasks that no results file holds with all samples. So there may be several results files; the newest
-of a task counts. Under `accelerate launch` or `torchrun` each process asks its share of the items of every task, and
-the first writes.
+of a task counts. One that is asked again alone is in other batches than before, which may change the last digits of
+its scores, in bfloat16 more often than in float32. Under `accelerate launch` or `torchrun` each process asks its share
+of the items of every task, and the first writes.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +141,19 @@ def evaluate(config: EvaluationConfig) -> Path:
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
-    # Models may come later; one that is there already must still be the same
-    known = (recorded_options(folder, "evaluate") or {}).get("models", {})
-    check_options(folder, options | {"models": {n: models.get(n, known[n]) for n in known} or models}, "evaluate")
     tasks = _load_tasks(config)
+    # Models and tasks may come later; those that are there already must still be the same
+    now = {"models": models, "data": {name: _hash_of_data(task, config.limit) for name, task in tasks.items()}}
+    recorded = recorded_options(folder, "evaluate") or now
+    together = {part: recorded[part] | now[part] for part in now}
+    compared = {part: {name: together[part][name] for name in recorded[part]} for part in now}
+    check_options(folder, options | compared, "evaluate")
     state = processes()
     # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            write_options(folder, options | {"models": known | models}, "evaluate")
+            results = [f"{name}/{kind}_*.json*" for name in together["models"] for kind in ("results", "samples")]
+            write_options(folder, options | together, "evaluate", ("timings.json", *results))
             for left in folder.glob(f"*/{UNFINISHED}*"):  # by a run that was killed while it wrote
                 shutil.rmtree(left)
         state.wait_for_everyone()
@@ -160,16 +168,24 @@ def _fingerprint(model: str) -> str:
     return fingerprint(path) + (f"@{strength}" if strength is not None else "")
 
 
+def _hash_of_data(task: Any, limit: int | None) -> str:
+    """Tells other data of a task, by which two models could not be compared. Of images and the like, only the kind."""
+    digest = hashlib.sha256()
+    for doc in islice(task.eval_docs, limit):
+        digest.update(json.dumps(doc, sort_keys=True, default=lambda value: type(value).__name__).encode())
+    return digest.hexdigest()[:16]
+
+
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
     """What the results depend on, beside the models."""
     options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
     # How answers are scored is in the environment. Without addresses, which may hold a key
     names = ("SDRRL_JUDGE", "SDRRL_JUDGE_MODEL", "SDRRL_FLORES_REPO")
     options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
-    if transfer_set:
-        options["held_out"] = transfer_set["sha256"].get("test.parquet")
-        if any(map(is_held_out, config.tasks)) and options["held_out"] is None:
-            raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
+    # Of the transfer set, what is before each question; its held-out rows are known by their hash, as other data
+    options["system_prompt"] = transfer_set["options"]["system_prompt"] if transfer_set else None
+    if any(map(is_held_out, config.tasks)) and "test.parquet" not in transfer_set["sha256"]:
+        raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
     return options
 
 

@@ -1,7 +1,6 @@
 """Tasks made from the held-out questions of a transfer set."""
 
 import logging
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from sdrrl_trl.evaluation.significance import corpus_score
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.tasks.judge import first
 from sdrrl_trl.tasks.thoughts import without_thoughts
+from sdrrl_trl.transfer.files import read_parquet
 from sdrrl_trl.transfer.publish import load_manifest
 
 
@@ -82,7 +82,7 @@ def load_held_out(file: str, kind: str, language: str, whole: bool = False, **me
             "truncated": row.get("truncated", False),
             "language": language,
         }
-        for row in Dataset.from_parquet(escape(file))  # it takes paths as patterns
+        for row in read_parquet(Path(file))  # `datasets` might give what was there earlier, from its cache
         if (row["kind"], row["answer_language"]) == (kind, language) and not (whole and row.get("truncated"))
     ]
     if kind == "translation":  # a sentence may have translations into several languages

@@ -1,31 +1,21 @@
 """
-Multiple choice: which choice an answer names, and which one is the likeliest.
+Scores of multiple choice: of the choice that an answer names, and of the likeliest one.
 
 Rows have `choices` (`list[str]`), `gold` (index of the right one), and for generated answers `language` and `script`.
 """
 
 import math
 import re
-import unicodedata
 
-from sdrrl_trl.languages import wrong_language
+from sdrrl_trl.languages import rates_of_language
+from sdrrl_trl.tasks.reading import choose, contradicts
 from sdrrl_trl.tasks.thoughts import without_thoughts
-
-
-# What stands before the letter in "The answer is B", "Richtig ist B", "答案是B", "Ответ: B"
-CUES = (
-    r"\b(?:is|ist|är|er|é|es|est|è|jest|je|on|là|ni|iko|adalah|yaitu)\b"
-    r"|[:：=是为為选選はคือहै]|إجابة هي|هي|هو|정답은|답은"
-)
-# "A or B", "A, B": more than one is named
-JOINERS = "[,/、&]|and|or|und|oder|et|ou|e|y|o|dan|atau|và|hoặc|na|au|и|или|و|أو|या|和|或|と|または|또는|และ|หรือ"
-# What a letter that stands alone has not beside it
-LATIN = r"[A-Za-zÀ-ɏ0-9']"
 
 
 def score(doc, results):
     """
-    Scores of a generated answer: right, no choice named, wrong language (apart from the text of the choice).
+    Scores of a generated answer: right, no choice named, the letter of one choice with the text of another, and the
+    language of what is not the text of the choice.
 
     Not named `acc`: lm-eval 0.5 keeps that name for log-likelihoods.
     """
@@ -35,61 +25,20 @@ def score(doc, results):
     return {
         "accuracy": float(chosen == doc["gold"]),
         "invalid": float(chosen is None),
-        "wrong_language": wrong_language(rest, doc["language"], doc["script"]) if rest.strip() or not text else 0.0,
+        "contradicts": float(chosen is not None and contradicts(text, doc["choices"], chosen)),
+        # The text of a choice alone is in no wrong language, an empty answer is
+        **rates_of_language(rest if rest.strip() or not text else "-", doc["language"], doc["script"]),
     }
 
 
-def choose(text, choices):
-    """
-    Index of the choice that an answer names, `None` if it names none or several.
-
-    In this order: a letter at the start with punctuation or nothing behind it ("B", "(B)", "B. Lisbon"); the text of a
-    choice as the whole answer; the only letter that stands alone; of several, the one after a word such as "is", or
-    the first if punctuation follows it ("C, because A is wrong"); the only choice whose text is in the answer.
-    """
-    text, letters = tidy(text), "ABCDEFGH"[: len(choices)]
-    if lists_choices(text, letters):
-        return None
-    start = re.match(rf"[(\['\s]*([{letters}])(?:[)\].:,;'\s]*$|[)\].:,;]|\s*\n)", text)
-    if start:
-        return letters.index(start[1])
-    plain = [unicodedata.normalize("NFKC", choice).strip(" .!?。").casefold() for choice in choices]
-    whole = text.strip(" .!?。").casefold()
-    if whole and plain.count(whole) == 1:
-        return plain.index(whole)
-    text = re.sub(r"^A(?= [a-zà-ɏ])", "", text)  # "A resposta é B"
-    alone = list(re.finditer(rf"(?<!{LATIN})([{letters}])(?!{LATIN})", text))
-    if alone:
-        letter = letter_meant(text, alone, letters)
-        return letters.index(letter) if letter else None
-    named = [i for i, choice in enumerate(plain) if len(choice) > 3 and choice in text.casefold()]
-    return named[0] if len(named) == 1 else None
-
-
-def tidy(text):
-    """An answer without Markdown and quotation marks, its letters as Latin capitals where they stand alone."""
-    text = unicodedata.normalize("NFKC", text).replace("’", "'")
-    text = re.sub(r"[*_`\"“”«»「」]+", "", text).strip()
-    # Cyrillic and Greek letters that look like Latin ones
-    text = re.sub(r"(?<!\w)[АВСΑΒ](?=\W*$|[.):])", lambda match: "ABCAB"["АВСΑΒ".index(match[0])], text)
-    return text.upper() if re.fullmatch(r"[(\[']?[a-h][)\]'.:]*", text) else text
-
-
-def lists_choices(text, letters):
-    """Whether an answer only repeats the choices, or begins with more than one letter ("A, B")."""
-    listed = set(re.findall(rf"^\W*([{letters}])[).:]", text, flags=re.MULTILINE))
-    joined = rf"\W*[{letters}][)\]]?\s*(?:{JOINERS})\s*[(\[]?[{letters}](?!{LATIN})\W*(?:[,/、\n]|$)"
-    return len(listed) > 1 or re.match(joined, text)
-
-
-def letter_meant(text, alone, letters):
-    """Of the letters that stand alone in an answer, as matches, the one that it decides for, or `None`."""
-    if len({match[1] for match in alone}) == 1:
-        return alone[0][1]
-    after = re.search(rf"(?:{CUES})\W*([{letters}])(?!{LATIN})", text)
-    if after:
-        return after[1]
-    return alone[0][1] if re.match(r"[,.;，。]", text[alone[0].end() :]) else None
+def score_published(doc, results):
+    """Scores by the first digit or letter of a choice, and by the first that stands alone; none is wrong."""
+    scores = {}
+    for reading, pattern in {"first": "[{}]", "alone": r"(?<![^\W_])[{}](?![^\W_])"}.items():
+        found = re.search(pattern.format(doc["letters"]), results[0])
+        scores[f"accuracy_{reading}"] = float(bool(found) and found[0] == doc["gold"])
+        scores[f"no_answer_{reading}"] = float(not found)
+    return scores
 
 
 def score_likelihoods(doc, results):

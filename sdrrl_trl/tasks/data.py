@@ -93,12 +93,15 @@ def load_xnli(code, split="validation", choices=None, language=None, script=None
     return as_dataset(rows, "train", split, choices=choices, language=language, script=script)
 
 
+# Else "NA" and "None" would be missing cells; a choice of MMLU is "None"
+TEXT_CELLS = {"keep_default_na": False}
+
 XSTORYCLOZE = {"path": "juletxara/xstory_cloze", "revision": "c4c2d88a1ec8b37fe22166d2a610f272726724b6"}
 
 
 def joined_stories(code):
     """Stories of the hub, the four sentences joined into `context`, as they are in local files."""
-    rows = datasets.load_dataset(**XSTORYCLOZE, name=code, split="eval")
+    rows = datasets.load_dataset(**XSTORYCLOZE, **TEXT_CELLS, name=code, split="eval")
     return [row | {"context": " ".join(row[f"input_sentence_{i}"] for i in range(1, 5))} for row in rows]
 
 
@@ -141,11 +144,28 @@ def english_mmlu():
 
 def load_mmmlu(code, language, script, **metadata):
     """MMMLU in one locale, such as PT_BR; EN_US is the English MMLU that it was translated from."""
-    hub = {"load": english_mmlu} if code == "EN_US" else {**MMMLU, "name": code, "split": "test"}
+    hub = {"load": english_mmlu} if code == "EN_US" else {**MMMLU, **TEXT_CELLS, "name": code, "split": "test"}
     rows = read_rows(f"mmmlu/{language}.jsonl", ["Question", *"ABCD", "Answer"], **hub)
     rows = [{column: str(text).strip() for column, text in row.items()} for row in rows]
     rows = with_choices(rows, f"MMMLU in {code}", "ABCD", "Answer", "ABCD")
     return as_dataset(rows, "test", language=language, script=script)
+
+
+def load_published(folder, ending, letters, language, **metadata):
+    """Prompts and right choices of CC-Tuning, from the checkout of its repository in `SDRRL_CC_TUNING`."""
+    checkout = os.environ.get("SDRRL_CC_TUNING")
+    if not checkout:
+        raise ValueError(
+            "Set SDRRL_CC_TUNING to a checkout of https://github.com/YYF-Tommy/CC-Tuning, for its prompts."
+        )
+    data = Path(checkout) / "Inference" / "data" / folder
+    prompts, gold = (list(local_rows(data / f"{kind}{ending}" / f"{language}.json")) for kind in ("split", "ans"))
+    if len(prompts) != len(gold) or not set(gold) <= set(letters):
+        raise ValueError(
+            f"{data}: not each prompt in {language} has an answer of {', '.join(letters)}. Check it out again."
+        )
+    rows = [{"prompt": row["instruction"], "gold": letter} for row, letter in zip(prompts, gold, strict=True)]
+    return as_dataset(rows, "test", letters=letters)
 
 
 # ---- Safety
@@ -186,7 +206,7 @@ MULTIJAIL = {"path": "DAMO-NLP-SG/MultiJail", "revision": "189375ca64f5c09f8db2b
 
 def load_multijail(language, script, **metadata):
     """MultiJail's prompts in one language."""
-    rows = read_rows("multijail/MultiJail.csv", ["id", "tags", language], **MULTIJAIL, split="train")
+    rows = read_rows("multijail/MultiJail.csv", ["id", "tags", language], **MULTIJAIL, **TEXT_CELLS, split="train")
     rows = [{"id": str(row["id"]), "prompt": row[language], "tags": str(row["tags"])} for row in rows]
     return as_dataset(rows, "train", language=language, script=script)
 

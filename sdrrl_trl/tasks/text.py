@@ -8,10 +8,11 @@ from pathlib import Path
 
 import regex
 import sacrebleu
+import yaml
 from lm_eval.api import metrics
 from rouge_score.rouge_scorer import RougeScorer
 
-from sdrrl_trl.languages import UNSPACED, wrong_language
+from sdrrl_trl.languages import UNSPACED, rates_of_language
 from sdrrl_trl.tasks.thoughts import without_thoughts
 
 
@@ -23,7 +24,7 @@ def score_translation(doc, results):
     answer = translation(results[0])
     # Khmer references mark words with zero-width spaces, which nobody sees and few type
     pair = tuple(text.replace("\u200b", "") for text in (doc["tgt"], answer))
-    scores = {"chrf++": pair, "wrong_language": wrong_language(answer, doc["language"], doc["script"])}
+    scores = {"chrf++": pair, **rates_of_language(answer, doc["language"], doc["script"])}
     # sacrebleu's default tokenizer, 13a, takes a sentence without spaces for one word
     scores["bleu_char" if doc["script"] in UNSPACED else "bleu_13a"] = pair
     return scores
@@ -86,17 +87,24 @@ def score_summary(doc, results):
     """F-measures of ROUGE, and whether the answer is in a wrong language."""
     answer = without_thoughts(results[0])
     scores = {name: value.fmeasure for name, value in ROUGE.score(doc["summary"], answer).items()}
-    return scores | {"wrong_language": wrong_language(answer, doc["language"], doc["script"])}
+    return scores | rates_of_language(answer, doc["language"], doc["script"])
 
 
 # ---- MKQA
 
 
 @cache
-def articles():
-    """Patterns of the words that do not count, by language."""
-    lines = Path(__file__).with_name("articles.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+def words_of(language, kind):
+    """What words.yml has of a kind in a language, or nothing."""
+    content = yaml.safe_load(Path(__file__).with_name("words.yml").read_text(encoding="utf-8"))
+    return content.get(language, {}).get(kind, "")
+
+
+def right_answers(answers, language):
+    """All right answers: also "yes" and "no" in the language, and whole numbers without their decimal."""
+    said = {"yes": "affirmative", "no": "negative"}  # MKQA has these in English only, and writes "25.0"
+    known = [word for text in answers if text in said for word in words_of(language, said[text]).split()]
+    return [*answers, *known, *(re.sub(r"(?<=\d)\.0\b", "", text) for text in answers)]
 
 
 def score_short_answer(doc, results):
@@ -104,15 +112,14 @@ def score_short_answer(doc, results):
     answer = next((line for line in without_thoughts(results[0]).splitlines() if line.strip()), "")
     language, unspaced = doc["language"], doc["script"] in UNSPACED
     said = answer_tokens(answer, language, unspaced)
-    # MKQA writes whole numbers as "25.0"; nobody answers so
-    right = doc["answers"] + [re.sub(r"(?<=\d)\.0\b", "", text) for text in doc["answers"]]
-    right = [answer_tokens(text, language, unspaced) for text in right]
+    right = [answer_tokens(text, language, unspaced) for text in right_answers(doc["answers"], language)]
     em = float(bool(said) and said in right)
+    rates = rates_of_language(answer, language, doc["script"])
     return {
         "token_f1": max(token_f1(said, text) for text in right),  # lm-eval 0.5 keeps "f1" for choices
         "em": em,
         # A right answer is in the language, whatever its script: "BBC" and "1999" are answers in Thai, too
-        "wrong_language": 0.0 if em else wrong_language(answer, language, doc["script"]),
+        **(dict.fromkeys(rates, 0.0) if em else rates),
     }
 
 
@@ -120,10 +127,14 @@ def answer_tokens(text, language, unspaced):
     """
     What counts of an answer: in lower case, without punctuation, symbols and articles; characters if words have no
     spaces between them. If nothing else is in it, articles and punctuation count: only an empty answer has no tokens.
+    Numbers are the same in all digits, and with or without separators of their groups.
     """
     whole = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    whole = re.sub(r"\d", lambda match: str(unicodedata.decimal(match[0])), whole)
+    # Other separators are punctuation, which goes
+    whole = re.sub(r"(?<!\d)\d{1,3}(?: \d{3})+(?!\d)", lambda match: match[0].replace(" ", ""), whole)
     # Before the punctuation goes, for that in l'Italia
-    short = re.sub(articles()[language], " ", whole) if language in articles() else whole
+    short = re.sub(words_of(language, "articles") or "(?!)", " ", whole)
     for kept in (without_punctuation(short), without_punctuation(whole), whole):
         found = [char for char in kept if not char.isspace()] if unspaced else kept.split()
         if found:

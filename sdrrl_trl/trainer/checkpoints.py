@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from sdrrl_trl.utils import SDRRLError, read_json, write_json
+from sdrrl_trl.utils import SDRRLError, read_json, sha256_of, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -11,9 +11,9 @@ _SEAL = "complete.json"
 
 
 def seal(checkpoint: Path) -> None:
-    """Notes the size of each file of a checkpoint beside it, once all are written."""
+    """Notes the content of each file of a checkpoint beside it, once all are written."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    write_json(checkpoint / _SEAL, {str(path.relative_to(checkpoint)): path.stat().st_size for path in files})
+    write_json(checkpoint / _SEAL, {str(path.relative_to(checkpoint)): sha256_of(path) for path in files})
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
@@ -36,11 +36,11 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 def _find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, `None` if it is complete."""
     try:
-        sizes = read_json(checkpoint / _SEAL)
+        hashes = read_json(checkpoint / _SEAL)
     except SDRRLError:
         return "it was not written to its end, or not by SDRRLTrainer"
-    for name, size in sizes.items():
+    for name, expected in hashes.items():
         file = checkpoint / name
-        if not file.exists() or file.stat().st_size != size:
-            return f"{name} is missing or cut off"
+        if not file.exists() or sha256_of(file) != expected:
+            return f"{name} is missing or damaged"
     return None

@@ -1,5 +1,7 @@
 """Kinds and languages of the rows: their table, their index at each token, and their way into the batch."""
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.utils import SDRRLError
 
 
+logger = logging.getLogger(__name__)
 Group = tuple[str | None, str | None, str | None]
 GROUP_COLUMNS = ("kind", "question_language", "answer_language")
 NO_GROUP: Group = (None, None, None)  # of data without the columns beside data that have them
@@ -124,6 +127,46 @@ def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
         )
     if args.packing and args.max_length is None:
         raise SDRRLError("`packing` needs `max_length`, the length of the packed rows. Set it.")
+
+
+def without_too_long(dataset: Dataset, dataset_name: str, args: SDRRLConfig, **map_kwargs: Any) -> Dataset:
+    """
+    Leaves out the rows of a data set with the three columns that are longer than `max_length`, and says how many. Cut,
+    they would lose the end of their answer, and the model would learn not to stop; or all of it, and train nothing.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `input_ids` and `labels` of any length.
+        dataset_name (`str`):
+            Name for messages.
+        args ([`SDRRLConfig`]):
+            With a `max_length`.
+
+    Raises:
+        `SDRRLError`: if no row is left.
+    """
+
+    limit = args.max_length  # alone: the cache is found again by what the function refers to
+
+    def fits(input_ids: list[int], labels: list[int]) -> bool:
+        # A row without any supervised token trains nothing; the parent leaves it out, too
+        return len(input_ids) <= limit and any(label != -100 for label in labels)
+
+    kept = dataset.filter(fits, input_columns=["input_ids", "labels"], **map_kwargs)
+    if len(kept) == len(dataset):
+        return dataset
+    before, after = (Counter(rows["answer_language"]) for rows in (dataset, kept))
+    lost = ", ".join(f"{n - after[name]} of {n} in {name}" for name, n in sorted(before.items()) if n > after[name])
+    message = (
+        f"{len(dataset) - len(kept)} of {len(dataset)} rows of the {dataset_name} data set are left out ({lost}): "
+        f"they are longer than `max_length` ({limit} tokens), and would lose the end of their answers. Raise it to "
+        "use them."
+    )
+    if not len(kept):
+        raise SDRRLError(f"No row is left: {message}")
+    if args.process_index == 0:
+        logger.warning(message)
+    return kept
 
 
 def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokenizer: Any, **map_kwargs: Any) -> Any:

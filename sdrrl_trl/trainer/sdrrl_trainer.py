@@ -1,3 +1,4 @@
+import copy
 import inspect
 import math
 import textwrap
@@ -21,6 +22,8 @@ from sdrrl_trl.trainer.groups import (
     check_anchors,
     check_can_carry_groups,
     group_table,
+    has_groups,
+    without_too_long,
 )
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import DistillationOutput, initial_model, prepare_teacher, teacher_states
@@ -37,12 +40,14 @@ class SDRRLTrainer(SFTTrainer):
     UTF-8 byte of the supervised text (`bpb/<name>`), the loss that can be compared across scripts, the share of the
     supervised tokens (`share/<name>`) and, with `kl_coef`, the divergence from the initial model in nats per token
     (`kl/<name>`) and in bits per byte (`drift/<name>`). All are sums over the tokens since the last log, exact under
-    packing, accumulation and over processes. Streaming data are trained on without these figures.
+    packing, accumulation and over processes. Rows longer than `max_length` are left out, and a warning counts them;
+    [`~trl.SFTTrainer`] cuts them. Prepared data sets keep no other columns, and batches have three more keys
+    ([`DataCollatorForSDRRL`]). Streaming data are trained on without these figures, and are cut.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, see [`~trl.SFTTrainer`].
-        args ([`SDRRLConfig`], *optional*):
+        args ([`SDRRLConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration. If `None`, a default one.
         data_collator (`Callable`, *optional*):
             For data without the three columns. With them, the trainer makes its own, see [`DataCollatorForSDRRL`].
@@ -54,8 +59,8 @@ class SDRRLTrainer(SFTTrainer):
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with PEFT, where the adapter is
-            turned off instead (or, if the model came with a trained adapter, a copy of that is used), nor if `model`
-            is a path.
+            turned off instead (or, if the model came with a trained adapter, a copy of that is used, which is saved
+            beside it as `sdrrl_teacher`), nor if `model` is a path.
 
     Raises:
         `SDRRLError`: before the first step, if options and data do not fit.
@@ -109,8 +114,9 @@ class SDRRLTrainer(SFTTrainer):
     ):
         if args is None:
             args = SDRRLConfig(output_dir="sdrrl_output")
-        if not isinstance(args, SDRRLConfig):
-            raise SDRRLError("`args` must be an `SDRRLConfig`, which takes the parameters of `SFTConfig` and its own.")
+        if not isinstance(args, SDRRLConfig):  # as the parent takes any `TrainingArguments`
+            hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
+            args = SDRRLConfig(**args.to_dict() | hidden)
         bound = inspect.signature(super().__init__).bind(
             model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs
         )
@@ -176,17 +182,15 @@ class SDRRLTrainer(SFTTrainer):
         # `evaluate` on a dict prepares its data sets twice
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
-        n_rows = len(dataset) if isinstance(dataset, Dataset) else 0
+        whole = copy.copy(args)
+        if has_groups(dataset):
+            whole.max_length = None  # the parent would cut rows, and say nothing
         # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
-        dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
-        if n_rows and len(dataset) < n_rows:  # dropped by the parent without a word
-            raise SDRRLError(
-                f"{n_rows - len(dataset)} rows of the {dataset_name} data set have no supervised token within "
-                f"`max_length` ({args.max_length}): they would train nothing. Their question alone may be too long. "
-                "Raise `max_length`, or remove such rows."
-            )
+        dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with global_then_local_main_first():  # the other processes then read the cache of the first
+            if has_groups(dataset) and args.max_length is not None:
+                dataset = without_too_long(dataset, dataset_name, args, **map_kwargs)
             dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, **map_kwargs)
             if packing:
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)

@@ -136,10 +136,14 @@ def prepare_teacher(
         kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
         initial = AutoModelForCausalLM.from_pretrained(initial, **kwargs)
     sizes = [model.config.get_text_config().vocab_size for model in (student, initial)]
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and ref_model is None and not trainer.is_deepspeed_enabled:
+        # `chat_template_path` has added tokens, which no file has. Nothing is trained yet: the student is the teacher
+        initial = copy.deepcopy(student)
+    elif sizes[0] != sizes[1]:
         raise SDRRLError(
-            f"`ref_model` has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their distributions "
-            "cannot be compared. The teacher is the initial model itself; give that."
+            f"The initial model has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their "
+            "distributions cannot be compared. Give `ref_model` the model itself, as it is before training. If "
+            "`chat_template_path` adds tokens, add them to the model first, and save it."
         )
     initial.requires_grad_(False)
     add_distillation(base_of(initial))

@@ -2,9 +2,11 @@
 
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,23 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import IntervalStrategy, PrinterCallback, TrainerState
+from jinja2 import TemplateError
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, IntervalStrategy, PrinterCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.stages import check_options, write_options
+from sdrrl_trl.evaluation.weights import base_path, is_adapter
+from sdrrl_trl.stages import check_options, files_in, write_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.groups import check_can_carry_groups
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, timed, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, in_a_line, locked, read_json, timed, write_json
 
 
 # Options that the trained model does not depend on: they may change between an interrupted run and the next
@@ -36,6 +42,8 @@ _FREE_OPTIONS = re.compile(
 # With 0 or less, nothing would be trained, or away from the data
 _POSITIVE = ("num_train_epochs", "learning_rate", "max_length")
 _POSITIVE += ("per_device_train_batch_size", "gradient_accumulation_steps")
+# What a training writes into its folder before its end
+_WRITTEN = ("training.json", "timings.json", "README.md", "checkpoint-*/**/*", "runs/**/*")
 
 
 @dataclass
@@ -66,15 +74,21 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
 
     Returns:
         `Path`: `output_dir`, with the model or adapter, its card, and `training.json` (the log).
+
+    Raises:
+        `SDRRLError`: for a mistake in options or data, a model or folder that cannot be used, a complete training
+            whose model is gone, weights that are no numbers, and too little memory or disk.
     """
     folder, manifest = Path(training_args.output_dir), load_manifest(Path(script_args.transfer_set))
     if training_args.anchor_languages:
         source = manifest["options"]["source_language"]
         training_args.anchor_languages = [source if x == "source" else x for x in training_args.anchor_languages]
     options = check(script_args, training_args, model_args)
-    options |= {"transfer_set": manifest["sha256"]["train.parquet"]}
+    arguments = manifest["options"].get("chat_template_kwargs")
+    options |= {"transfer_set": manifest["sha256"]["train.parquet"], "chat_template_kwargs": arguments}
     check_options(folder, options, "train")
     if (folder / "training.json").exists():
+        _check_is_whole(folder)
         print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
     is_main = PartialState().is_main_process
@@ -83,14 +97,14 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         trainer = make_trainer(script_args, training_args, model_args)
         checkpoint = last_complete_checkpoint(folder)
         if is_main:
-            write_options(folder, options, "train")
+            write_options(folder, options, "train", _WRITTEN)
             if checkpoint is not None:
                 print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
         if checkpoint is not None:
             state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
             if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to
                 trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
-        with timed(folder / "timings.json", "train") if is_main else nullcontext():
+        with timed(folder / "timings.json", "train") if is_main else nullcontext(), in_a_line_if_full():
             trainer.train(resume_from_checkpoint=checkpoint)
             if not all(gather_object([_is_finite(trainer.model)])):
                 raise SDRRLError(
@@ -99,9 +113,39 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
                 )
             trainer.save_model()
         if is_main:
-            write_json(folder / "training.json", {"log": trainer.state.log_history})
+            before_end = {path for pattern in _WRITTEN for path in folder.glob(pattern)}
+            files = [str(path.relative_to(folder)) for path in files_in(folder) if path not in before_end]
+            write_options(folder, options, "train", (*_WRITTEN, *files))
+            write_json(folder / "training.json", {"log": trainer.state.log_history, "files": files})
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def in_a_line_if_full() -> Iterator[None]:
+    """Makes an [`SDRRLError`] of what libraries raise when memory or the disk is full."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise SDRRLError(
+                f"The memory does not suffice ({in_a_line(error)}). Lower `per_device_train_batch_size` and raise "
+                "`gradient_accumulation_steps`, or train an adapter (`use_peft`)."
+            ) from error
+        # `torch.save` does not say why it could not write
+        if isinstance(error, SafetensorError) or "inline_container" in str(error):
+            raise SDRRLError(f"Cannot write the model ({in_a_line(error)}). Is the disk full? Make room.") from error
+        raise
+
+
+def _check_is_whole(folder: Path) -> None:
+    """Raises [`SDRRLError`] if files of a finished training are gone: its model is asked for, not its log."""
+    files = read_json(folder / "training.json", expect=("files",))["files"]
+    if missing := [name for name in files if not (folder / name).exists()]:
+        raise SDRRLError(
+            f"The training in {folder} is complete, but {', '.join(missing)} is missing. Put it back. Or delete "
+            "training.json there: the same command then goes on from the last checkpoint, or anew without one."
+        )
 
 
 def _is_finite(model: torch.nn.Module) -> bool:
@@ -133,10 +177,62 @@ def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     if script_args.eval_tasks:
         select(script_args.eval_tasks)
     check_can_carry_groups(training_args, data_collator=None)  # those of the transfer set
-    check_model(model_args.model_name_or_path, True, model_args.model_revision)
+    model = model_args.model_name_or_path
+    check_model(base_path(model), not is_adapter(model), model_args.model_revision)
     check_output_dir(Path(training_args.output_dir), needed_bytes=2_000_000_000)
     given = training_args.to_dict() | vars(model_args) | {"model": fingerprint(model_args.model_name_or_path)}
     return {name: value for name, value in given.items() if not _FREE_OPTIONS.fullmatch(name)}
+
+
+def _load_data(transfer_set: Path, with_test: bool) -> dict[str, Dataset]:
+    """The records to train on, and those to evaluate on, as the manifest of their set knows them."""
+    manifest = load_manifest(transfer_set)
+    names = ["train", "test"] if with_test else ["train"]
+    if f"{names[-1]}.parquet" not in manifest["sha256"]:
+        raise SDRRLError(
+            f"{transfer_set} holds no questions out to evaluate on. Build it with a `test_size` above 0, or leave out "
+            "`eval_strategy` and `forgetting_bound`."
+        )
+    data, arguments = {}, manifest["options"].get("chat_template_kwargs")
+    for name in names:
+        file = transfer_set / f"{name}.parquet"
+        # It takes paths as patterns, and knows what it has read by path and date, unless the name tells it
+        rows = Dataset.from_parquet(escape(str(file)), config_name=manifest["sha256"][file.name])
+        data[name] = rows.map(lambda _: {"chat_template_kwargs": arguments}) if arguments else rows
+    if with_test:  # it also holds what `sdrrl evaluate` alone needs: sentences of kinds that are not trained
+        kinds = {*data["train"].unique("kind"), "source"}
+        data["test"] = data["test"].filter(lambda row: row["kind"] in kinds)
+    return data
+
+
+def _check_conversations(tokenizer: Any, data: dict[str, Dataset]) -> None:
+    """Raises [`SDRRLError`] for conversations that the chat template refuses, before a model is loaded."""
+    rows = chain.from_iterable(data.values())
+    # One of each form stands for all
+    forms = {tuple(message["role"] for message in row["prompt"]): row for row in rows}
+    for roles, row in forms.items():
+        arguments = row.get("chat_template_kwargs", {})
+        try:
+            tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False, **arguments)
+        except TemplateError as error:
+            raise SDRRLError(
+                f"The chat template of the model refuses conversations of {', '.join(roles)}: {error}. Build the "
+                "transfer set without such messages (`system_prompt`, the seeds), or take another model."
+            ) from error
+
+
+def _tokenizer_path(model: str) -> str:
+    """Where the tokenizer is: an adapter may have one of its own."""
+    return model if Path(model, "tokenizer_config.json").exists() else base_path(model)
+
+
+def _load_adapter(adapter: str, tokenizer: Any, training_args: SDRRLConfig, quantization: Any) -> PeftModel:
+    """An adapter on its base, to be trained on."""
+    options = training_args.model_init_kwargs | {"quantization_config": quantization}
+    base = AutoModelForCausalLM.from_pretrained(base_path(adapter), **options)
+    if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # it has added tokens, and weights for them
+        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 
 def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> SDRRLTrainer:
@@ -145,13 +241,6 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         training_args.eval_on_start = True
         if training_args.eval_strategy == "no":
             training_args.eval_strategy = IntervalStrategy.STEPS
-    splits = ["train"] if training_args.eval_strategy == "no" else ["train", "test"]
-    files = {name: Path(script_args.transfer_set, f"{name}.parquet") for name in splits}
-    if not files[splits[-1]].exists():
-        raise SDRRLError(
-            f"{script_args.transfer_set} holds no questions out to evaluate on. Build it with a `test_size` above 0, "
-            "or leave out `eval_strategy` and `forgetting_bound`."
-        )
     training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -159,22 +248,29 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         "attn_implementation": model_args.attn_implementation,
         **(training_args.model_init_kwargs or {}),
     }
+    data = _load_data(Path(script_args.transfer_set), with_test=training_args.eval_strategy != "no")
+    model = name = model_args.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_path(name), revision=model_args.model_revision)
+    if training_args.chat_template_path is None:
+        _check_conversations(tokenizer, data)
+    quantization, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
     try:
-        # It takes paths as patterns
-        data = {name: Dataset.from_parquet(escape(str(file))) for name, file in files.items()}
-        if "test" in data:  # it also holds what `sdrrl evaluate` alone needs: sentences of kinds that are not trained
-            kinds = {*data["train"].unique("kind"), "source"}
-            data["test"] = data["test"].filter(lambda row: row["kind"] in kinds)
+        if is_adapter(name):
+            model = _load_adapter(name, tokenizer, training_args, quantization)
+            training_args.model_init_kwargs = quantization = None  # the trainer would warn of them
         trainer = SDRRLTrainer(
-            model_args.model_name_or_path,
+            model,
             training_args,
             train_dataset=data["train"],
             eval_dataset=data.get("test"),
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
+            processing_class=tokenizer if is_adapter(name) else None,
+            quantization_config=quantization,
+            peft_config=peft_config,
         )
-    except (OSError, ValueError, ImportError) as error:  # of transformers, peft, trl: mistakes in their options
-        raise SDRRLError(str(error)) from error
+    except SDRRLError:
+        raise
+    except Exception as error:  # mistakes in options of libraries, damaged files, too little memory: it can be any
+        raise SDRRLError(f"Cannot start the training of {name!r}: {in_a_line(error)}") from error
     if training_args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())

@@ -53,7 +53,7 @@ def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
     text = without_thoughts(reply.text).encode("utf-8", "replace").decode().rstrip("\ufffd")
     # The system message that came with the data is part of the question, the one of the options is in all of them
     key = key_of("\n".join((seed.system or "", *seed.turns)))
-    found = reject_answer(replace(reply, text=text), config.source_language)
+    found = reject_answer(replace(reply, text=text), config.source_language, config.keep_refusals)
     system = seed.system or config.system_prompt
     truncated = reply.finish_reason == "length"
     return Answer(seed.source_id, key, seed.turns, text, system, truncated, found and f"answer/{found}")

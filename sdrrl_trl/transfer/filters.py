@@ -1,23 +1,49 @@
 """
 Filters: pure functions from a text (or a pair) to the reason why it is rejected, `None` if it is good.
 
-The paper mentions no filter; these and their thresholds are not from it.
+The paper mentions no filter; these and their thresholds are not from it. Code, formulas, addresses and the like, which
+stay as they are, count for none but the repetitions.
 """
 
 import re
 
+import regex
+
 from sdrrl_trl.engines import Generation
-from sdrrl_trl.languages import LANGUAGES, in_language
+from sdrrl_trl.languages import LANGUAGES, MIN_LETTERS, in_language
+from sdrrl_trl.tasks.judge import refuses
+from sdrrl_trl.transfer.segment import WORDS, prose
 
 
-# Short English answers that begin like this refuse to answer
+# English answers that begin like this and are short may refuse to answer: an apology or doubt may be part of a story
 _REFUSAL = re.compile(
-    r"(I'm|I am) (sorry|unable|not able)|I (can't|cannot|can not|won't) |(I apologi[sz]e|Sorry)\b|As an AI\b",
+    r"(I'm|I am) (sorry|afraid|unable|not able)|I (can't|cannot|can not|won't) |As an AI|"
+    r"(I apologi[sz]e|Sorry|Unfortunately)\b",
     re.IGNORECASE,
 )
+_EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
+_LANGUAGE_NAMES = "(?:" + "|".join(re.escape(language.name.lower()) for language in LANGUAGES.values()) + ")"
+_NO_CODE = r"\A(?!.*\b(?:function|program|algorithm|code|script|python|javascript|sql)\b).*"
+_SOURCE_BOUND = {
+    tag: re.compile(_NO_CODE + "(?:" + "|".join(patterns).replace("LANGUAGE", _LANGUAGE_NAMES) + ")", re.DOTALL)
+    for tag, patterns in WORDS["source_bound"].items()
+}
+_WORD = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\d'’.&-]{0,40}+"
+_PARTICLES = rf"(?:(?:{'|'.join(WORDS['name_particles'].split())})[ ,]+){{0,2}}"
+# Several words in a row (Leonardo da Vinci), or one that does not owe its capital to its place (in Rome, GPT-4)
+_NAME = regex.compile(
+    rf"\b{_WORD}(?:[ ,]+{_PARTICLES}{_WORD})+|(?<=[\p{{Ll}},;] ){_WORD}|\b\p{{L}}[\p{{L}}\d-]*[\p{{Lu}}\d][\w-]*+"
+)
+# 1,000.5 is 1 000,5 or 1.000,5 elsewhere, and the Indian 12,34,567 is 1,234,567
+_SEPARATOR = re.compile(r"(?<=\d)[.,'’·٫٬، \u00a0\u2009\u202f](?=(?:\d\d,)*\d{3}(?!\d))")
+_NUMBER = re.compile(r"(\d+)\s?([万萬亿億兆만억조]?)")  # with the units of ten thousand and more
+# Han characters say as much as three letters, kana and Hangul as two. With these weights, 2.5 is passed by at most
+# 0.5 % of the human translations between any two of 27 languages of FLORES-200
+_DENSE = regex.compile(r"(\p{Hani})|[\p{Hira}\p{Kana}\p{Hang}]")
+_MOST_TIMES = 2.5
 
 
-def reject_answer(answer: Generation, language: str) -> str | None:
+def reject_answer(answer: Generation, language: str, keep_refusals: bool = False) -> str | None:
     """Reason to reject an answer of the model in its source language."""
     if answer.finish_reason == "prompt_too_long":
         return "question_too_long"
@@ -25,9 +51,33 @@ def reject_answer(answer: Generation, language: str) -> str | None:
         return answer.finish_reason or "unfinished"
     if not answer.text:
         return "empty"
-    if language == "en" and len(answer.text) < 300 and _REFUSAL.match(answer.text.replace("’", "'")):
+    if language == "en" and not keep_refusals and _is_refusal(answer.text.replace("’", "'")):
         return "refusal"
-    return _reject_text(answer.text, language)
+    if is_repetitive(answer.text, LANGUAGES[language].spaces):
+        return "repetition"
+    return _reject_words(prose(answer.text), language)
+
+
+def _is_refusal(text: str) -> bool:
+    return len(text) < 300 and bool(_REFUSAL.match(text)) and (bool(_EXCUSE.search(text)) or refuses(text))
+
+
+def reject_task(original: tuple[str, str], translation: tuple[str, str], language: str) -> str | None:
+    """
+    Reason to reject the translation of a question with its answer for a task on the words of its language: to correct,
+    rhyme, count or translate them. The question says so, or its translation has all of the answer, as a corrected
+    sentence, though the original has not.
+    """
+    question, answer = map(_plain, original)
+    if language in _SOURCE_BOUND and _SOURCE_BOUND[language].search(original[0].lower()):
+        return "source_bound"
+    new_question, new_answer = map(_plain, translation)
+    is_lost = len(new_answer) >= 10 and new_answer in new_question and answer not in question
+    return "source_bound" if is_lost else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def reject_translation(original: str, translation: str | None, language: str) -> str | None:
@@ -37,18 +87,66 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     """
     if translation is None or not translation.strip():
         return "empty"
-    if original == translation and sum(char.isalpha() for char in original) >= 20:
-        return "untranslated"
-    longer, shorter = sorted((len(original), len(translation)), reverse=True)
-    if original and longer >= 40 and longer / shorter > 3:
-        return "length_ratio"
-    return _reject_text(translation, language)
-
-
-def _reject_text(text: str, language: str) -> str | None:
-    if is_repetitive(text, LANGUAGES[language].spaces):
+    if is_repetitive(translation, LANGUAGES[language].spaces):
         return "repetition"
-    return None if in_language(text, language) else "wrong_language"
+    source, target = prose(original), prose(translation)
+    longer, shorter = sorted((_length(source), _length(target)), reverse=True)
+    if original and longer >= 40 and longer > _MOST_TIMES * shorter:
+        return "length_ratio"
+    if original and changed_numbers(original, translation):
+        return "numbers"
+    # Names may stay as they are
+    names = {word for name in _NAME.findall(source) for word in name.replace(",", " ").split()}
+    source, target = _without(names, source), _without(names, target)
+    if source == target and sum(map(str.isalpha, source)) >= MIN_LETTERS:
+        return "untranslated"
+    is_formula = source == target and re.search("[=^+<>→]", source) and not re.search(r"[^\W\d_]{4}", source)
+    return None if is_formula else _reject_words(target, language)
+
+
+def changed_numbers(original: str, translation: str) -> bool:
+    """
+    Whether a translation lacks a number of the original, and has another one or the missing one is a long one that
+    nobody writes in words. On FLORES-200, this is so for 0.2 % of the human translations from English.
+    """
+    before, after = _numbers(original), _numbers(translation)
+    lost = _lost(before, after)
+    return bool(lost) and (bool(_lost(after, before)) or any(number > 100 and number % 10 for number, _ in lost))
+
+
+def _numbers(text: str) -> set[tuple[int, bool]]:
+    """The numbers in a text, in any digits, each with whether its unit multiplies it. Decimals count by themselves."""
+    return {(int(number[:300]), unit > "") for number, unit in _NUMBER.findall(_SEPARATOR.sub("", text))}
+
+
+def _lost(before: set[tuple[int, bool]], after: set[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    return [one for one in before - after if not any(_same_number(one, other) for other in after)]
+
+
+def _same_number(one: tuple[int, bool], other: tuple[int, bool]) -> bool:
+    (small, _), (large, _) = sorted((one, other))
+    if one[1] or other[1]:  # 45 million = 4500万
+        return str(large).startswith(str(small).rstrip("0"))
+    # 12th century = 1200s, 400 thousand = 400,000, 1 lakh = 100,000. Ten times as much is a slip
+    scaled = small > 0 and large % small == 0 and re.fullmatch("100+", str(large // small))
+    decade = 1000 <= large < 10_000 and large % 100 == small >= 10  # the 1960s = die 60er
+    century = large == 100 * (small - 1)  # 15th century = the 1400s
+    offset = large - small == 12 and large < 24 or large - small == 543  # 10 pm = 22:00; years in Thailand
+    return bool(scaled or decade or century or offset) or large == small
+
+
+def _length(text: str) -> int:
+    """Length in characters of an alphabet; Khmer has invisible spaces between its words."""
+    return len(text.replace("\u200b", "")) + sum(2 if match[1] else 1 for match in _DENSE.finditer(text))
+
+
+def _without(names: set[str], text: str) -> str:
+    return regex.sub(r"[\p{Lu}\p{Ll}\p{M}\d'’.&-]+", lambda match: "" if match[0] in names else match[0], text)
+
+
+def _reject_words(words: str, language: str) -> str | None:
+    has_any = any(map(str.isalpha, words))
+    return "wrong_language" if has_any and not in_language(words, language) else None
 
 
 def is_repetitive(text: str, spaces: bool, n: int = 4, max_repeated: float = 0.5) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.render import render
-from sdrrl_trl.stages import check_options
+from sdrrl_trl.stages import check_options, recorded_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.fertility import MAX_LENGTH, fertilities
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
@@ -67,8 +67,8 @@ def check_inputs(
     folder = Path(config.output_dir)
     if generator is None and config.answer_source != "reference":
         check_extra(config.generator)
-    if translator is None:
-        check_extra(config.translator)
+    for target in config.target_languages if translator is None else ():
+        check_extra(config.translator_of(target)[0])
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
@@ -86,6 +86,7 @@ def check_inputs(
     expected_quotas = quotas(expected, config)
     # Shards hold a text three times for each language, the set some seven times; answers are longer than questions
     check_output_dir(folder, 50_000_000 + 20 * seeds.n_characters * (1 + len(config.target_languages)))
+    recorded_options(folder, "build")  # refuses the folder of a training or an evaluation
     foreign = [name for name in (*DATA_FILES, "README.md", "manifest.json") if (folder / name).exists()]
     if foreign and not (folder / "stages").exists():
         raise SDRRLError(
@@ -135,18 +136,18 @@ def _make_stages(
     answer = options("source_language", "answer_source", "generator", "model_name_or_path", "model_revision", "dtype")
     answer |= options("system_prompt", "chat_template_kwargs", "max_new_tokens", "temperature", "top_p", "shard_size")
     answer |= generator
-    answer |= {"seeds_sha256": seeds_hash}
+    answer |= options("keep_refusals") | {"seeds_sha256": seeds_hash}
     # Greedy and given answers do not depend on the seed: another one mixes the same answers anew
     if config.temperature > 0 and config.answer_source != "reference":
         answer |= options("seed")
     # What weights a server has is not known
     if config.answer_source != "reference" and not is_address(config.generator):
         answer |= {"model": fingerprint(config.model_name_or_path)}
-    translate = (
-        options("translator", "translator_model") | translator | {"version": package_version(config.translator)}
-    )
-    if config.translator_model and not is_address(config.translator):
-        translate |= {"translator_weights": fingerprint(config.translator_model)}
+    engines = sorted({config.translator_of(target) for target in config.target_languages}, key=str)
+    translate = options("translator", "translator_model") | translator
+    translate |= {"versions": {engine: package_version(engine) for engine, _ in engines}}
+    weights = {model: fingerprint(model) for engine, model in engines if model and not is_address(engine)}
+    translate |= {"translator_weights": weights} if weights else {}
     # Rows made from others are refused with them
     translate |= {"answer_stage": _hash(answer)}
     switch = options("code_switch_rate", "seed") | {"lexicon_sha256": lexicons_hash} if config.lexicon else {}

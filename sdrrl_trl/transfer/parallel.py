@@ -9,6 +9,7 @@ from sdrrl_trl.languages import in_language
 from sdrrl_trl.transfer.files import open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair
+from sdrrl_trl.transfer.segment import prose
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -79,6 +80,6 @@ def reject_sentence(pair: Pair, source: str) -> str | None:
         return "no_pair"
     if max(len(original), len(translation)) > MAX_CHARACTERS:
         return "too_long"
-    if original and not in_language(original, source):
+    if (words := prose(original)) and not in_language(words, source):
         return "wrong_language"
     return reject_translation(original, translation, pair.language)

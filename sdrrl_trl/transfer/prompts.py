@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from babel import Locale
 
+from sdrrl_trl.languages import LANGUAGES
+
 
 _WORDINGS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
 
@@ -18,7 +20,8 @@ _WORDINGS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(en
 @cache
 def name_in(tag: str, in_language: str) -> str:
     """Name of a language in another one (or in itself), from the CLDR; `no` stands for Norwegian in general."""
-    return Locale.parse(in_language).languages["no" if tag == "nb" else tag]
+    # Few languages have names for the rarest ones: then the English name
+    return Locale.parse(in_language).languages.get("no" if tag == "nb" else tag, LANGUAGES[tag].name)
 
 
 def answer_hint(question_language: str, answer_language: str) -> str:

@@ -1,6 +1,5 @@
 """The transfer set is written to disk, its manifest last."""
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.utils import SDRRLError, package_version, read_json, write_atomic, write_json
+from sdrrl_trl.utils import SDRRLError, package_version, read_json, sha256_of, write_atomic, write_json
 
 
 DATA_FILES = ("train.parquet", "test.parquet", "rejected.parquet")
@@ -47,8 +46,7 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
     counts = {split: dict(sorted(cells.items())) for split, cells in counts.items()}
     manifest = _without_folders({"options": asdict(config), **facts}) | {
         "counts": counts | facts["counts"],
-        "sha256": {path.name: _sha256_of(path) for path in written},
-        "bytes": {path.name: path.stat().st_size for path in written},
+        "sha256": {path.name: sha256_of(path) for path in written},
         "versions": {name: package_version(name) for name in ("sdrrl-trl", "transformers", "torch", "datasets")},
     }
     for name in ("output_dir", "overwrite_stage", "dry_run"):  # not of the data
@@ -91,11 +89,6 @@ def parquet_writer(path: Path, features: Any = None) -> Iterator[Any]:
     os.replace(temporary, path)
 
 
-def _sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _without_folders(value: Any) -> Any:
     """Files and models by name alone, so that the manifest is the same wherever they are."""
     if isinstance(value, dict):
@@ -120,16 +113,14 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     Manifest of a finished transfer set.
 
     Raises:
-        `SDRRLError`: if the folder holds none, or if a file is missing or has another size than it was written with.
+        `SDRRLError`: if the folder holds none, or if a file is missing or was changed.
     """
     if not (folder / "manifest.json").exists():
         raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
-    manifest = read_json(
-        folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256", "bytes")
-    )
-    for name, size in manifest["bytes"].items():
+    manifest = read_json(folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256"))
+    for name, expected in manifest["sha256"].items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or sha256_of(path) != expected:
             raise SDRRLError(
                 f"{path} is missing or was changed since the set was built. Publish the set again with `sdrrl build "
                 "--overwrite_stage mix`, which keeps answers and translations."

