@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import pyarrow
 import pyarrow.parquet
 
+from sdrrl_trl import hub
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -51,6 +52,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
             from datasets import disable_progress_bars, load_dataset
 
             disable_progress_bars()
+            hub.unreachable()  # before `datasets` asks, again and again
             with reading(f"{path} from the hub with `name` {name}, for there is no such file or folder"):
                 yield from _numbered(path, load_dataset(path, name, split=split))
         else:
@@ -65,7 +67,8 @@ def reading(what: str) -> Iterator[None]:
     except SDRRLError:
         raise
     except Exception as error:
-        raise SDRRLError(f"Cannot read {what}: {error.__cause__ or error}. Text must be UTF-8.") from error
+        why = hub.explain(error) or f"{error.__cause__ or error}. Text must be UTF-8."
+        raise SDRRLError(f"Cannot read {what}: {why}") from error
 
 
 @cache
