@@ -89,8 +89,10 @@ def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_p
         with pytest.raises(SDRRLError, match="Loglikelihood is not supported"):
             run(tiny_model, tmp_path / "y", ["xnli_th"], models=["x=my-model"], **more)
         server.requests.clear()
-        served = load(run(tiny_model, tmp_path, ["sdrrl_mkqa_pt"], models=["served=my-model"], **more) / "served")
-    folders = [f"{name}={tmp_path / 'served'}" for name in ("base", "tuned")]
+        served = load(
+            run(tiny_model, tmp_path / "z", ["sdrrl_mkqa_pt"], models=["served=my-model"], **more) / "served"
+        )
+    folders = [f"{name}={tmp_path / 'z' / 'served'}" for name in ("base", "tuned")]
     assert "mkqa_pt" in report(ReportConfig(folders, str(tmp_path / "report"))).read_text()
     items = served.tasks["sdrrl_mkqa_pt"].items
     assert [item.response for item in items] == ["Lisboa"] * 5 and "Responda" in items[0].prompt
