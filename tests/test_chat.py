@@ -149,7 +149,9 @@ def test_a_template_that_asks_for_the_date_gives_the_same_prompts_every_day(mode
     assert "26 Jul 2024" in prompt and datetime.now().strftime("%d %b %Y") not in prompt
 
 
-@pytest.mark.parametrize("opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>", "<channel|>")])
+@pytest.mark.parametrize(
+    "opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>", "<channel|>")]
+)
 def test_marks_of_thoughts_stay_in_the_text_though_they_are_special_tokens(model, opening, closing):
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_special_tokens({"additional_special_tokens": [opening, closing, "<|tool|>"]})

@@ -67,7 +67,9 @@ def reading(what: str) -> Iterator[None]:
     except SDRRLError:
         raise
     except Exception as error:
-        why = hub.explain(error) or f"{error.__cause__ or error}. Text must be UTF-8."
+        why = hub.explain(error) or f"{error.__cause__ or error}."
+        if isinstance(error, UnicodeError):
+            why += " Text must be UTF-8: save it as such, or convert it with `iconv`."
         raise SDRRLError(f"Cannot read {what}: {why}") from error
 
 
@@ -137,7 +139,9 @@ def _read_json(path: str) -> Rows:
                     raise ValueError("not an object")
                 json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
             except (ValueError, RecursionError) as error:
-                raise SDRRLError(f"{where}: not a valid JSON object ({error}).") from error
+                raise SDRRLError(
+                    f"{where}: not a valid JSON object ({error}). Write one object a line, or a list."
+                ) from error
             yield where, row
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from sdrrl_trl.tasks.thoughts import without_thoughts
 from sdrrl_trl.transfer.files import read_rows, warn
 from sdrrl_trl.transfer.rows import Seed, hash64
 from sdrrl_trl.utils import SDRRLError
@@ -22,7 +24,9 @@ COLUMNS = {
     "reference": ("output", "response", "answer", "completion"),
 }
 # Those of ShareGPT and others, by OpenAI's names
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+_ROLES = {"human": "user", "developer": "system"}
+_ROLES |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "ai", "bot", "model"), "assistant")
+_NO_INPUT = re.compile(r"\s*<?no ?input>?\s*", re.IGNORECASE)  # as some rows of Alpaca have it
 _SHAPE = "texts must be text, and `messages` must list `role` and `content` (text)"
 
 
@@ -143,6 +147,7 @@ def _messages(cells: dict[str, Any]) -> list[Any]:
         raise ValueError("no text in the question, which the model is to answer")
     if not isinstance(question, list):
         more = [_text(cells[name], "\n\n") for name in ("input", "context") if name in cells]
+        more = [text for text in more if not _NO_INPUT.fullmatch(text)]
         question = [{"role": "user", "content": "\n\n".join([_text(question).strip(), *more])}]
     if not isinstance(reference, list):
         reference = [{"role": "assistant", "content": reference}]
@@ -156,13 +161,15 @@ def _messages(cells: dict[str, Any]) -> list[Any]:
 
 
 def _turn(message: Any) -> tuple[str, str]:
-    """Role and text of a message of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+    """Role and text, without thoughts, of a message of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
     role = content = None
     if isinstance(message, dict):
         role, content = message.get("role") or message.get("from"), message.get("content", message.get("value"))
     if not isinstance(role, str) or content is None:
         raise ValueError(_SHAPE)
-    return _ROLES.get(role, role), _text(content).strip()
+    role, text = _ROLES.get(role.lower(), role.lower()), _text(content).strip()
+    # Chat templates leave out what was thought in earlier turns
+    return role, without_thoughts(text) if role == "assistant" else text
 
 
 def _text(value: Any, between: str = "") -> str:
