@@ -79,7 +79,7 @@ def tidy(text, choices=()):
     """A text without Markdown and quotation marks; with Latin capitals for all letters that stand for `choices`."""
     text = regex.sub("[①-⑧]", lambda match: f"({LETTERS[ord(match[0]) - ord('①')]})", text)
     text = unicodedata.normalize("NFKC", text).replace("’", "'")
-    text = regex.sub(r"[*_`\"“”«»「」]+|\\boxed|(?<!\w)'(?=\w')|(?<=(?<!\w)'\w)'", "", text).strip()
+    text = regex.sub(r"[*_`\"“”«»「」]+|\\boxed|</?answer>|(?<!\w)'(?=\w')|(?<=(?<!\w)'\w)'", "", text).strip()
     if not choices:
         return text
     # Most are words or parts of words as well: they count behind "is" and the like, if something ends with them
@@ -90,8 +90,8 @@ def tidy(text, choices=()):
     text = regex.sub(rf"{before}(?<!\w)(?:{names})(?={behind})", lambda match: native_letters()[match[0]], text)
     if len(text) < 80 and not any(char.isdigit() for choice in choices for char in choice):
         # A digit may count anything: it must be all of the answer
-        answer = rf"^\W*(?:[^.\n]*{words('answer')}\W*)?(?:{words('is')}\W*)?"
-        digit = regex.fullmatch(rf"({answer})(\d)(\W*(?:{words('is')}\W*)?)", text)
+        answer = rf"^\W*(?:[^.\n]*{words('answer')}\W*)?(?:{words('is', 'option')}\W*)*"
+        digit = regex.fullmatch(rf"({answer})(\d)(\W*(?:{words('is', 'option')}\W*)*)", text)
         number = unicodedata.digit(digit[2]) if digit else 0
         if 0 < number <= len(choices):
             text = f"{digit[1]}{LETTERS[number - 1]}{digit[3]}"
