@@ -15,6 +15,7 @@ import torch
 from conftest import DEMO, ROOT, CannedGenerator, cases, data_dir, write_json_lines
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
+from server import Server
 from stub_engines import rows_of
 from test_build import build_transfer_set, config
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +25,7 @@ from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.evaluate import _load_tasks
 from sdrrl_trl.evaluation.heldout import load_held_out, whole_conversation
-from sdrrl_trl.evaluation.models import load_models
+from sdrrl_trl.evaluation.models import load_models, processes, wrap
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 

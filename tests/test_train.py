@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_callbacks import TASKS
 from test_trainer import CPU, rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import ModelConfig
 
 from sdrrl_trl import SDRRLConfig, SDRRLError
@@ -130,6 +130,14 @@ def test_arguments_of_the_chat_template_are_those_of_the_answers(command, thinke
     command(model=thinker)
     options = json.loads((tmp_path / "out" / "options.json").read_text())["options"]
     assert options["chat_template_kwargs"] == {"think": False}
+
+
+def test_a_trained_base_model_ends_its_answers_as_the_template_does(command, thinker, tmp_path):
+    for file in ("config.json", "generation_config.json"):
+        edit(file, eos_token_id=1)(thinker)
+    edit("tokenizer_config.json", eos_token="<|im_start|>")(thinker)
+    command(model=thinker)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 2]  # <|im_start|>, <|im_end|>
 
 
 def test_a_template_that_refuses_a_system_message_is_told_before_the_model_is_loaded(

@@ -25,6 +25,32 @@ def with_fixed_date(template: str) -> str:
     return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), template)
 
 
+def find_ends(tokenizer: Any, config: Any, generation_ends: int | list[int] | None, **options: Any) -> list[int]:
+    """
+    Tokens that end an answer: all that a model and its tokenizer call an end, and what the chat template puts behind
+    an answer.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the model, with a chat template or without.
+        config (`PretrainedConfig`):
+            Configuration of the model.
+        generation_ends (`int` or `list[int]`, *optional*):
+            Tokens that its generation configuration calls an end.
+        **options:
+            Arguments of `apply_chat_template`.
+    """
+    named = [getattr(one, "eos_token_id", None) for one in (config, config.get_text_config(), tokenizer)]
+    ends = {i for ids in (generation_ends, *named) for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
+    try:
+        _, found, behind = tokenizer.apply_chat_template(turns, tokenize=False, **options).rpartition(_WORD)
+    except (TemplateError, ValueError):  # the template refuses it, or there is none
+        return sorted(ends)
+    first = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"][:1] if found else []
+    return sorted(ends.union(i for i in first if i in tokenizer.added_tokens_decoder))
+
+
 class Chat:
     """
     The chat template, tokenizer and limits of a model, without its weights.
@@ -62,8 +88,7 @@ class Chat:
                 f"`max_new_tokens={sampling.max_new_tokens}` leaves no room for a question: {name!r} has "
                 f"{self.window} positions for both. Set it lower."
             )
-        configs = [getattr(one, "eos_token_id", None) for one in (config, text_config, tokenizer)]
-        self.ends = self._find_ends([ends, *configs])
+        self.ends = find_ends(tokenizer, config, ends, chat_template=self._template, **self._arguments)
         special = {*self.tokenizer.all_special_ids}
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         self._hidden = {i for i in special if not _THOUGHT.search(self.tokenizer.convert_ids_to_tokens(i))}
@@ -76,17 +101,6 @@ class Chat:
                 "know: it would have no effect. Correct the name, or leave it out."
             )
         return arguments
-
-    def _find_ends(self, given: list[Any]) -> list[int]:
-        """All that a model and its tokenizer call an end, and what the template puts behind an answer."""
-        ends = {i for ids in given for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
-        try:
-            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _WORD}]
-            text = self._apply([turns], tokenize=False)[0].rpartition(_WORD)
-        except TemplateError:
-            return sorted(ends)
-        behind = self.tokenizer(text[2].lstrip(), add_special_tokens=False)["input_ids"][:1] if text[1] else []
-        return sorted(ends.union(i for i in behind if i in self.tokenizer.added_tokens_decoder))
 
     def _apply(self, conversations: list[list[dict[str, str]]], **options: Any) -> Any:
         options |= {"chat_template": self._template, "return_dict": True, **self._arguments}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdrrl_trl import hub
+from sdrrl_trl.engines.chat import find_ends
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
@@ -139,6 +140,10 @@ def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
     """lm-eval's wrapper around a model that is loaded already, which each process asks its share of the items."""
     from lm_eval.models.huggingface import HFLM
 
+    # It would stop at the tokenizer's own end alone, behind which chat models that say another one go on
+    model.generation_config.eos_token_id = (
+        find_ends(tokenizer, model.config, model.generation_config.eos_token_id) or None
+    )
     # lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them
     model.tie_weights = lambda: None
     try:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, IntervalStrategy, PrinterCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from sdrrl_trl.engines.chat import find_ends
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.evaluation.weights import base_path, is_adapter
@@ -271,6 +272,9 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
         raise
     except Exception as error:  # mistakes in options of libraries, damaged files, too little memory: it can be any
         raise SDRRLError(f"Cannot start the training of {name!r}: {in_a_line(error)}") from error
+    # Saved with the model: it has learned to end its turns as the template does, which base models do not know
+    generation = trainer.model.generation_config
+    generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)
     if training_args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())
