@@ -358,6 +358,15 @@ def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model,
     assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
 
 
+def test_an_answer_ends_where_the_template_ends_a_turn(tiny_model):
+    model, tokenizer = transformers.load_model(str(tiny_model))
+    model.model.norm.weight.data.zero_()  # all that it says is token 0, <|pad|>
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.content }}<|im_end|>", "{{ m.content }}<|pad|>")
+    question = tokenizer("Why?", return_tensors="pt")
+    answer = wrap(model, tokenizer, processes()).model.generate(**question, max_new_tokens=8)
+    assert answer.shape[1] == question["input_ids"].shape[1] + 1
+
+
 def test_a_model_whose_logits_are_nan_has_no_scores(tiny_model, options, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.model.layers[0].mlp.up_proj.weight.data.fill_(math.nan)
@@ -399,6 +408,18 @@ def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
         _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_txt"]))
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout' in th"):
         _load_tasks(options(tmp_path, languages=["th"]))
+
+
+def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
+    thought = {"role": "assistant", "content": None, "reasoning": "Hm."}  # and no token left for an answer
+    replies = [{"role": "assistant", "content": "Lisboa"}, thought]
+    with Server(lambda number, body: (200, {}, {"choices": [{"index": 0, "message": replies[number - 1]}]})) as server:
+        arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
+        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2}
+        tasks = tasks_of(evaluate(options(tmp_path, **more, **arguments)), "served")
+        (_, _, asked, _), *_ = server.requests
+    assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

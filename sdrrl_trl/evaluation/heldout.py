@@ -103,8 +103,9 @@ def whole_conversation(doc: dict, apply_chat_template: bool = False, chat_templa
     # The system message of the transfer set, which lm-eval would put before, is in the rows already
     if not apply_chat_template:
         return "\n\n".join(message["content"] for message in doc["messages"])
-    if not doc["truncated"]:  # an answer that was cut off is the beginning of one
-        doc["said"] += end_of_turn(chat_template.__self__.tokenizer)
+    tokenizer = chat_template.__self__.tokenizer  # None for a chat server, which says nothing of likelihoods either
+    if tokenizer is not None and not doc["truncated"]:  # an answer that was cut off is the beginning of one
+        doc["said"] += end_of_turn(tokenizer)
     return chat_template(doc["messages"], add_generation_prompt=True)
 
 
