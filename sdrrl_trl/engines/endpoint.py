@@ -20,7 +20,12 @@ _RETRIES = 8  # further attempts for each request
 _BACKOFF = 1.0  # seconds before the second attempt, doubled for each further one
 _LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a daily quota) ends the run
 _MOST_BYTES = 10_000_000  # of a reply; an answer of 100,000 tokens has half a million
-_TOO_LONG = re.compile("context (length|window|size)|maximum context|prompt is too long", re.IGNORECASE)
+# How servers refuse a question, by the reason: vLLM, SGLang, llama.cpp, TGI, TensorRT-LLM; Azure
+_REFUSALS = {
+    "prompt_too_long": r"context (length|window|size)|maximum context|"
+    r"(prompt|input)s?\b.{0,80}(too long|longer|exceeds|must (be|have) (<|less))",
+    "content_filter": "content_filter|content management policy",
+}
 
 
 class EndpointGenerator:
@@ -118,8 +123,9 @@ class EndpointGenerator:
             given = re.fullmatch(r"\d{1,9}(\.\d+)?", response.headers.get("Retry-After", ""))
             asked = float(given[0]) if given else 0.0
             raise _Fault(f"{status}: {message}" + (f"; it asks to wait {asked:.0f} s" if asked else ""), asked)
-        if status in (400, 413, 422) and _TOO_LONG.search(message):  # one such row must not stop the others
-            return Generation("", "prompt_too_long")
+        for reason, words in _REFUSALS.items() if status in (400, 413, 422) else ():
+            if re.search(words, message, re.IGNORECASE):  # one such row must not stop the others
+                return Generation("", reason)
         raise SDRRLError(  # redirections, too: they are not followed, for the questions and the key are for this host
             f"{self._url.host} refuses the request ({status}: {message}). Correct the address, the model's name, the "
             "key or the options. What was finished before is kept."
@@ -142,6 +148,8 @@ def _parse(text: str, shown: str) -> Generation:
         content = json.loads(text)
         choice = content["choices"][0]
         answer, reason = choice["message"].get("content") or "", choice.get("finish_reason") or "stop"
+        if isinstance(answer, list):  # of parts, among them the thoughts, as Mistral's
+            answer = "".join(part["text"] for part in answer if part["type"] == "text")
         whole = isinstance(answer, str) and re.fullmatch(r"\w{1,40}", reason) is not None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):  # nested too deep
         whole = False
