@@ -358,6 +358,14 @@ def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model,
     assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
 
 
+def test_an_adapter_whose_base_is_gone_is_told_where_it_is_named(options, tmp_path, adapter):
+    moved = shutil.copytree(adapter, tmp_path / "moved")
+    config = json.loads((moved / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/home/me/gone"}
+    (moved / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SDRRLError, match="'/home/me/gone': no such folder.*adapter_config.json"):
+        evaluate(options(tmp_path / "e", models=[f"tuned={moved}"]))
+
+
 def test_an_answer_ends_where_the_template_ends_a_turn(tiny_model):
     model, tokenizer = transformers.load_model(str(tiny_model))
     model.model.norm.weight.data.zero_()  # all that it says is token 0, <|pad|>

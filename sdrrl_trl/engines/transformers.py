@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,10 @@ BATCH_TOKENS = 32_768
 def loading(what: str, name: str) -> Iterator[None]:
     """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
     if not Path(name).exists():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            raise SDRRLError(
+                f"Cannot load {what} {name!r}: no such folder. Correct it; adapters name it in adapter_config.json."
+            )
         hub.unreachable()  # before they ask
     try:
         yield

@@ -141,9 +141,8 @@ def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     # It would stop at the tokenizer's own end alone, behind which chat models that say another one go on
-    model.generation_config.eos_token_id = (
-        find_ends(tokenizer, model.config, model.generation_config.eos_token_id) or None
-    )
+    ends = find_ends(tokenizer, model.config, model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = ends or None
     # lm-eval ties embeddings and head anew, which fails if an adapter trains a copy of one of them
     model.tie_weights = lambda: None
     try:

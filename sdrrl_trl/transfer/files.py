@@ -139,9 +139,7 @@ def _read_json(path: str) -> Rows:
                     raise ValueError("not an object")
                 json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
             except (ValueError, RecursionError) as error:
-                raise SDRRLError(
-                    f"{where}: not a valid JSON object ({error}). Write one object a line, or a list."
-                ) from error
+                raise SDRRLError(f"{where}: not a JSON object ({error}). Write one a line, or a list.") from error
             yield where, row
 
 
