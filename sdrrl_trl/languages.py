@@ -82,6 +82,8 @@ MIN_LETTERS = 20  # below, language identification is unreliable
 NO_PROSE = re.compile(r"```.*?(```|$)|`[^`\n]*`|https?://\S+|(?<![^\W_])[A-H](?![^\W_])", re.DOTALL)
 # Letters per word where words are written together, or with their particles; elsewhere words are seen
 DENSE = {r"\p{Hani}\p{Hira}\p{Kana}ー": 2, r"\p{Hang}": 3, r"\p{Thai}\p{Khmr}\p{Laoo}\p{Mymr}": 4}
+_DENSE = {regex.compile(rf"(?V1)[\p{{L}}&&[{chars}]]"): n for chars, n in DENSE.items()}
+_SPACED = regex.compile(rf"(?V1)[\p{{L}}--[{''.join(DENSE)}]][[\p{{L}}\p{{M}}]--[{''.join(DENSE)}]]*")
 
 
 def get_language(tag: str) -> Language:
@@ -124,22 +126,24 @@ def identifier():
     return model
 
 
-def letters_of(*scripts: str) -> str:
-    """Pattern of a letter of one of some ISO 15924 scripts."""
+@cache
+def letters_of(*scripts: str, before: str = "", after: str = "") -> regex.Pattern:
+    """Pattern of a letter of one of some ISO 15924 scripts, between two other parts of a pattern."""
     parts = [part for script in scripts for part in PARTS.get(script, (script,))]
-    return "(?:" + "|".join(rf"(?=\p{{L}})\p{{{part}}}" for part in parts) + ("|ー)" if "Kana" in parts else ")")
+    letters = "|".join([rf"(?=\p{{L}})\p{{{part}}}" for part in parts] + ["ー"] * ("Kana" in parts))
+    return regex.compile(f"{before}(?:{letters}){after}")
 
 
 def count_words(text: str) -> float:
     """Number of words in a text, estimated by its letters where words are not separated by spaces."""
-    dense = "".join(DENSE)
-    estimated = sum(len(regex.findall(rf"(?V1)[\p{{L}}&&[{chars}]]", text)) / n for chars, n in DENSE.items())
-    return estimated + len(regex.findall(rf"(?V1)[\p{{L}}--[{dense}]][[\p{{L}}\p{{M}}]--[{dense}]]*", text))
+    estimated = sum(len(letters.findall(text)) / n for letters, n in _DENSE.items())
+    return estimated + len(_SPACED.findall(text))
 
 
 def script_share(text: str, *scripts: str) -> float:
     """Share of the words of `text` that are in one of some ISO 15924 scripts; 1.0 for a text without letters."""
-    own, rest = (count_words(regex.sub(rf"(?{sign}{letters_of(*scripts)})\p{{L}}", " ", text)) for sign in "!=")
+    others, own_letters = (letters_of(*scripts, before=f"(?{sign}", after=r")\p{L}") for sign in "!=")
+    own, rest = (count_words(letters.sub(" ", text)) for letters in (others, own_letters))
     return own / (own + rest) if own + rest else 1.0
 
 
@@ -156,9 +160,11 @@ def is_in_language(text: str, language: str, script: str, margin: float = 3.0) -
     prose = NO_PROSE.sub(" ", text)
     if not text.strip() or script_share(prose, script) < 0.5:
         return False
-    own = regex.sub(rf"(?!{letters_of(script)})\p{{L}}+", " ", prose)  # names and terms in other scripts say nothing
+    own = letters_of(script, before="(?!", after=r")\p{L}+").sub(
+        " ", prose
+    )  # names and terms in other scripts say nothing
     rivals = {code for code, other in CANDIDATES.items() if other == script}
-    code, letters = "no" if language == "nb" else language, len(regex.findall(letters_of(script), own))
+    code, letters = "no" if language == "nb" else language, len(letters_of(script).findall(own))
     if script in PARTS:  # they share some letters, a word has 2 instead of 5
         rivals = {code for code, its in CANDIDATES.items() if its in PARTS and script_share(own, its) > 0.9}
         letters *= 2.5

@@ -124,6 +124,8 @@ def check_output_dir(folder: Path, needed_bytes: int) -> None:
             existing = existing.parent
     except OSError as error:  # a name too long
         raise SDRRLError(f"There can be no output folder {folder}: {error}") from error
+    if folder.absolute() == Path(folder.absolute().anchor):
+        raise SDRRLError(f"The output folder {folder} is the root of a disk. Choose a folder on it.")
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise SDRRLError(f"Cannot write to the output folder {folder}: {existing} is not a writable folder.")
     free = shutil.disk_usage(existing).free

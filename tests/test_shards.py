@@ -139,6 +139,8 @@ def test_a_lock_needs_nothing_but_its_folder_and_goes_with_leftovers_of_killed_p
         assert [path.name for path in stage.folder.parents[1].iterdir()] == ["stages", "timings.json"]
         with pytest.raises(SDRRLError, match="is in use"), locked(stage.folder.parent):
             pass
+    with pytest.raises(SDRRLError, match="is the root of a disk"):
+        check_output_dir(Path("/"), 0)
     for wrong in (stage.folder / "00001.jsonl", stage.folder / ("x" * 300), stage.folder / "\0"):
         with pytest.raises(SDRRLError, match="Cannot write|There can be no"):
             check_output_dir(wrong, 0)
