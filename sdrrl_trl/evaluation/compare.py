@@ -24,6 +24,7 @@ ROLES = ("target", "source", "drift", "other", "agreement", "format", "safety")
 SAMPLED = "own,temperature1,top_p1"  # held-out answers that drift can be estimated from, as a signature has them
 # Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "language_unknown", "invalid", "judge_failed")
+_FORMAT += ("contradicts", "no_answer_first", "no_answer_alone")  # of choices
 
 
 @dataclass(frozen=True)
