@@ -139,7 +139,8 @@ def spend(rows: Iterator[dict], n_tokens: int, n_packs: int, anchored: set[str])
         if sum(row["n_tokens"] for row in taken) < n_tokens * (3 / 4 if anchored else 1):
             continue  # not enough even if all were in such packs
         size, packs = pack(taken, n_packs)
-        if processed(packs, anchored) >= n_tokens:
+        # At the next size, there can be two packs less at once: then with one more row
+        if len(packs) == n_packs and processed(packs, anchored) >= n_tokens:
             return taken, size
     raise ValueError("there are too few rows")
 
