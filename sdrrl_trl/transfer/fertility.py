@@ -2,18 +2,16 @@
 
 from itertools import islice
 
-import regex
 from babel import Locale, UnknownLocaleError
 
 from sdrrl_trl.engines.chat import Chat
 from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.filters import count_letters
 from sdrrl_trl.transfer.seeds import Seeds
 
 
 # Longest row of `sdrrl train`, by TRL's default: longer ones are not trained on as they are
 MAX_LENGTH = 1024
-# Han characters say as much as three letters, kana and Hangul as two
-_DENSE = regex.compile(r"(\p{Hani})|[\p{Hira}\p{Kana}\p{Hang}]")
 
 
 def fertilities(chat: Chat, seeds: Seeds, config: TransferConfig) -> dict[str, float]:
@@ -35,4 +33,4 @@ def fertilities(chat: Chat, seeds: Seeds, config: TransferConfig) -> dict[str, f
 
 def _tokens_per_letter(chat: Chat, texts: list[str]) -> float:
     n_tokens = sum(map(len, chat.tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    return n_tokens / sum(len(t) + sum(2 if match[1] else 1 for match in _DENSE.finditer(t)) for t in texts)
+    return n_tokens / sum(map(count_letters, texts))

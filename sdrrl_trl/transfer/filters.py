@@ -90,7 +90,7 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     if is_repetitive(translation, LANGUAGES[language].spaces):
         return "repetition"
     source, target = prose(original), prose(translation)
-    longer, shorter = sorted((_length(source), _length(target)), reverse=True)
+    longer, shorter = sorted((count_letters(source), count_letters(target)), reverse=True)
     if original and longer >= 40 and longer > _MOST_TIMES * shorter:
         return "length_ratio"
     if original and changed_numbers(original, translation):
@@ -135,7 +135,7 @@ def _same_number(one: tuple[int, bool], other: tuple[int, bool]) -> bool:
     return bool(scaled or decade or century or offset) or large == small
 
 
-def _length(text: str) -> int:
+def count_letters(text: str) -> int:
     """Length in characters of an alphabet; Khmer has invisible spaces between its words."""
     return len(text.replace("\u200b", "")) + sum(2 if match[1] else 1 for match in _DENSE.finditer(text))
 
