@@ -24,11 +24,11 @@ import torch
 from gpu_shared import FULL, HAS_GPU, QUICK  # first: it sets what the libraries read when they are imported
 
 
-from gpu_serving import chain, generation, launch, translation  # isort: skip
+from gpu_serving import commands, generation, translation  # isort: skip
 from gpu_training import anchored, callbacks, kl, parity, speed  # isort: skip
 
 
-SECTIONS = (parity, speed, anchored, kl, launch, generation, translation, callbacks, chain)
+SECTIONS = (parity, speed, anchored, kl, commands, generation, translation, callbacks)
 
 
 def main():

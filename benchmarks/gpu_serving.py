@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import torch
-from gpu_shared import DEVICE, HAS_GPU, ROOT, WORDS, llama, measured, tiny_model
+from gpu_shared import DEVICE, DTYPE, HAS_GPU, ROOT, WORDS, llama, measured, tiny_model
 
 
 def questions(n):
@@ -25,7 +25,7 @@ def generation(sizes, folder):
         part.save_pretrained(path)
     asked, n = questions(sizes["questions"]), sizes["new_tokens"]
     engine = TransformersGenerator(str(path), Sampling(n, temperature=0.0))
-    assert engine.model.device.type == DEVICE and engine.model.dtype == torch.bfloat16
+    assert engine.model.device.type == DEVICE and engine.model.dtype == DTYPE
     assert engine.tokenizer.padding_side == "left"
 
     @torch.inference_mode()
@@ -52,13 +52,12 @@ def generation(sizes, folder):
     found = {f"{name}: tokens/s": round(value) for name, value in speeds.items()}
     found |= {f"{name} over plain": speeds[name] / speeds["plain"] for name in ("greedy", "sampled")}
     # Whatever else is in the batch, a row is answered the same: mostly, as its logits differ in their last bits
-    small = TransformersGenerator(tiny_model(folder), Sampling(8 * n, temperature=1.0), dtype="float32")
+    small = TransformersGenerator(tiny_model(folder), Sampling(2 * n), dtype="float32")
     alone = [small.generate([each])[0] for each in asked[:8]]
-    found["float32: same sample alone and in a batch"] = sum(
-        a == b for a, b in zip(small.generate(asked), alone, strict=False)
-    ) / len(alone)
-    found["of which ended by themselves"] = sum(answer.finish_reason == "stop" for answer in alone)
-    assert found["float32: same sample alone and in a batch"] >= 0.75
+    same = sum(x == y for x, y in zip(small.generate(asked[:64]), alone, strict=False))
+    found["float32: of 8 samples, the same alone and in a batch"] = same
+    found["float32: ended by themselves"] = sum(answer.finish_reason == "stop" for answer in alone)
+    assert same >= 6
     return found
 
 
@@ -115,29 +114,32 @@ def transfer_set(folder):
 
 TRAINING = "--packing --max_length 256 --max_steps 4 --learning_rate 1e-2 --report_to none".split()
 TRAINING += [] if HAS_GPU else ["--use_cpu", "--bf16", "False"]
-ANCHORED = "--use_peft --lora_target_modules all-linear --kl_coef 4 --anchor_languages en".split()
+CONFIGURATIONS = ["ddp", "fsdp2", *(["zero3"] if find_spec("deepspeed") else [])]
+ANCHORED = (
+    "--forgetting_bound 0.05 --use_peft --lora_target_modules all-linear --kl_coef 4 --anchor_languages en".split()
+)
 
 
-def launch(sizes, folder):
-    """`accelerate launch`, one process, with examples/accelerate: the script in full, `sdrrl train` with LoRA."""
+def commands(sizes, folder):
+    """`sdrrl train` and `evaluate`; `accelerate launch`, one process, with examples/accelerate: in full, and LoRA."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
     data, model, running = str(transfer_set(folder)), tiny_model(folder), {}
     script = [f"{ROOT}/examples/scripts/sdrrl.py", "--dataset_name", data, "--kl_coef", "0.5"]
     cli = ["-m", "sdrrl_trl", "train", "--transfer_set", data, *ANCHORED]
-    names = ["ddp", "fsdp2", *(["zero3"] if find_spec("deepspeed") else [])]
-    for name in names:
+    asked = {folder / "sdrrl train": cli}
+    for name in CONFIGURATIONS:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", f"{ROOT}/examples/accelerate/{name}.yaml"]
         for kind, arguments in (("script", script), ("sdrrl train", cli)):
-            command = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--config_file"]
-            command += [f"{ROOT}/examples/accelerate/{name}.yaml"]
-            command += ["--main_process_port", str(29_600 + len(running))] if HAS_GPU else ["--cpu"]
-            output = folder / f"{name}, {kind}"
-            command += [*arguments, *TRAINING, "--model_name_or_path", model, "--output_dir", str(output)]
-            running[output] = start(command, folder / f"log {len(running)}")
-            if not HAS_GPU:  # two processors have enough to do
-                running[output][0].wait()
-    found = {} if "zero3" in names else {"zero3": "skipped: no deepspeed"}
+            port = ["--main_process_port", str(29_600 + len(asked))] if HAS_GPU else ["--cpu"]
+            asked[folder / f"{name}, {kind}"] = [*launcher, "--num_processes", "1", *port, *arguments]
+    for output, command in asked.items():
+        command = [*command, *TRAINING, "--model_name_or_path", model, "--output_dir", str(output)]
+        running[output] = start(command, folder / f"log of {output.name}")
+        if not HAS_GPU:  # two processors have enough to do
+            running[output][0].wait()
+    found = {} if "zero3" in CONFIGURATIONS else {"zero3": "skipped: no deepspeed"}
     before = AutoModelForCausalLM.from_pretrained(model)
     for output, process in running.items():
         log = finish(*process)
@@ -149,7 +151,12 @@ def launch(sizes, folder):
             changes = [parameter.abs().max() for name, parameter in after if "lora_B" in name]
         assert changes and all(0 < change < 1 for change in changes), (output, changes, log[-3000:])
         found[output.name] = "trained, saved, loaded"
-    return found
+        print(f"  {output.name}: trained, saved, loaded", flush=True)
+    command = ["-m", "sdrrl_trl", "evaluate", "--models", f"base={model}", f"tuned={folder / 'sdrrl train'}"]
+    command += ["--transfer_set", data, "--tasks", "sdrrl_heldout", "--output_dir", str(folder / "scores")]
+    log = finish(*start(command, folder / "log of evaluate"))
+    assert len(list((folder / "scores").rglob("results_*.json"))) == 2, log[-3000:]
+    return found | {"sdrrl evaluate": "ran"}
 
 
 def start(arguments, log):
@@ -171,26 +178,3 @@ def finish(process, log):
     if process.wait() != 0:
         raise RuntimeError(f"{' '.join(process.args)} failed with {process.returncode}:\n{text[-4000:]}")
     return text
-
-
-def chain(sizes, folder):
-    """Answers and translations by scripted engines; `sdrrl train` and `sdrrl evaluate` on the device."""
-    data, model, scores = str(transfer_set(folder)), tiny_model(folder), folder / "scores"
-    train_it = [
-        "-m",
-        "sdrrl_trl",
-        "train",
-        "--transfer_set",
-        data,
-        "--model_name_or_path",
-        model,
-        *ANCHORED,
-        *TRAINING,
-    ]
-    train_it += ["--forgetting_bound", "0.05", "--output_dir", str(folder / "tuned")]
-    finish(*start(train_it, folder / "log of train"))
-    evaluate = ["-m", "sdrrl_trl", "evaluate", "--models", f"base={model}", f"tuned={folder / 'tuned'}"]
-    evaluate += ["--transfer_set", data, "--tasks", "sdrrl_heldout", "--output_dir", str(scores)]
-    log = finish(*start(evaluate, folder / "log of evaluate"))
-    assert len(list(scores.rglob("results_*.json"))) == 2, log[-3000:]
-    return {"train, evaluate": "ran"}

@@ -18,6 +18,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 os.environ.update(HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
+DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
 WORDS = "the sky looks blue because air scatters blue light more than red light "
 LLAMA_1B = {"vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192}
 LLAMA_1B |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
@@ -27,7 +28,7 @@ FULL |= {"kl_checked": 512, "kl_rounds": 3, "questions": 256, "new_tokens": 128}
 LLAMA_TINY = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64}
 LLAMA_TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
 M2M_TINY = {"vocab_size": 1000, "d_model": 32, "layers": 1, "heads": 2, "ffn_dim": 64}
-QUICK = {"llama": LLAMA_TINY, "m2m": M2M_TINY, "steps": 6, "max_length": 512, "text": 3, "kl": (128, 1000, 32)}
+QUICK = {"llama": LLAMA_TINY, "m2m": M2M_TINY, "steps": 6, "max_length": 256, "text": 3, "kl": (128, 1000, 32)}
 QUICK |= {"kl_checked": 64, "kl_rounds": 1, "questions": 16, "new_tokens": 16}
 
 
@@ -63,7 +64,7 @@ def tiny_model(folder):
 
 
 def llama(sizes, folder, attention="sdpa"):
-    """A random model in bfloat16, the same each time, and its tokenizer."""
+    """A random model, in bfloat16 on a GPU, the same each time, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(folder))
@@ -71,5 +72,5 @@ def llama(sizes, folder, attention="sdpa"):
     torch.manual_seed(0)
     with torch.device(DEVICE):
         config = LlamaConfig(**sizes["llama"], **ids, tie_word_embeddings=True)
-        options = {"dtype": torch.bfloat16, "attn_implementation": attention}
+        options = {"dtype": DTYPE, "attn_implementation": attention}
         return AutoModelForCausalLM.from_config(config, **options), tokenizer
