@@ -5,8 +5,9 @@ What only a GPU can tell: bit-parity with TRL, time and memory, the launchers, a
 
 Models are random, of the shapes and sizes of real ones. A section that fails does not stop the others; its error is
 printed at the end, and the exit status is 1. The last line is one JSON object. `--quick` is for a computer without a
-GPU: tiny sizes, whose times mean nothing. ZeRO-3 needs `deepspeed`. Packed rows are
-timed with FlashAttention 2 where that is installed, else with `sdpa`, as TRL does.
+GPU: tiny sizes, whose times mean nothing. ZeRO-3 needs `deepspeed`. Packed rows are timed with FlashAttention 2 where
+`flash_attn` is installed, else with `sdpa`. Bit-parity is tried with PyTorch's deterministic algorithms: without them,
+the gradients of attention differ from run to run of the same trainer.
 """
 
 import argparse

@@ -28,8 +28,8 @@ FULL |= {"kl_checked": 512, "kl_rounds": 3, "questions": 256, "new_tokens": 128}
 LLAMA_TINY = {"vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64}
 LLAMA_TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
 M2M_TINY = {"vocab_size": 1000, "d_model": 32, "layers": 1, "heads": 2, "ffn_dim": 64}
-QUICK = {"llama": LLAMA_TINY, "m2m": M2M_TINY, "steps": 6, "max_length": 256, "text": 3, "kl": (128, 1000, 32)}
-QUICK |= {"kl_checked": 64, "kl_rounds": 1, "questions": 16, "new_tokens": 16}
+QUICK = {"llama": LLAMA_TINY, "m2m": M2M_TINY, "steps": 5, "max_length": 256, "text": 3, "kl": (128, 1000, 32)}
+QUICK |= {"kl_checked": 64, "kl_rounds": 1, "questions": 8, "new_tokens": 16}
 
 
 def now():
