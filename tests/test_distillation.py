@@ -73,6 +73,12 @@ def test_low_precision_is_near_the_exact_value():
     heads = Head(weight.bfloat16()), Head(teacher_weight.bfloat16())
     low = chunked_distillation(student.bfloat16(), heads[0], labels, teacher.bfloat16(), heads[1], 0.7)
     torch.testing.assert_close(low.loss, exact.loss, rtol=0.03, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):  # of weights in float32, as mixed precision has them
+        mixed = chunked_distillation(student, Head(weight), labels, teacher, Head(teacher_weight), 0.7)
+    torch.testing.assert_close(mixed.nll, low.nll, rtol=1e-6, atol=1e-6)
+    gradients = (torch.autograd.grad(result.loss, (student, weight)) for result in (mixed, exact))
+    for actual, expected in zip(*gradients, strict=True):
+        assert actual.dtype == torch.float32 and (actual - expected).norm() < 0.03 * expected.norm()
 
 
 def of_objects(model, tokenizer, tmp_path, ref_model=None, peft_config=None, **options):

@@ -1,6 +1,6 @@
 """Negative log-likelihood and KL divergence to a frozen teacher in chunks of tokens: no logits ever exist in full."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,14 @@ class Head:
     bias: torch.Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+
+    def cast(self) -> "Head":
+        """The head in the data type of autocast, which would convert the whole of it anew for each chunk."""
+        kind = self.weight.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self
+        dtype = torch.get_autocast_dtype(kind)
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in at least float32, shape `(N, V)`."""
@@ -98,7 +106,8 @@ class _ChunkedDistillation(torch.autograd.Function):
         ctx: Any, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
     ) -> tuple[torch.Tensor, ...]:
         scale, cap, labels, teacher, teacher_head, kl_coef, anchored, chunk_size = arguments
-        head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap)
+        head = Head(weight.detach(), None if bias is None else bias.detach(), scale, cap).cast()
+        teacher_head = teacher_head.cast()
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Sums over chunks in the data type of training would lose what is small beside the sum
         exact = torch.promote_types(student.dtype, torch.float32)
@@ -127,11 +136,11 @@ class _ChunkedDistillation(torch.autograd.Function):
             grad += d_kl
             if cap is not None:
                 grad *= 1 - (logits / cap) ** 2  # d tanh
-            grad = (grad * scale if scale != 1.0 else grad).to(student.dtype)
+            grad = (grad * scale if scale != 1.0 else grad).to(head.weight.dtype)
             if need_hidden:
-                grad_hidden[rows] = grad @ head.weight.to(grad.dtype)
+                grad_hidden[rows] = grad @ head.weight
             if need_weight:
-                grad_weight += (grad.T @ student[rows]).to(grad_weight.dtype)
+                grad_weight += (grad.T @ student[rows].to(grad.dtype)).to(grad_weight.dtype)
             if need_bias:
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
         grad_weight = grad_weight.to(weight.dtype) if need_weight else None
