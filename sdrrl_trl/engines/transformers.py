@@ -283,8 +283,8 @@ class _Sampler(LogitsProcessor):
         scores = scores.float() / self.sampling.temperature
         if self.sampling.top_p < 1:  # at 1 it would only sort the vocabulary
             scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
-        # Made where they are used: from the CPU, they would take a GPU ten times the time of the model's own step. In
-        # float32 they let tokens less likely than 6e-8 come more rarely than they should
+        # Made where they are used: from the CPU, one for each row and token of the vocabulary would be sent to the GPU
+        # at every step. In float32 they let tokens less likely than 6e-8 come more rarely than they should
         size, device = scores.shape[-1], scores.device
         noise = torch.stack([torch.rand(size, generator=generator, device=device) for generator in self.generators])
         return scores - (-noise.clamp(min=1e-20).log()).log()
