@@ -1,10 +1,11 @@
 """Negative log-likelihood and KL divergence to a frozen teacher in chunks of tokens: no logits ever exist in full."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from trl.trainer.utils import FusedCausalLMOutput
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,28 @@ class Head:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
-class Distillation(NamedTuple):
+@dataclass
+class DistillationOutput(FusedCausalLMOutput):
     """
-    Result of [`chunked_distillation`].
+    Result of [`chunked_distillation`], in the form of TRL's fused head: of `N` tokens, or spread over `(B, L - 1)`
+    with 0 at those that have no label. Only `loss` has a gradient.
 
     Args:
-        loss (`torch.Tensor`): Sum over the tokens, differentiable, a scalar.
-        nll (`torch.Tensor` of shape `(N,)`): Negative log-likelihood of each label in nats, without gradient.
-        kl (`torch.Tensor` of shape `(N,)`): KL divergence at each token in nats, without gradient.
-        entropy (`torch.Tensor` of shape `(N,)`): Entropy of the student in nats, without gradient.
-        is_top1 (`torch.Tensor` of shape `(N,)`): Whether the label is the student's most likely token.
+        loss (`torch.Tensor`): Sum over the tokens of their loss in nats, not divided by their number, a scalar.
+        log_probs (`torch.Tensor`): Log-probability of each label.
+        entropy (`torch.Tensor`): Entropy of the student in nats.
+        is_top1 (`torch.Tensor`): Whether the label is the student's most likely token.
+        label_mask (`torch.Tensor` of shape `(B, L - 1)`, *optional*): Which tokens have a label.
+        kl (`torch.Tensor`): KL(teacher || student) in nats.
     """
 
-    loss: torch.Tensor
-    nll: torch.Tensor
-    kl: torch.Tensor
-    entropy: torch.Tensor
-    is_top1: torch.Tensor
+    kl: torch.Tensor | None = None
+
+    def spread(self, mask: torch.Tensor) -> "DistillationOutput":
+        """With each value where `mask`, of shape `(B, L - 1)`, has its token."""
+        values = {name: getattr(self, name) for name in ("log_probs", "entropy", "is_top1", "kl")}
+        values = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in values.items()}
+        return replace(self, label_mask=mask, **values)
 
 
 def chunked_distillation(
@@ -69,7 +75,7 @@ def chunked_distillation(
     kl_coef: float,
     anchored: torch.Tensor | None = None,
     chunk_size: int | None = None,
-) -> Distillation:
+) -> DistillationOutput:
     """
     `sum_t nll_t + kl_coef * KL(teacher_t || student_t)`, or, with `anchored`, the first term for the tokens that are
     not anchored and the second for those that are. The gradients are formed in the forward pass, chunk by chunk.
@@ -101,7 +107,8 @@ def chunked_distillation(
     chunk_size = chunk_size or (128 if student.device.type == "cpu" else 512)
     head = student_head  # its tensors apart: autograd only follows what is handed over as such
     arguments = (head.scale, head.cap, labels, teacher.detach(), teacher_head, kl_coef, anchored, chunk_size)
-    return Distillation(*_ChunkedDistillation.apply(student, head.weight, head.bias, *arguments))
+    loss, *values = _ChunkedDistillation.apply(student, head.weight, head.bias, *arguments)
+    return DistillationOutput(loss, **dict(zip(("log_probs", "kl", "entropy", "is_top1"), values, strict=True)))
 
 
 class _ChunkedDistillation(torch.autograd.Function):
@@ -118,7 +125,7 @@ class _ChunkedDistillation(torch.autograd.Function):
         grad_hidden = torch.empty_like(student) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if need_bias else None
-        nll, kl, entropy = (student.new_zeros(len(student), dtype=exact) for _ in range(3))
+        log_probs, kl, entropy = (student.new_zeros(len(student), dtype=exact) for _ in range(3))
         is_top1 = torch.zeros(len(student), dtype=torch.bool, device=student.device)
         for start in range(0, len(student), chunk_size):
             rows = slice(start, start + chunk_size)
@@ -126,7 +133,7 @@ class _ChunkedDistillation(torch.autograd.Function):
             log_q = logits.log_softmax(-1)
             log_p = teacher_head.logits(teacher[rows]).log_softmax(-1)
             p, q = log_p.exp(), log_q.exp()
-            nll[rows] = -log_q.gather(-1, labels[rows, None]).squeeze(-1)
+            log_probs[rows] = log_q.gather(-1, labels[rows, None]).squeeze(-1)
             entropy[rows] = -(q * log_q).sum(-1)
             is_top1[rows] = logits.argmax(-1) == labels[rows]
             kl[rows] = (p * (log_p - log_q)).sum(-1)
@@ -150,9 +157,9 @@ class _ChunkedDistillation(torch.autograd.Function):
         grad_weight = grad_weight.to(weight.dtype) if need_weight else None
         grad_bias = grad_bias.to(bias.dtype) if need_bias else None
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.mark_non_differentiable(nll, kl, entropy, is_top1)
-        losses = nll + kl_coef * kl if anchored is None else torch.where(anchored, kl_coef * kl, nll)
-        return losses.sum(), nll, kl, entropy, is_top1
+        ctx.mark_non_differentiable(log_probs, kl, entropy, is_top1)
+        losses = kl_coef * kl - log_probs if anchored is None else torch.where(anchored, kl_coef * kl, -log_probs)
+        return losses.sum(), log_probs, kl, entropy, is_top1
 
     @staticmethod
     @once_differentiable
