@@ -265,7 +265,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(tmp_path, option, n
     [
         (without_kind, {}, "8 of 16 rows have no text in `kind`"),
         (lambda data: data.map(lambda row: {"kind": 1}), {}, "16 of 16 rows have no text in `kind`"),
-        (lambda data: data.map(lambda row: {"kind": "pt"}), {}, "'pt' names a kind and a language"),
+        (lambda data: data.map(lambda row: {"kind": "pt"}), {}, "A kind has the name of a language"),
         (lambda data: data.remove_columns("question_language"), {}, "but not question_language"),
         (None, {"anchor_languages": ["fr"], "kl_coef": 1.0}, "'fr', but no training record.*Answered in: en, pt"),
         (lambda data: plain_rows(), {"anchor_languages": ["en"], "kl_coef": 1.0}, "the data do not say"),

@@ -89,8 +89,8 @@ class LMEvalCallback(TrainerCallback):
         n_parts = 1 if parallelism is None else parallelism.non_data_parallel_size
         if state.distributed_type == DistributedType.FSDP or zero_stage == 3 or n_parts > 1:
             raise SDRRLError(
-                "LMEvalCallback evaluates on each process alone, which needs the whole model there, but this one is "
-                "split over them. Use data parallelism or ZeRO-2, or run `sdrrl evaluate` on the checkpoints."
+                "LMEvalCallback needs the whole model on each process, and this one is split over them. Use data "
+                "parallelism or ZeRO-2, or run `sdrrl evaluate` on the checkpoints."
             )
         self.trainer, self.task_names, self.limit, self.languages = trainer, tasks, limit, languages
 
@@ -197,10 +197,7 @@ class ForgettingCallback(TrainerCallback):
         if not bound >= 0:
             raise SDRRLError(f"`bound` must be at least 0, got {bound}: the initial model itself would be beyond it.")
         if trainer.args.eval_strategy == "no" or "source" not in trainer.eval_kinds:
-            raise SDRRLError(
-                "Forgetting is watched on held-out records of kind `source`, the initial model's own answers. Set "
-                "`eval_strategy`, and an `eval_dataset` that has such records."
-            )
+            raise SDRRLError("Forgetting needs `eval_strategy`, and records of kind `source` in `eval_dataset`.")
         trainer.watch_drift()
         self.bound, self.stop = bound, stop
         self._warned = False

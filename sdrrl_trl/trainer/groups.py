@@ -58,12 +58,8 @@ def group_table(train_dataset: Any, eval_dataset: Any) -> list[Group]:
     evaluation = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
     datasets = [dataset for dataset in (train_dataset, *evaluation) if dataset is not None]
     groups = set().union(*map(_groups_of, datasets))
-    # Both are keys of the same figures
-    both = sorted({kind for kind, *_ in groups if kind} & {answer for *_, answer in groups if answer})
-    if both:
-        raise SDRRLError(
-            f"{', '.join(map(repr, both))} names a kind and a language: `nll/<name>` would mix them. Rename the kind."
-        )
+    if {kind for kind, *_ in groups if kind} & {answer for *_, answer in groups}:  # both are keys of the same figures
+        raise SDRRLError("A kind has the name of a language: `nll/<name>` would mix them. Rename the kind.")
     return sorted(groups, key=str) if groups - {NO_GROUP} else []
 
 
@@ -75,12 +71,9 @@ def has_groups(dataset: Any) -> bool:
 def _groups_of(dataset: Any) -> set[Group]:
     if not has_groups(dataset):
         return {NO_GROUP}
-    missing = set(GROUP_COLUMNS) - set(dataset.column_names)
+    missing = ", ".join(sorted(set(GROUP_COLUMNS) - set(dataset.column_names)))
     if missing:
-        raise SDRRLError(
-            f"The data have some of the columns {', '.join(GROUP_COLUMNS)}, but not {', '.join(sorted(missing))}: "
-            "kinds and languages could not be told. Add what is missing, or remove the others."
-        )
+        raise SDRRLError(f"The data name kinds or languages, but not {missing}. Add it, or remove the other columns.")
     columns = [list(dataset[name]) for name in GROUP_COLUMNS]
     for name, values in zip(GROUP_COLUMNS, columns, strict=True):
         n_missing = sum(not isinstance(value, str) for value in values)
@@ -102,10 +95,8 @@ def check_anchors(anchor_languages: list[str], answered_in: set[str]) -> None:
                 f"anchored. Answered in: {', '.join(sorted(answered_in)) or 'not known, the data do not say'}."
             )
     if answered_in <= {*anchor_languages}:
-        raise SDRRLError(
-            f"`anchor_languages` names all languages that are answered in, {', '.join(sorted(answered_in))}: anchored "
-            "records hold the model where it starts, so that nothing would be trained. Leave one out."
-        )
+        # Anchored records hold the model where it starts
+        raise SDRRLError("`anchor_languages` names all languages that are answered in: nothing would be trained.")
 
 
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
@@ -116,15 +107,11 @@ def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
     if data_collator is not None:
         raise SDRRLError("SDRRLTrainer makes its own collator, which carries the rows' provenance. Leave it out.")
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise SDRRLError(
-            "`skip_prepare_dataset` would skip the step that notes each token's kind and language. Leave it out: data "
-            "with `input_ids` and `labels` are taken as they are."
-        )
+        # Data with `input_ids` and `labels` are taken as they are
+        raise SDRRLError("`skip_prepare_dataset` would skip noting each token's kind and language. Leave it out.")
     if args.packing and args.packing_strategy != "bfd":
-        raise SDRRLError(
-            f"With kinds and languages, `packing_strategy` must be 'bfd', got {args.packing_strategy!r}: the others "
-            "cut rows in pieces, whose second halves no longer answer their question. Set it, or remove the columns."
-        )
+        # Second halves of rows no longer answer their question
+        raise SDRRLError("With kinds and languages `packing_strategy` must be 'bfd': the others cut rows in pieces.")
     if args.packing and args.max_length is None:
         raise SDRRLError("`packing` needs `max_length`, the length of the packed rows. Set it.")
 

@@ -138,16 +138,10 @@ class SDRRLTrainer(SFTTrainer):
             return
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise SDRRLError(
-                "Context and sequence parallelism split each row over processes, past the kinds and languages of its "
-                "tokens and past the teacher. Use data parallelism, FSDP or DeepSpeed ZeRO."
-            )
+            raise SDRRLError("Context and sequence parallelism split rows past kinds and teacher. Use FSDP or ZeRO.")
         adapters = self.model.peft_config.values() if isinstance(self.model, PeftModel) else []
         if any(isinstance(adapter, PromptLearningConfig) for adapter in adapters):
-            raise SDRRLError(
-                "Prompt-learning adapters put virtual tokens before each row, so that tokens and their kinds "
-                "no longer match. Use LoRA."
-            )
+            raise SDRRLError("Prompt-learning adapters shift the tokens against their kinds and teacher. Use LoRA.")
         if self.args.kl_coef and self.compute_loss_func is not None:
             raise SDRRLError("`compute_loss_func` replaces the loss that `kl_coef` belongs to. Leave it out.")
 

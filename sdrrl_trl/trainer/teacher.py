@@ -91,10 +91,7 @@ def prepare_teacher(
     """
     initial = initial_model(model, ref_model, peft_config)
     if trainer.aux_loss_enabled:
-        raise SDRRLError(
-            "The divergence (`kl_coef`, ForgettingCallback) does not support mixture-of-experts models with a router "
-            "loss. Set `router_aux_loss_coef=0.0`, or do without it."
-        )
+        raise SDRRLError("The divergence would leave out the experts' router loss. Set `router_aux_loss_coef=0.0`.")
     student = base_of(trainer.model)
     add_distillation(student)
     if initial is None and isinstance(model, PeftModel):  # without its adapter, it would not be the initial one
@@ -110,9 +107,8 @@ def prepare_teacher(
     sizes = [model.config.get_text_config().vocab_size for model in (student, initial)]
     if sizes[0] != sizes[1]:
         raise SDRRLError(
-            f"The initial model has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their "
-            "distributions cannot be compared. Give `ref_model` the model itself, as it is before training. If "
-            "`chat_template_path` adds tokens, add them to the model first, and save it."
+            f"The initial model has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}, which cannot be "
+            "compared. If `chat_template_path` adds tokens, add them to the model first, save it, and train that."
         )
     initial.requires_grad_(False)
     add_distillation(base_of(initial))
