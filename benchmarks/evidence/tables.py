@@ -101,13 +101,18 @@ def strengths_table() -> str:
     """Runs of which a part of the change was added to the weights, on the dev items. No part of the plan."""
     rows = []
     for run in decide.stage_1():
-        files = decide.result_file(run, "dev").parent.glob(f"{run.name}.dev@*.json")
-        parts = [file.name.removeprefix(f"{run.name}.").removesuffix(".json") for file in sorted(files)]
+        parts = _strengths(run)
         for part in [*parts, "dev"] if parts else []:
             composite, drift = decide.dev_scores(run, part)
             strength = part.partition("@")[2] or "1"
             rows.append([f"{run.arm}, {run.rate:g}", strength, f"{100 * composite:+.2f}", f"{drift:.4f}"])
     return table(["arm, rate", "strength", "composite, %", "drift"], rows) if rows else NOT_YET
+
+
+def _strengths(run: Run) -> list[str]:
+    """Parts such as `dev@0.5` that a run was measured at."""
+    files = decide.result_file(run, "dev").parent.glob(f"{run.name}.dev@*.json")
+    return [file.name.removeprefix(f"{run.name}.").removesuffix(".json") for file in sorted(files)]
 
 
 def stage_2_table(model: str, short: bool = False) -> str:
@@ -214,15 +219,16 @@ def plots() -> dict[str, str]:
     """Gain in the target language against drift, as SVG by name: on the dev items and on the test items."""
     base, first, second = Run("smollm2", "base"), [], []
     for run in decide.stage_1() if decide.is_done(base, "dev") else []:
-        if decide.is_done(run, "dev"):
-            composite, drift = decide.dev_scores(run)
-            first.append((f"{run.arm} {run.rate:g}", drift, -100 * composite))
+        # The positive control is far below and to the right
+        for part in ["dev", *_strengths(run)] if decide.is_done(run, "dev") and run.arm != "positive_control" else []:
+            composite, drift = decide.dev_scores(run, part)
+            first.append((f"{run.arm} {run.rate:g}{part.removeprefix('dev')}", drift, -100 * composite))
     for run in sum(contestants("smollm2"), []):
         gain = -100 * decide.contrast([run], [base], decide.T).delta
         second.append((f"{run.arm} {run.seed}", score([run], "drift"), gain))
     return {
-        "evidence_stage_1": scatter("Stage 1, dev items, arms and rates", first),
-        "evidence_stage_2": scatter("Stage 2, test items, arms and seeds", second),
+        "evidence_stage_1": scatter("Dev items, arms, rates and strengths", first),
+        "evidence_stage_2": scatter("Test items, arms and seeds", second),
     }
 
 
