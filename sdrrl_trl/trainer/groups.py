@@ -178,33 +178,24 @@ def add_provenance(dataset: Any, dataset_name: str, groups: list[Group], tokeniz
     is_grouped = has_groups(dataset)
     end = _end_of_turn(tokenizer) if "truncated" in get_dataset_column_names(dataset) else []
 
-    def add(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        found = [NO_GROUP] * len(rows["labels"])
-        if is_grouped:
-            found = list(zip(*(rows[column] for column in GROUP_COLUMNS), strict=True))
-        all_labels = rows["labels"]
-        if end:
-            truncated = zip(all_labels, rows["truncated"], strict=True)
-            all_labels = [_without(end, labels) if is_cut else labels for labels, is_cut in truncated]
-        texts = [[label for label in labels[1:] if label != -100] for labels in all_labels]
-        lengths = [len(text.encode()) for text in tokenizer.batch_decode(texts, skip_special_tokens=True)]
-        columns: dict[str, list[list[int]]] = {"labels": all_labels, "group_ids": [], "label_bytes": []}
-        for group, labels, length in zip(found, all_labels, lengths, strict=True):
-            if group not in ids:
-                raise SDRRLError(
-                    f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, "
-                    "which neither the training nor the evaluation data given to the trainer have. Give it as "
-                    "`eval_dataset`, or remove these rows."
-                )
-            columns["group_ids"].append([ids[group]] * len(labels))
-            # At one token of the row, so that sums over any part of a batch count each row once
-            last = max((i for i, label in enumerate(labels) if label != -100), default=0)
-            columns["label_bytes"].append([length if i == last else 0 for i in range(len(labels))])
-        return columns
+    def add(row: dict[str, Any]) -> dict[str, list[int]]:
+        group = tuple(row[name] for name in GROUP_COLUMNS) if is_grouped else NO_GROUP
+        if group not in ids:
+            raise SDRRLError(
+                f"The {dataset_name} data set has rows of (kind, question language, answer language) {group}, which "
+                "neither the training nor the evaluation data given to the trainer have. Give it as `eval_dataset`, "
+                "or remove these rows."
+            )
+        labels = _without(end, row["labels"]) if end and row["truncated"] else row["labels"]
+        text = tokenizer.decode([label for label in labels[1:] if label != -100], skip_special_tokens=True)
+        # The bytes at one token of the row, so that sums over any part of a batch count each row once
+        last = max((i for i, label in enumerate(labels) if label != -100), default=0)
+        label_bytes = [len(text.encode()) if i == last else 0 for i in range(len(labels))]
+        return {"labels": labels, "group_ids": [ids[group]] * len(labels), "label_bytes": label_bytes}
 
     kept = ("input_ids", "labels", "seq_lengths")
     others = [name for name in get_dataset_column_names(dataset) if name not in kept]
-    return dataset.map(add, batched=True, remove_columns=others, **map_kwargs)
+    return dataset.map(add, remove_columns=others, **map_kwargs)
 
 
 def _end_of_turn(tokenizer: Any) -> list[int]:
