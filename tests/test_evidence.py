@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 from collections import Counter
 from itertools import islice
