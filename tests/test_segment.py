@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import cases, data_dir
+from conftest import cases
 from hypothesis import given
 from hypothesis import strategies as st
 from masks import damaged, fidelity, installed_markdown, with_masks
@@ -113,25 +113,6 @@ def test_blocks_are_not_translated(block):
 def test_the_text_after_a_block_is_translated(name):
     assert translatable(f"{BLOCKS[name]}\n\nAfter that.") == ["After that."]
     assert translatable(f"{BLOCKS[name]}\r\n\r\nAfter that.".replace("\n", "\r\n")) == ["After that."]
-
-
-@pytest.mark.parametrize("code", cases("code", "translation_cases.yaml"))
-def test_code_without_a_fence_is_not_translated(code):
-    assert translatable(code) == []
-    assert translatable(code.replace("\n", "\r\n")) == []
-    assert translatable(f"Look at this:\n\n{code}\n\nThen tell me.") == ["Look at this:", "Then tell me."]
-
-
-@pytest.mark.parametrize("text", cases("prose", "translation_cases.yaml"))
-def test_prose_that_begins_like_code_is_translated(text):
-    assert translatable(f"{text}\nmore of it") == [text.removeprefix("- "), "more of it"]
-
-
-@pytest.mark.skipif(data_dir() is None, reason="no benchmark data")
-def test_no_sentence_of_any_language_is_taken_for_code():
-    for file in sorted((data_dir() / "flores200" / "devtest").glob("*")):
-        sentences = file.read_text(encoding="utf-8").splitlines()[::10]
-        assert all(translatable(sentence) for sentence in sentences), file
 
 
 def test_front_matter_is_code_only_at_the_start():

@@ -7,7 +7,6 @@ inside of them. Then the sentences are looked for in the copy, where they have t
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +31,7 @@ _WORDS = [  # Protected, unless they begin inside a word
     r"[A-Za-z]:(?:\\[\w.@+-]*\w)+\\?",  # C:\path
     r"--[A-Za-z][\w-]*(?:=[\w./:-]*\w)?|-[A-Za-z](?![\w-])",  # --flag, -f
     r"[A-Za-z_][\w.]*\((?=[^()\n]*[\"'\d=])[^()\n]{1,100}\)",  # f(1), but not year(s)
+    r"[A-Za-z][\w.-]*(?:\[[\w,-]+\])?[=<>~!]=\d[\w.*]*(?:,[=<>~!]=?\d[\w.*]*)*",  # package==1.2
     r":(?:[+-]1|[a-z][\w+-]{0,50}):(?!\w)|[@#][A-Za-z\d][\w/-]*",  # :emoji:, @name, #1
 ]
 _ELEMENT = r"<(?P<tag>code|kbd|math|samp|svg|var)\b[^<>]*>(?:[^<]|<(?!/?(?P=tag)\b))*+</(?P=tag)>"
@@ -57,6 +57,7 @@ _SPANS = [  # Protected inside of a paragraph
     r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
     r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
     r"(?<![\w\u00c0-\u052f])(?![A-Za-z\d]*+[\s,;!?)])(?:" + "|".join(_WORDS) + ")",
+    r"\b(?=[a-f]*\d)(?=\d*[a-f])[\da-f]{7,40}\b",  # hash of a commit
     r"[\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff][\u200d\ufe0f\U0001f000-\U0001ffff]*",  # emoji, arrow
     r"\bSELECT\b(?:(?!\bSELECT\b)[^\n]){1,200}?\bFROM \w+(?: (?:WHERE|ORDER|GROUP|JOIN|LIMIT)\b[^\n.?!]*)?;?",
     r"(?u:[Zz][Xx][\s-]?\d+[\s-]?[Qq])",  # what our own masks look like
@@ -65,7 +66,8 @@ _SPAN = re.compile("|".join(_SPANS), re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
 _SIGNS = re.compile(
-    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]", re.ASCII
+    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|[=<>~!]=\d|\d[a-f]|[a-f]\d|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]",
+    re.ASCII,
 )
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
@@ -81,26 +83,6 @@ _BLOCKS = [  # Protected from the start of a line on, with blank lines inside; w
 ]
 
 
-def _code_without_fence() -> str:
-    """Pattern of lines of code and what stands between and below them."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for line in Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines():
-        if line and line[0] != "#":
-            group, pattern = line.split("\t", 1)
-            pattern = re.sub("NAME|ARGS|PLAIN|COMMAND", lambda match: groups[match[0]][0], pattern)
-            groups[group if group.isupper() or group in ("inside", "below") else "code"].append(pattern)
-    # Longer lines are none, and would take long to look at
-    code, inside, below = (
-        rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below")
-    )
-    code = rf"(?!(?:[^\n`]*`++[^\n`]*`++)*+[^\n`]*`++[^\n`]*$){code}"  # nor the end of `code over lines`
-    # What is indented below a line at the margin belongs to it. In a list, it may be its text
-    below = rf"{inside}|(?(margin){below}|(?!))"
-    lines = rf"(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
-    return rf"(?P<margin>^)?(?:{inside}\n){{0,4}}{code}{lines}"
-
-
-_BLOCKS.append(_code_without_fence())
 _BLOCK = re.compile(
     rf"(?:[ \t]+|(?P<quote>>)|{_ITEM})*+(?:" + "|".join(f"(?:{block})" for block in _BLOCKS) + ")",
     re.MULTILINE | re.DOTALL,
@@ -193,9 +175,20 @@ def prose(text: str) -> str:
     return " ".join(_without_blocks(text).replace("\0", " ").split())
 
 
+def without_blocks(text: str) -> str:
+    """A text with its paragraphs as they are, but without the blocks, structure and `code` beside and in them."""
+    return re.sub(r"`[^`\n]*`", "", "".join(piece if is_text else "\n" for piece, is_text in _paragraphs(text)))
+
+
 def _without_blocks(text: str) -> str:
     """A copy of the text in which everything that is not translated is blanked out."""
-    copy, start, end = [], 0, 0  # text[start:end] is the paragraph so far
+    pieces = _paragraphs(text)
+    return "".join(_without_structure(piece) if is_text else "\n" * len(piece) for piece, is_text in pieces)
+
+
+def _paragraphs(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, each with whether it is a paragraph, or else a block or structure, and not translated."""
+    start, end = 0, 0  # text[start:end] is the paragraph so far
     columns, is_fresh = [0], True  # where the texts of the list items begin; whether an indented line would be code
     lines = re.sub(r"\r(?=\r*\n)", " ", text)  # of the same length
     while end < len(text):
@@ -215,10 +208,11 @@ def _without_blocks(text: str) -> str:
                 kept = end  # a line with nothing before its text goes on with the paragraph
             is_fresh = is_blank or is_code or "#" in line["mark"]
         if kept > end:
-            copy += [_without_structure(text[start:end]), "\n" * (kept - end)]
+            yield text[start:end], True
+            yield text[end:kept], False
             start = kept
         end = following
-    return "".join([*copy, _without_structure(text[start:])])
+    yield text[start:], True
 
 
 def _without_structure(paragraph: str) -> str:
