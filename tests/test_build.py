@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import DEMO, CannedGenerator, cases, write_json_lines
@@ -229,6 +230,29 @@ def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_pat
     with pytest.raises(SDRRLError, match=f"{path}.*{named}"):
         build(path, tmp_path / "set", lexicon=None)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_few_bad_rows_are_rejected_with_their_reason_and_the_others_are_built(tmp_path, capsys):
+    path = questions(tmp_path, n=9)
+    good = Path(path).read_text()
+    Path(path).write_text('{"id": "q1"\n' + good + '{"id": "empty", "instruction": " "}\n' + good.splitlines()[0])
+    parallel = write_json_lines(tmp_path / "p.jsonl", [{"en": sentence(c), "pt": "O céu é azul."} for c in "abc"])
+    parallel.write_text(parallel.read_text() + '{"en": [3]}\n[]')
+    folder = build(path, tmp_path / "set", parallel=str(parallel), **PLAIN)
+    bad = [row for row in rows_of(folder, "rejected") if row["reason"] == "bad_row"]
+    places = [
+        ("row-1", "line 1: not a JSON"),
+        ("row-11", "line 11: no text"),
+        ("row-12", "line 12: the id 'q0' stands"),
+    ]
+    assert [
+        (row["source_id"], row["question"][: len(said)]) for row, (_, said) in zip(bad, places, strict=True)
+    ] == places
+    assert len(rows_of(folder)) == 9 and reasons(folder, "parallel")["no_pair"] == 2
+    warnings = capsys.readouterr().err
+    assert "questions.jsonl, line 1: not a JSON object" in warnings and "Bad rows: 3 of 12, which are left out" in warnings
+    assert "p.jsonl, line 4: the sentences must be text. Bad rows: 2 of 5" in warnings
+    assert "answer/bad_row en: 3" in summary(load_manifest(folder))
 
 
 @pytest.mark.parametrize("name", ["seeds", "parallel", "parallel, aligned", "lexicon"])

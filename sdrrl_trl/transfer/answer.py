@@ -28,7 +28,8 @@ def answer_seeds(
     The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
     neighbours in the batch: so the same shards give the same answers, however many processes share them.
     """
-    reasons = {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
+    reasons = {seed.source_id: "bad_row" for seed in seeds if seed.is_bad}
+    reasons |= {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
     reasons |= {seed.source_id: f"in_{benchmarks[seed.source_id]}" for seed in seeds if seed.source_id in benchmarks}
     asked = [seed for seed in seeds if seed.source_id not in reasons]
     if generator is None:

@@ -23,12 +23,14 @@ class Seed:
         turns (`tuple[str, ...]`): The conversation so far: user, assistant, ..., user.
         reference (`str`, *optional*): Answer that came with the data.
         system (`str`, *optional*): System message that came with the data.
+        is_bad (`bool`): Whether the row has no question that could be read. Its only turn says why.
     """
 
     source_id: str
     turns: tuple[str, ...]
     reference: str | None = None
     system: str | None = None
+    is_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def rejected_row(row: Answer | Pair, source: str) -> dict[str, str]:
     if isinstance(row, Answer):
         return facts | {"language": source, "question": row.turns[-1], "answer": row.text}
     # A conversation in the target language, or a sentence with its translation
-    question, answer = ("", *row.source, *row.target)[-2:]
+    question, answer = ("", "", *row.source, *row.target)[-2:]
     return facts | {"language": row.language, "question": question, "answer": answer}
 
 
