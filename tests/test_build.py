@@ -105,7 +105,7 @@ def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, 
         ({"model_name_or_path": "other"}, "model_name_or_path: was 'stub', is 'other'.*--overwrite_stage answer"),
         ({"generator": StubGenerator(engine="other")}, "engine: was {'engine': 'stub'}, is {'engine': 'other'}"),
         ({"translator_model": "other"}, "translator_model: was None, is 'other'.*--overwrite_stage translate"),
-        ({"code_switch_rate": 0.2}, "code_switch_rate: was 0.3, is 0.2.*--overwrite_stage code_switch"),
+        ({"code_switch_rate": 0.2}, "code_switch_rate: was 0.3, is 0.2.*--overwrite_stage mix"),
         ({"test_size": 0.5}, "test_size: was 0.1, is 0.5.*--overwrite_stage mix"),
         ({"shard_size": 7}, "shard_size: was 3, is 7"),
         ({"seeds": "parallel.jsonl"}, "seeds_sha256"),
@@ -250,7 +250,10 @@ def test_a_few_bad_rows_are_rejected_with_their_reason_and_the_others_are_built(
     ] == places
     assert len(rows_of(folder)) == 9 and reasons(folder, "parallel")["no_pair"] == 2
     warnings = capsys.readouterr().err
-    assert "questions.jsonl, line 1: not a JSON object" in warnings and "Bad rows: 3 of 12, which are left out" in warnings
+    assert (
+        "questions.jsonl, line 1: not a JSON object" in warnings
+        and "Bad rows: 3 of 12, which are left out" in warnings
+    )
     assert "p.jsonl, line 4: the sentences must be text. Bad rows: 2 of 5" in warnings
     assert "answer/bad_row en: 3" in summary(load_manifest(folder))
 
@@ -385,7 +388,7 @@ def test_without_a_word_list_the_translator_makes_one(stub_seeds, tmp_path):
     lexicon = json.loads((folder / "stages" / "translate_pt" / "lexicon.json").read_text(encoding="utf-8"))
     assert lexicon["light"] == "luz" and "the" not in lexicon
     assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
-    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="code_switch", **options)
+    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="mix", **options)
     assert translator.log.read_text().count("'light'") == 1  # the words are not translated again
     both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
     assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
@@ -409,7 +412,8 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
     for row in rows_of(folder):
         text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
         assert not [question for question in asked if question in text]
-    assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
+    held_out = {row["source_id"][0] for row in rows_of(folder, "rejected") if row["reason"] == "held_out"}
+    assert {"m", "p"} <= held_out
 
 
 def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypatch):

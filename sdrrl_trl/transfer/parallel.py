@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.transfer.files import BadRows, open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
-from sdrrl_trl.transfer.rows import Pair
+from sdrrl_trl.transfer.rows import Pair, hash64
 from sdrrl_trl.transfer.segment import prose
+from sdrrl_trl.transfer.shards import read_shards
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -74,6 +76,17 @@ def check_sentences(pairs: list[Pair], source: str, system: str | None) -> list[
         replace(pair, system=system, reason=reason and f"parallel/{reason}")
         for pair, reason in zip(pairs, reasons, strict=True)
     ]
+
+
+def read_sentences(folder: Path) -> Iterator[Pair]:
+    """The checked sentences of a build. Of equal ones, all but the first are bad."""
+    seen: set[int] = set()
+    for pair in read_shards(folder, Pair):
+        key = hash64(repr((pair.language, pair.source, pair.target)))
+        if pair.reason is None and key in seen:
+            pair = replace(pair, reason="parallel/duplicate")
+        seen.add(key)
+        yield pair
 
 
 def reject_sentence(pair: Pair, source: str) -> str | None:

@@ -69,7 +69,6 @@ class Pair:
         target (`tuple[str, ...]`): Their translations, `""` for those that failed.
         system (`str`, *optional*): System message.
         is_sentence (`bool`): Whether it is a parallel sentence.
-        switched (`str`, *optional*): The question with some words of the target language in it.
         reason (`str`, *optional*): Why the row is rejected, as `stage/reason`.
     """
 
@@ -79,7 +78,6 @@ class Pair:
     target: tuple[str, ...]
     system: str | None = None
     is_sentence: bool = False
-    switched: str | None = None
     reason: str | None = None
 
 
