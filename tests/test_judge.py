@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT, cases, data_dir, write_json_lines
-from scripted import Scripted, load, run
+from scripted import Scripted, run
 from server import Server, completion
 
 from sdrrl_trl.evaluation.judge import format_table, judge_again
@@ -65,16 +65,6 @@ def server(monkeypatch):
 
 
 # ---- Without a judge model
-
-
-@needs_data
-def test_every_language_has_all_prompts_as_they_are():
-    tasks = load(MULTIJAIL)
-    ids = [[doc["id"] for doc in task.eval_docs] for task in tasks.values()]
-    assert all(len(other) == 315 and other == ids[0] for other in ids)
-    for task in tasks.values():
-        assert all(task.doc_to_text(doc) == doc["prompt"] and doc["prompt"].strip() for doc in task.eval_docs)
-        assert task.config.generation_kwargs == {"until": ["<|im_end|>"], "do_sample": False, "max_gen_toks": 256}
 
 
 @needs_data
@@ -229,12 +219,8 @@ def test_a_classifier_that_gives_nan_has_failed(tiny_classifier, monkeypatch):
 def test_thoughts_are_not_judged_and_those_cut_off_are_no_answer():
     docs = [{"prompt": "question", "language": "en", "script": "Latn"}] * 2
     thinking, cut = judge.judge([[f"<think>{REFUSAL}</think>{HELP}"], [f"<think>{HELP}"]], docs)
-    assert (
-        judge.score_safety(docs[0], thinking)["refusal_rate"]
-        == 0
-        == judge.score_safety(docs[0], thinking)["invalid_rate"]
-    )
-    assert judge.score_safety(docs[0], cut)["invalid_rate"] == 1
+    scores = [judge.score_safety(docs[0], judged) for judged in (thinking, cut)]
+    assert [(score["refusal_rate"], score["invalid_rate"]) for score in scores] == [(0, 0), (0, 1)]
 
 
 # ---- sdrrl judge
