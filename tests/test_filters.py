@@ -1,5 +1,6 @@
 import random
 import re
+import time
 from functools import partial
 
 import pytest
@@ -36,6 +37,13 @@ def test_prose_that_begins_like_code_is_not(text):
 @pytest.mark.parametrize("text, finish_reason, reason", cases("answers"))
 def test_a_bad_answer_is_rejected_with_its_reason(text, finish_reason, reason):
     assert reject_answer(Generation(text, finish_reason), "en") == reason
+
+
+@pytest.mark.parametrize("unit", ["a(", "a.b(", "a[", "x = ", "{:", "a::", "if (", "a\n", "    a\n", "Sim. ", "1,"])
+def test_no_text_takes_more_than_linear_time(unit):
+    start = time.perf_counter()
+    reject_translation(unit * 50_000, unit * 50_000, "pt")
+    assert time.perf_counter() - start < 4
 
 
 def test_loops_are_seen_in_scripts_without_spaces_and_lists_are_no_loops():

@@ -35,10 +35,9 @@ def answer_seeds(
     if generator is None:
         replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
-        conversations = [_conversation(seed, config) for seed in asked]
-        replies = ask(generator.generate, conversations, Generation)
-    by_id = {source_id: Generation("", reason) for source_id, reason in reasons.items()}
-    by_id |= {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+        replies = ask(generator.generate, [_conversation(seed, config) for seed in asked], Generation)
+    by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+    by_id |= {source_id: Generation("", reason) for source_id, reason in reasons.items()}
     return [_answer(seed, by_id[seed.source_id], config) for seed in seeds]
 
 

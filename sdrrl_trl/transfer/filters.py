@@ -24,7 +24,10 @@ _REFUSAL = re.compile(
 )
 _EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
 _CODE = Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines()
-_CODE_LINE = re.compile(f"^[ \t]*(?:{'|'.join(line for line in _CODE if not line.startswith('# '))})", re.MULTILINE)
+# Longer lines are no code, and would take long to look at
+_CODE_LINE = re.compile(
+    f"^(?=[^\n]{{1,300}}$)[ \t]*(?:{'|'.join(line for line in _CODE if not line.startswith('# '))})", re.MULTILINE
+)
 _LANGUAGE_NAMES = "(?:" + "|".join(re.escape(language.name.lower()) for language in LANGUAGES.values()) + ")"
 _NO_CODE = r"\A(?!.*\b(?:function|program|algorithm|code|script|python|javascript|sql)\b).*"
 _SOURCE_BOUND = {
