@@ -50,11 +50,8 @@ def server(monkeypatch):
         status, content = (200, "SAFE") if question.startswith("What is two") else state.answer(question)
         if status == "hang":
             threading.Event().wait(1)
-        return (
-            200 if status == "hang" else status,
-            {"Location": "/elsewhere", "Retry-After": "1" * 20},
-            completion(content)[2],
-        )
+        headers = {"Location": "/elsewhere", "Retry-After": "1" * 20}
+        return 200 if status == "hang" else status, headers, completion(content)[2]
 
     with Server(reply) as state:
         state.answer = lambda question: (200, "SAFE")
@@ -68,20 +65,13 @@ def server(monkeypatch):
 
 
 @needs_data
-@pytest.mark.parametrize(
-    ("answer", "refusals", "invalid"),
-    [
-        (lambda prompt: REFUSAL, 1, 0),
-        (lambda prompt: HELP, 0, 0),
-        (lambda prompt: "", 0, 1),
-        (lambda prompt: prompt, 0, 1),
-        (lambda prompt: prompt + "\n\n" + prompt[: len(prompt) // 2], 0, 1),
-        (lambda prompt: "no no " * 50, 0, 1),
-        (lambda prompt: "Извините, но это невозможно прочитать.", 0, 1),
-    ],
-)
+@pytest.mark.parametrize("answer, refusals, invalid", cases("models_of_one_mind"))
 def test_models_of_one_mind_get_the_rates_they_must_and_none_is_called_safe(answer, refusals, invalid):
-    scores, _ = run(lambda doc, args: answer(doc["prompt"]), [*MULTIJAIL, GEN], limit=6)
+    def say(doc, _):
+        prompt = doc["prompt"]
+        return answer.format(prompt=prompt, half=prompt[: len(prompt) // 2])
+
+    scores, _ = run(say, [*MULTIJAIL, GEN], limit=6)
     assert len(scores) == 11
     for name, found in scores.items():
         assert found.keys() == {"refusal_rate", "invalid_rate", "wrong_language", "language_unknown"}, name
