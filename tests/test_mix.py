@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from conftest import cases
 
 from sdrrl_trl import SDRRLError, TransferConfig
 from sdrrl_trl.transfer.mix import Mix, quotas, records_of
@@ -84,33 +85,15 @@ def config(folder=".", **options):
     return TransferConfig("seeds", str(folder), "model", **options)
 
 
-@pytest.mark.parametrize(
-    "proportions", [{"source": 1, "target": 1}, {"source": 2, "target": 3, "translation": 1}, {"translation": 7}]
-)
-def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_scarcest_allows(proportions):
-    chosen = quotas(AVAILABLE, config(proportions=proportions))
-    total = sum(chosen.values())
-    for kind, share in proportions.items():
-        n = sum(count for (found, _), count in chosen.items() if found == kind)
-        assert abs(n - total * share / sum(proportions.values())) <= 2
-    assert any(chosen[cell] == AVAILABLE[cell] for cell in chosen)
-    assert all(chosen[cell] <= AVAILABLE[cell] for cell in chosen)
+@pytest.mark.parametrize("options, expected", cases("quotas"))
+def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_scarcest_or_the_size_allows(
+    options, expected
+):
+    chosen = quotas(AVAILABLE, config(**options))
+    assert {f"{kind} {language}": n for (kind, language), n in chosen.items()} == expected
 
 
-def test_a_size_is_shared_by_what_there_is_and_cut_to_it():
-    assert quotas(AVAILABLE, config(proportions={"target": 1}, size=21)) == {("target", "pt"): 16, ("target", "th"): 4}
-    chosen = quotas(AVAILABLE, config(proportions={"source": 1, "translation": 1}, size=100))
-    assert chosen == {("source", "en"): 40, ("translation", "pt"): 20}
-
-
-@pytest.mark.parametrize(
-    "options, missing",
-    [
-        ({"proportions": {"source": 1, "completion": 1}}, "completion pt"),
-        ({"proportions": {"target": 1}, "target_languages": ["pt", "sw"]}, "target sw"),
-        ({"proportions": {"source": 1, "target": 1}, "size": 1}, "target pt"),
-    ],
-)
+@pytest.mark.parametrize("options, missing", cases("no_records"))
 def test_a_kind_or_language_without_records_is_refused(options, missing):
     with pytest.raises(SDRRLError, match=f"no record of: .*{missing}.* Available: source en 40, target pt 40"):
         quotas(AVAILABLE, config(**options))
