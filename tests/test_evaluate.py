@@ -345,17 +345,22 @@ def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_pa
         evaluate(options(tmp_path / "evaluation", models=[f"base={tmp_path}"]))
 
 
-def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):
+def test_arguments_of_template_and_generation_take_effect_and_are_recorded(tiny_model, options, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "thinker")
     template = model / "chat_template.jinja"
     thought = "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}{{ effort }}{% endif %}"
     template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
     asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
-    folder = evaluate(options(tmp_path / "e", models=[f"base={model}"], model_args=asked, languages=["pt"], limit=2))
+    more = {"models": [f"base={model}"], "model_args": asked, "languages": ["pt"], "limit": 2}
+    folder = evaluate(options(tmp_path / "e", **more, gen_kwargs="max_gen_toks=3"))
+    tasks = tasks_of(folder, "base")
     for form in ("gen", "bpb"):
-        items = tasks_of(folder, "base")[f"sdrrl_heldout_{form}_pt"].items
+        items = tasks[f"sdrrl_heldout_{form}_pt"].items
         assert all(item.prompt.endswith("<think>\n\n</think>low") for item in items)
+    assert "'max_gen_toks':3" in tasks["sdrrl_heldout_gen_pt"].signature["generation"]  # which the report compares
     assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
+    with pytest.raises(SDRRLError, match="gen_kwargs: was 'max_gen_toks=3', is None"):
+        evaluate(options(folder, **more))
 
 
 def test_an_adapter_whose_base_is_gone_is_told_where_it_is_named(options, tmp_path, adapter):
@@ -423,11 +428,11 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
     replies = [{"role": "assistant", "content": "Lisboa"}, thought]
     with Server(lambda number, body: (200, {}, {"choices": [{"index": 0, "message": replies[number - 1]}]})) as server:
         arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
-        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2}
+        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2, "gen_kwargs": "max_gen_toks=64"}
         tasks = tasks_of(evaluate(options(tmp_path, **more, **arguments)), "served")
         (_, _, asked, _), *_ = server.requests
     assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
-    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"] and asked["max_tokens"] == 64
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

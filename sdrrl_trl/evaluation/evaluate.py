@@ -24,7 +24,7 @@ from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
-from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, processes
+from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
@@ -63,6 +63,8 @@ class EvaluationConfig:
         model_args (`str`, *optional*):
             Arguments for the backend, as lm-eval has them: `dtype=float32`, or for a server
             `base_url=http://localhost:8000/v1/...`.
+        gen_kwargs (`str`, *optional*):
+            How answers are generated, as lm-eval has it, in the place of what the tasks set: `max_gen_toks=64`.
         batch_size (`int`, *optional*, defaults to `16`):
             Items per batch.
         apply_chat_template (`bool`, *optional*, defaults to `True`):
@@ -79,6 +81,7 @@ class EvaluationConfig:
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
     model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
+    gen_kwargs: str | None = field(default=None, metadata={"help": "Of generated answers, as `max_gen_toks=64`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
@@ -111,6 +114,7 @@ class EvaluationConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
+        self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
 
     @property
     def model_paths(self) -> dict[str, str]:
@@ -178,7 +182,8 @@ def _hash_of_data(task: Any, limit: int | None) -> str:
 
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
     """What the results depend on, beside the models."""
-    options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
+    names = ("limit", "backend", "model_args", "gen_kwargs", "apply_chat_template")
+    options = {name: getattr(config, name) for name in names}
     # How answers are scored is in the environment. Without addresses, which may hold a key
     names = ("SDRRL_JUDGE", "SDRRL_JUDGE_MODEL", "SDRRL_FLORES_REPO")
     options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
@@ -212,7 +217,7 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
-    prepare_tasks(tasks, config.limit, state.num_processes)
+    prepare_tasks(tasks, config.limit, state.num_processes, config.generation)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = {name: path for name, path in config.model_paths.items() if left[name]}
@@ -274,6 +279,7 @@ def _ask_and_save(
         "model": config.backend,
         "model_args": model_args | config.arguments,
         "model_dtype": str(lm.model.dtype) if config.backend == "hf" else None,
+        "gen_kwargs": config.generation or None,
         "limit": config.limit,
     }
     results["date"] = started

@@ -23,6 +23,54 @@ _NOT_SET = ("self", "args", "kwargs", "model", "pretrained", "batch_size")
 _SECRET_URL = re.compile(r"://[^/,]*@|[?&][^=]*(key|token|secret|passw|sig|auth)[^=]*=", re.IGNORECASE)
 
 
+def _parse(option: str, text: str | None) -> dict[str, Any]:
+    """
+    `name=value,name=value`, or JSON, as lm-eval has it.
+
+    Raises:
+        `SDRRLError`: for another form, and passwords.
+    """
+    from lm_eval._cli.utils import key_val_to_dict
+
+    text = text or ""
+    try:
+        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
+        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
+    except ValueError as error:
+        raise SDRRLError(f"`{option}` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
+    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
+        raise SDRRLError(
+            f"`{option}` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
+        )
+    return found
+
+
+def parse_gen_kwargs(backend: str, text: str | None) -> dict[str, Any]:
+    """
+    How answers are generated, in the place of what the tasks set.
+
+    Args:
+        backend (`str`):
+            lm-eval's name of the backend.
+        text (`str`, *optional*):
+            As for [`parse_arguments`].
+
+    Raises:
+        `SDRRLError`: for what lm-eval would pass over, or find out once a model is loaded.
+    """
+    from transformers import GenerationConfig
+
+    found = _parse("gen_kwargs", text)
+    known = {"until", "max_gen_toks", *(vars(GenerationConfig()) if backend == "hf" else found)}
+    known -= {"max_new_tokens", "max_length", "max_tokens", "max_completion_tokens"}  # the tasks set `max_gen_toks`
+    if unknown := sorted(found.keys() - known):
+        raise SDRRLError(f"`gen_kwargs`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    n_tokens = found.get("max_gen_toks", 1)
+    if type(n_tokens) is not int or n_tokens < 1:
+        raise SDRRLError(f"`gen_kwargs`: max_gen_toks must be a whole number above 0, got {n_tokens!r}.")
+    return found
+
+
 def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     """
     Arguments for a backend, as lm-eval has them.
@@ -36,19 +84,9 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     Raises:
         `SDRRLError`: for another form, passwords, and a backend or an argument that is not known.
     """
-    from lm_eval._cli.utils import key_val_to_dict
     from lm_eval.api.registry import get_model
 
-    text = text or ""
-    try:
-        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
-        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
-    except ValueError as error:
-        raise SDRRLError("`model_args` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
-    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
-        raise SDRRLError(
-            "`model_args` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
-        )
+    found = _parse("model_args", text)
     known = set(MODEL_ARGS)
     if backend == "vllm":  # it hands on what it does not know
         known = set(found) - {"trust_remote_code"}
