@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.engines.chat import Chat, fix_date
 from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
@@ -84,7 +84,7 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
         )
     if tokenizer.pad_token is None:  # any will do: it is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
+    return fix_date(tokenizer)
 
 
 def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdrrl_trl import hub
-from sdrrl_trl.engines.chat import find_ends
+from sdrrl_trl.engines.chat import check_template_arguments, find_ends, fix_date
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
@@ -114,17 +114,6 @@ def check_server(arguments: dict[str, Any]) -> None:
         raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct `base_url` in `model_args`.")
 
 
-def check_template(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
-    """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
-    named = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & set(arguments))}
-    unused = [name for name in sorted(named) if name not in str(tokenizer.chat_template)]
-    if unused:
-        raise SDRRLError(
-            f"`model_args`: the chat template of {model!r} does not know {', '.join(unused)}, so it would do nothing. "
-            "Leave it out, or evaluate that model apart."
-        )
-
-
 def load_models(
     paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None
 ) -> Iterator[tuple[str, Any]]:
@@ -166,7 +155,8 @@ def load_models(
             base, base_tokenizer = load_model(loaded, dtype=dtype)
         start = loaded if is_adapter(spec) else full_base
         model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
-        check_template(tokenizer, spec, arguments)
+        of_template = arguments.get("chat_template_args", {}) | {n: 0 for n in arguments if n == "enable_thinking"}
+        check_template_arguments(tokenizer, spec, of_template)
         yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
         if is_adapter(spec):
             base = model.unload() if only_adds(path) else None
@@ -204,9 +194,11 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
     hub.unreachable()  # for a tokenizer; before the library asks, again and again
     logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # its errors may hold the key
     try:
-        return get_model(backend).create_from_arg_obj(named | arguments, more)
+        lm = get_model(backend).create_from_arg_obj(named | arguments, more)
     except Exception as error:  # of any library
         raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {hub.explain(error) or error}") from error
+    fix_date(getattr(lm, "tokenizer", None))
+    return lm
 
 
 def processes() -> Any:
