@@ -11,6 +11,7 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from sdrrl_trl.engines import Generation, Sampling
+from sdrrl_trl.hub import check_server
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -44,8 +45,8 @@ class EndpointGenerator:
             How to answer.
 
     Raises:
-        `SDRRLError`: for an address or key that cannot be used; while generating, if the server refuses a request, is
-            not there, or stays broken.
+        `SDRRLError`: for an address or key that cannot be used, and if no server is there; while generating, if it
+            refuses a request, or stays broken.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling):
@@ -58,7 +59,8 @@ class EndpointGenerator:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        self.model, self.sampling, self._reached = model, sampling, False
+        check_server(url)
+        self.model, self.sampling = model, sampling
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "endpoint", "host": self._url.host, "model": self.model, **vars(self.sampling)}
@@ -96,9 +98,6 @@ class EndpointGenerator:
                 problem = f"nothing whole within {_TIMEOUT:g} s"
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {self._shown(str(error))}"  # it can quote what the server sent
-                if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._reached:
-                    # One that has answered before may be starting anew; another is not there
-                    raise SDRRLError(f"No server answers at {self._url.host} ({problem}). Start it first.") from None
             if attempt == _RETRIES or asked > _LONGEST_WAIT:
                 break
             await asyncio.sleep(max(asked, _BACKOFF * min(2**attempt, 60) * random.uniform(0.5, 1.0)))
@@ -110,7 +109,6 @@ class EndpointGenerator:
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Generation:
         content = b""
         async with client.stream("POST", self._url, json=body) as response:
-            self._reached = True
             async for piece in response.aiter_bytes():
                 content += piece
                 if len(content) > _MOST_BYTES:

@@ -24,10 +24,11 @@ from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
-from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, parse_gen_kwargs, processes
+from sdrrl_trl.evaluation.models import load_models, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
+from sdrrl_trl.hub import check_server
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -135,7 +136,8 @@ def evaluate(config: EvaluationConfig) -> Path:
     folder = Path(config.output_dir)
     # All that can be wrong is found before a model is loaded
     check_output_dir(folder, needed_bytes=100_000_000)
-    check_server(config.arguments)
+    if url := config.arguments.get("base_url"):
+        check_server(url)
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 

@@ -107,13 +107,6 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     return found
 
 
-def check_server(arguments: dict[str, Any]) -> None:
-    """Raises [`SDRRLError`] if the server does not answer."""
-    url = arguments.get("base_url")
-    if url is not None and isinstance(why := hub.probe(url), str):
-        raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct `base_url` in `model_args`.")
-
-
 def load_models(
     paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None
 ) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
-from sdrrl_trl.transfer.select_engines import check_extra, make_chat
+from sdrrl_trl.transfer.select_engines import check_engine, make_chat
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
@@ -66,9 +66,9 @@ def check_inputs(
     """
     folder = Path(config.output_dir)
     if generator is None and config.answer_source != "reference":
-        check_extra(config.generator)
+        check_engine(config.generator)
     for target in config.target_languages if translator is None else ():
-        check_extra(config.translator_of(target)[0])
+        check_engine(config.translator_of(target)[0])
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
