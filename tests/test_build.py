@@ -285,7 +285,9 @@ def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, cap
     assert not (tmp_path / "set").exists()
 
 
-def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(stub_seeds, tmp_path):
+def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(
+    stub_seeds, tiny_model, tmp_path, capsys
+):
     with Server(lambda *_: completion("x")) as server:
         options = {"translator": server.url, "translator_model": "m"}
         servers = stub_config(stub_seeds, tmp_path / "set", generator=server.url, **options)
@@ -296,6 +298,9 @@ def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(st
         generator = make_generator(sampling)
         translator = make_translator(sampling, generator)  # the same model, but the best translation, not any
         assert (generator.describe()["temperature"], translator.describe()["temperature"]) == (0.7, 0.0)
+        for model, counted in (("served", False), (tiny_model, True)):  # where the tokenizer is here, too
+            build_transfer_set(replace(servers, model_name_or_path=model, dry_run=True))
+            assert ("tokens for one of en" in capsys.readouterr().out) == counted
     with pytest.raises(SDRRLError, match=f"No server answers at {server.url}"):  # before anything is loaded
         build_transfer_set(replace(servers, dry_run=True))
     with pytest.raises(SDRRLError, match="without user name, password") as error:

@@ -430,6 +430,8 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
         arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
         more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2, "gen_kwargs": "max_gen_toks=64"}
         tasks = tasks_of(evaluate(options(tmp_path, **more, **arguments)), "served")
+        with pytest.raises(SDRRLError, match="tells no likelihoods, which sdrrl_heldout_bpb_pt"):
+            evaluate(options(tmp_path, **more | {"tasks": ["sdrrl_heldout_bpb_pt"]}, **arguments))
         (_, _, asked, _), *_ = server.requests
     assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
     assert [message["role"] for message in asked["messages"]] == ["system", "user"] and asked["max_tokens"] == 64

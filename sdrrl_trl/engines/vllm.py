@@ -1,6 +1,8 @@
-"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU."""
+"""Offline generation with vLLM (extra `vllm`). Run with vLLM 0.32 on a CPU, not yet on a GPU."""
 
 from typing import Any
+
+import torch
 
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.transformers import load_chat
@@ -27,7 +29,9 @@ class VLLMGenerator:
         from vllm import LLM
 
         self.dtype, self.sampling = dtype, sampling
-        self._llm = LLM(model=model, revision=revision, dtype=dtype)
+        # On a CPU, vLLM 0.32 fails where a prompt with a seed is read in pieces
+        in_pieces = None if torch.accelerator.is_available() else False
+        self._llm = LLM(model=model, revision=revision, dtype=dtype, enable_chunked_prefill=in_pieces)
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "vllm", "version": package_version("vllm"), "dtype": self.dtype, **vars(self.sampling)}

@@ -115,6 +115,13 @@ class EvaluationConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
+        needs_tokenizer = self.backend == "local-completions" and not any("tokenizer" in name for name in self.arguments)
+        for model in self.model_paths.values() if needs_tokenizer else ():
+            if "/" not in model:  # no name of the hub's
+                raise SDRRLError(
+                    f"`models`: the server's name {model!r} does not tell whose tokenizer counts its tokens. Add "
+                    "`tokenizer=...`, a folder or hub id, to `model_args`."
+                )
         self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
 
     @property
@@ -148,6 +155,12 @@ def evaluate(config: EvaluationConfig) -> Path:
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
     tasks = _load_tasks(config)
+    likelihoods = [name for name, task in tasks.items() if task.get_config("output_type") != "generate_until"]
+    if likelihoods and "chat-completions" in config.backend:
+        raise SDRRLError(
+            f"A chat server tells no likelihoods, which {', '.join(likelihoods)} need. Leave these out, or use "
+            "`local-completions`."
+        )
     # Models and tasks may come later; those that are there already must still be the same
     now = {"models": models, "data": {name: _hash_of_data(task, config.limit) for name, task in tasks.items()}}
     recorded = recorded_options(folder, "evaluate") or now

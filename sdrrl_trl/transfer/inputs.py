@@ -10,6 +10,7 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.engines.transformers import load_tokenizer
 from sdrrl_trl.render import render
 from sdrrl_trl.stages import check_options, recorded_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
@@ -171,5 +172,8 @@ def _hash(value: Any) -> str:
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
     """What would be made, if nothing were rejected, how long the answers may take, and how long they may become."""
-    found = fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {}
+    tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
+    if is_address(config.generator) and Path(model).is_dir():  # a server's name for it can also be any
+        tokenizer = load_tokenizer(model)
+    found = fertilities(tokenizer, inputs.seeds, config) if tokenizer else {}
     return render("transfer_preview.txt", inputs=inputs, config=config, fertilities=found, max_length=MAX_LENGTH)
