@@ -115,9 +115,9 @@ class EvaluationConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
-        needs_tokenizer = self.backend == "local-completions" and not any("tokenizer" in name for name in self.arguments)
-        for model in self.model_paths.values() if needs_tokenizer else ():
-            if "/" not in model:  # no name of the hub's
+        has_tokenizer = self.backend != "local-completions" or any("tokenizer" in name for name in self.arguments)
+        for model in self.model_paths.values():
+            if not has_tokenizer and "/" not in model:  # no name of the hub's
                 raise SDRRLError(
                     f"`models`: the server's name {model!r} does not tell whose tokenizer counts its tokens. Add "
                     "`tokenizer=...`, a folder or hub id, to `model_args`."
