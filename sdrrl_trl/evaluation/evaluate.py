@@ -18,13 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
-from sdrrl_trl.evaluation.models import load_models, parse_arguments, parse_gen_kwargs, processes
+from sdrrl_trl.evaluation.models import load_lm, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
@@ -235,9 +235,9 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
     prepare_tasks(tasks, config.limit, state.num_processes, config.generation)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
-        paths = {name: path for name, path in config.model_paths.items() if left[name]}
-        full_base = config.model_paths.get("base")
-        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size, full_base):
+        paths = config.model_paths
+        for name in filter(left.get, paths):
+            lm = load_lm(paths[name], config.backend, config.arguments, config.batch_size, paths.get("base"))
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
@@ -252,17 +252,10 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
 
 
 def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
-    """Cuts the names of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
-    cut: list[list[str]] = []
-    n = 0
-    for name, task in tasks.items():
-        size = n_items(task, limit)
-        if not cut or n + size > CHUNK_ITEMS:
-            cut.append([])
-            n = 0
-        cut[-1].append(name)
-        n += size
-    return cut
+    """Cuts the names of tasks where another `CHUNK_ITEMS` items are full."""
+    items = accumulate(n_items(task, limit) for task in tasks.values())
+    cut = groupby(zip(tasks, items, strict=True), key=lambda task: task[1] // CHUNK_ITEMS)
+    return [[name for name, _ in chunk] for _, chunk in cut]
 
 
 def _ask_and_save(

@@ -4,12 +4,11 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from sdrrl_trl import hub
 from sdrrl_trl.engines.chat import check_template_arguments, find_ends, fix_date
-from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -107,16 +106,14 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     return found
 
 
-def load_models(
-    paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None
-) -> Iterator[tuple[str, Any]]:
+def load_lm(spec: str, backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None) -> Any:
     """
-    Loads models one after the other, as lm-eval asks them; one base for all adapters of it that follow each other.
+    Loads a model as lm-eval asks it.
 
     Args:
-        paths (`dict[str, str]`):
-            By name, folder or hub id, with a strength or without; of an adapter, which is put on its base; for a
-            server, the name that it knows.
+        spec (`str`):
+            Folder or hub id, with a strength or without; of an adapter, which is put on its base; for a server, the
+            name that it knows.
         backend (`str`):
             lm-eval's name of the backend.
         arguments (`dict[str, Any]`):
@@ -124,37 +121,25 @@ def load_models(
         batch_size (`int`):
             Items per batch.
         full_base (`str`, *optional*):
-            Base model of those that are no adapters and have a strength.
+            Base model, for one that is no adapter and has a strength.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: name and `lm_eval.api.model.LM`. Only the last one may be used: it is changed when
-            the next is loaded.
+        `lm_eval.api.model.LM`
 
     Raises:
-        `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
+        `SDRRLError`: if the model cannot be loaded or the backend cannot be started.
     """
     if backend != "hf":
-        yield from ((name, _other_backend(backend, path, arguments, batch_size)) for name, path in paths.items())
-        return
+        return _other_backend(backend, spec, arguments, batch_size)
     from sdrrl_trl.engines.transformers import load_model
 
-    dtype = arguments.get("dtype", "auto")
-    loaded = base = None
-    for name, spec in paths.items():
-        path, strength = split_strength(spec)
-        if base is None or base_path(spec) != loaded:
-            base = model = None  # before the next one is loaded: there may be no room for two
-            loaded = base_path(spec)
-            base, base_tokenizer = load_model(loaded, dtype=dtype)
-        start = loaded if is_adapter(spec) else full_base
-        model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
-        of_template = arguments.get("chat_template_args", {}) | {n: 0 for n in arguments if n == "enable_thinking"}
-        check_template_arguments(tokenizer, spec, of_template)
-        yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
-        if is_adapter(spec):
-            base = model.unload() if only_adds(path) else None
-        elif strength is not None:
-            base = None
+    path, strength = split_strength(spec)
+    start, dtype = base_path(spec), arguments.get("dtype", "auto")
+    model, tokenizer = load_model(start, dtype=dtype)
+    model, tokenizer = tune(model, tokenizer, path, strength, start if is_adapter(spec) else full_base, dtype)
+    of_template = arguments.get("chat_template_args", {}) | {n: 0 for n in arguments if n == "enable_thinking"}
+    check_template_arguments(tokenizer, spec, of_template)
+    return wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
