@@ -399,7 +399,9 @@ def test_held_out_sentences_are_scored_by_themselves(tiny_model, transfer_set, e
         assert result.metrics["bits_per_byte"] == pytest.approx(nats / n_bytes / math.log(2), abs=1e-4)
 
 
-def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
+def test_tasks_are_left_out_on_demand_and_a_form_of_held_out_ones_can_be_named_alone(benchmarks, options, tmp_path):
+    names = ["sdrrl_heldout_text_en", "sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"]  # there are no French data here
+    assert sorted(_load_tasks(options(tmp_path, tasks=names, skip_missing=True))) == names[:2]
     found = _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_text", "sdrrl_heldout_bpb_pt"]))
     assert sorted(found) == ["sdrrl_heldout_bpb_pt", "sdrrl_heldout_text_en", "sdrrl_heldout_text_pt"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout_txt'.*sdrrl_heldout_text_en"):

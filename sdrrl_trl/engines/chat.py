@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from itertools import takewhile
+from itertools import compress, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from sdrrl_trl.engines import Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -136,9 +136,24 @@ class Chat:
         except TemplateError as error:
             raise SDRRLError(f"The chat template of {self._name!r} refuses a conversation: {error}.") from error
 
-    def fits(self, prompt: list[int], sampling: Sampling) -> bool:
-        """Whether a question leaves room for the longest answer."""
-        return self.window is None or len(prompt) + sampling.max_new_tokens <= self.window
+    def answers(
+        self, conversations: list[list[dict[str, str]]], sampling: Sampling, window: int | None, generate: Callable
+    ) -> list[Generation]:
+        """
+        Answers to conversations; those that leave no room for the longest answer in the window are marked.
+
+        Args:
+            conversations (`list[list[dict[str, str]]]`): The questions.
+            sampling ([`Sampling`]): How to answer.
+            window (`int`, *optional*): Most tokens of a question with its answer.
+            generate (`Callable[[list[list[int]], list[int]], list[Generation]]`): Answers the tokens of questions,
+                with a seed for each.
+        """
+        prompts = self.prompts(conversations)
+        fits = [window is None or len(prompt) + sampling.max_new_tokens <= window for prompt in prompts]
+        seeds = map(sampling.seed_of, compress(conversations, fits))
+        found = iter(generate([*compress(prompts, fits)], [*seeds]))
+        return [next(found) if fit else Generation("", "prompt_too_long") for fit in fits]
 
     def text(self, tokens: list[int]) -> str:
         """The text of an answer up to its end, with the marks of thoughts even where they are special tokens."""

@@ -96,18 +96,6 @@ class EvaluationConfig:
             raise SDRRLError("`models` and `tasks` must each name at least one: there would be nothing to evaluate.")
         if len(self.model_paths) < len(self.models):
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
-        for model in self.model_paths.values():
-            if self.backend == "hf":
-                check_strength(model)
-            if split_strength(model)[1] is None:
-                continue
-            if self.backend != "hf":
-                raise SDRRLError(
-                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
-                    "`sdrrl merge`, and name its folder."
-                )
-            if not is_adapter(model) and "base" not in self.model_paths:
-                raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
         if any(map(is_held_out, self.tasks)) and self.transfer_set is None:
             raise SDRRLError("The task `sdrrl_heldout` needs `transfer_set`, whose held-out questions it asks.")
         for name in ("limit", "batch_size"):
@@ -115,14 +103,24 @@ class EvaluationConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
+        self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
         has_tokenizer = self.backend != "local-completions" or any("tokenizer" in name for name in self.arguments)
         for model in self.model_paths.values():
+            has_strength = split_strength(model)[1] is not None
+            if self.backend == "hf":
+                check_strength(model)
+            elif has_strength:
+                raise SDRRLError(
+                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
+                    "`sdrrl merge`, and name its folder."
+                )
+            if has_strength and not is_adapter(model) and "base" not in self.model_paths:
+                raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
             if not has_tokenizer and "/" not in model:  # no name of the hub's
                 raise SDRRLError(
                     f"`models`: the server's name {model!r} does not tell whose tokenizer counts its tokens. Add "
                     "`tokenizer=...`, a folder or hub id, to `model_args`."
                 )
-        self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
 
     @property
     def model_paths(self) -> dict[str, str]:
@@ -210,7 +208,7 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
 
 
 def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    tasks = select([name for name in config.tasks if not is_held_out(name)], config.languages)
+    tasks = select([x for x in config.tasks if not is_held_out(x)], config.languages, config.skip_missing)
     names = list(filter(is_held_out, config.tasks))
     if not names:
         return tasks
