@@ -117,11 +117,11 @@ class Chat:
 
     def check_system(self) -> None:
         """Raises [`SDRRLError`] if the template refuses system messages, or leaves them out."""
-        problem = "it leaves them out"
+        messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "?"}]
         try:
-            messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "?"}]
             if _WORD in self._apply([messages], tokenize=False, add_generation_prompt=True)[0]:
                 return
+            problem = "it leaves them out"
         except TemplateError as error:
             problem = str(error)
         raise SDRRLError(

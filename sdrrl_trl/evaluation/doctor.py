@@ -58,23 +58,18 @@ def _surroundings() -> dict[str, str]:
     from huggingface_hub import try_to_load_from_cache
 
     device = torch.accelerator.current_accelerator() or f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    is_cached = isinstance(try_to_load_from_cache(DEFAULT_TRANSLATOR_MODEL, "config.json"), str)
-    engines = {name: package_version(name) or f'install "sdrrl-trl[{extra}]"' for name, extra in EXTRAS.items()}
+    is_here = isinstance(try_to_load_from_cache(DEFAULT_TRANSLATOR_MODEL, "config.json"), str)
+    try:
+        hub.within(10, judge.preflight)
+        judged_by = judge.judge_name()
+    except (ValueError, ImportError, OSError) as error:
+        os.environ.pop("SDRRL_JUDGE")  # else each task that it judges would wait for it again
+        judged_by = str(error) or "no answer within 10 s"
     return {
         "torch": f"{torch.__version__} on {device}",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
         "hub": f"not there: {why}" if (why := hub.unreachable()) else "answers",
-        "judge": _judge(),
-        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_cached else 'not downloaded yet'}",
-        **engines,
+        "judge": judged_by,
+        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else 'not downloaded yet'}",
+        **{engine: package_version(engine) or f'install "sdrrl-trl[{extra}]"' for engine, extra in EXTRAS.items()},
     }
-
-
-def _judge() -> str:
-    """The judge of harmful answers, or why it does not work."""
-    try:
-        hub.within(10, judge.preflight)
-        return judge.judge_name()
-    except (ValueError, ImportError, OSError) as error:
-        os.environ.pop("SDRRL_JUDGE")  # else each task that it judges would wait for it again
-        return str(error) or "no answer within 10 s"

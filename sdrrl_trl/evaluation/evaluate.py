@@ -104,7 +104,6 @@ class EvaluationConfig:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
         self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
-        has_tokenizer = self.backend != "local-completions" or any("tokenizer" in name for name in self.arguments)
         for model in self.model_paths.values():
             has_strength = split_strength(model)[1] is not None
             if self.backend == "hf":
@@ -116,11 +115,6 @@ class EvaluationConfig:
                 )
             if has_strength and not is_adapter(model) and "base" not in self.model_paths:
                 raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
-            if not has_tokenizer and "/" not in model:  # no name of the hub's
-                raise SDRRLError(
-                    f"`models`: the server's name {model!r} does not tell whose tokenizer counts its tokens. Add "
-                    "`tokenizer=...`, a folder or hub id, to `model_args`."
-                )
 
     @property
     def model_paths(self) -> dict[str, str]:
@@ -284,7 +278,6 @@ def _ask_and_save(
     results["config"] = {
         "model": config.backend,
         "model_args": model_args | config.arguments,
-        "model_dtype": str(lm.model.dtype) if config.backend == "hf" else None,
         "gen_kwargs": config.generation or None,
         "limit": config.limit,
     }

@@ -44,6 +44,11 @@ def _parse(option: str, text: str | None) -> dict[str, Any]:
     return found
 
 
+def _check_names(option: str, found: dict[str, Any], known: set[str]) -> None:
+    if unknown := sorted(found.keys() - known):
+        raise SDRRLError(f"`{option}`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+
+
 def parse_gen_kwargs(backend: str, text: str | None) -> dict[str, Any]:
     """
     How answers are generated, in the place of what the tasks set.
@@ -62,8 +67,7 @@ def parse_gen_kwargs(backend: str, text: str | None) -> dict[str, Any]:
     found = _parse("gen_kwargs", text)
     known = {"until", "max_gen_toks", *(vars(GenerationConfig()) if backend == "hf" else found)}
     known -= {"max_new_tokens", "max_length", "max_tokens", "max_completion_tokens"}  # the tasks set `max_gen_toks`
-    if unknown := sorted(found.keys() - known):
-        raise SDRRLError(f"`gen_kwargs`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    _check_names("gen_kwargs", found, known)
     n_tokens = found.get("max_gen_toks", 1)
     if type(n_tokens) is not int or n_tokens < 1:
         raise SDRRLError(f"`gen_kwargs`: max_gen_toks must be a whole number above 0, got {n_tokens!r}.")
@@ -96,13 +100,17 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
             raise SDRRLError(f"lm-eval has no backend {backend!r}: {error}") from error
         known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
         known = {name for name in known if not _SECRET.search(name)} - {"trust_remote_code", *_NOT_SET}
-    if unknown := sorted(set(found) - known):
-        raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    _check_names("model_args", found, known)
     for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
         if not isinstance(found.get(name, kind()), kind):
             raise SDRRLError(f"`model_args`: {name} must be a {kind.__name__}, such as {kind()}.")
-    if backend.startswith("local-") and "base_url" not in found:
-        raise SDRRLError(f"`backend={backend}` needs `--model_args base_url=http://localhost:8000/v1/...`.")
+    # Else lm-eval would look for the tokenizer under the server's name for the model
+    needed = {"local-completions": ("base_url", "tokenizer"), "local-chat-completions": ("base_url",)}
+    if missing := [name for name in needed.get(backend, ()) if not any(name in given for given in found)]:
+        raise SDRRLError(
+            f"`backend={backend}` needs {' and '.join(missing)} in `model_args`, such as "
+            "`base_url=http://localhost:8000/v1/completions,tokenizer=MODEL`."
+        )
     return found
 
 
