@@ -47,18 +47,23 @@ def ask(server, n=1, **options):
     return engine(server.url, **options).generate(questions(n))
 
 
-def test_answers_come_in_the_order_of_the_questions_however_long_each_takes():
-    finished = []
+def test_answers_come_in_the_order_of_the_questions_with_so_many_requests_at_a_time(monkeypatch):
+    monkeypatch.setattr(endpoint, "_AT_A_TIME", 3)
+    active, seen, finished = [], [], []
 
     def reply(number, body):
-        time.sleep(0.1 if body["messages"][-1]["content"].endswith("0") else 0)
-        finished.append(body["messages"][-1]["content"])
+        question = body["messages"][-1]["content"]
+        active.append(question)
+        seen.append(len(active))
+        time.sleep(0.2 if question == "q0" else 0.02)
+        active.remove(question)
+        finished.append(question)
         return echo(number, body)
 
     with Server(reply) as server:
         assert ask(server, 30) == [Generation(f"> q{i}", "stop") for i in range(30)]
         assert {path for path, *_ in server.requests} == {"/v1/chat/completions"}
-        assert finished[0] != "q0"
+    assert finished[0] != "q0" and max(seen) == 3
 
 
 def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question():
@@ -78,6 +83,8 @@ def test_a_request_carries_the_options_and_a_seed_that_follows_from_the_question
         server.requests.clear()
         ask(server, 2, **options, seed=1)
         assert seeds.isdisjoint(body["seed"] for body in bodies(server))
+        described = engine(server.url, **options).describe()  # for the manifest
+    assert described == {"engine": "endpoint", "host": "127.0.0.1", "model": "m", "seed": 42, **options}
 
 
 def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook_and_without_a_key(monkeypatch):
@@ -185,30 +192,6 @@ def test_addresses_with_secrets_and_wrong_ones_are_refused_unseen(url):
     with pytest.raises(SDRRLError, match="must look like") as error:
         engine(url)
     assert KEY not in str(error.value)
-
-
-def test_the_description_names_what_answers_depend_on():
-    sampling = {"temperature": 0.7, "top_p": 0.9, "chat_template_kwargs": {"enable_thinking": False}}
-    with Server(echo) as server:
-        described = engine(server.url, **sampling).describe()
-    sampling |= {"max_new_tokens": 512, "seed": 42}
-    assert described == {"engine": "endpoint", "host": "127.0.0.1", "model": "m", **sampling}
-
-
-def test_there_are_no_more_requests_at_a_time_than_allowed(monkeypatch):
-    monkeypatch.setattr(endpoint, "_AT_A_TIME", 3)
-    active, seen = [], []
-
-    def reply(number, body):
-        active.append(number)
-        seen.append(len(active))
-        time.sleep(0.03)
-        active.pop()
-        return echo(number, body)
-
-    with Server(reply) as server:
-        ask(server, 12)
-        assert max(seen) == 3
 
 
 @pytest.mark.parametrize("message, reason, expected", cases("replies"))

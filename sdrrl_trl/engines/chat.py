@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from itertools import compress, takewhile
@@ -34,10 +34,10 @@ def _with_fixed_date(get_chat_template: Callable[..., str], *args: Any, **option
     return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), get_chat_template(*args, **options))
 
 
-def check_template_arguments(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
+def check_template_arguments(tokenizer: Any, model: str, names: Iterable[str]) -> None:
     """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
     own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
-    if unknown := [name for name in arguments if name in own or name not in str(tokenizer.chat_template)]:
+    if unknown := [name for name in names if name in own or name not in str(tokenizer.chat_template)]:
         raise SDRRLError(
             f"The chat template of {model!r} does not know {', '.join(unknown)}, so it would do nothing. Correct the "
             "name, or leave it out."

@@ -88,20 +88,24 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
     return fix_date(tokenizer)
 
 
-def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> None:
+def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> Any:
     """
     Finds out, without loading the weights, whether a model is there and whether it can be asked questions.
+
+    Returns:
+        `PretrainedConfig`: its configuration.
 
     Raises:
         `SDRRLError`: if there is no such model, or it has no chat template where one is needed.
     """
     with loading("the model", name):
-        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if needs_chat_template and load_tokenizer(name, revision).chat_template is None:
         raise SDRRLError(
             f"The tokenizer of {name!r} has no chat template, so it is unknown how to ask the model a question. "
             "Use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json."
         )
+    return config
 
 
 def load_chat(name: str, sampling: Sampling, revision: str = "main") -> Chat:
@@ -111,8 +115,7 @@ def load_chat(name: str, sampling: Sampling, revision: str = "main") -> Chat:
     Raises:
         `SDRRLError`: if there is no such model, or it cannot be asked so.
     """
-    check_model(name, needs_chat_template=True, revision=revision)
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config = check_model(name, needs_chat_template=True, revision=revision)
     try:
         ends = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
     except OSError:  # it need not have such a file

@@ -169,7 +169,7 @@ def evaluate(config: EvaluationConfig) -> Path:
                 shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
-            _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
+            _run(config, tasks, options["system_prompt"])
     state.wait_for_everyone()
     return folder
 

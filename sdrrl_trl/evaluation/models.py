@@ -145,8 +145,8 @@ def load_lm(spec: str, backend: str, arguments: dict[str, Any], batch_size: int,
     start, dtype = base_path(spec), arguments.get("dtype", "auto")
     model, tokenizer = load_model(start, dtype=dtype)
     model, tokenizer = tune(model, tokenizer, path, strength, start if is_adapter(spec) else full_base, dtype)
-    of_template = arguments.get("chat_template_args", {}) | {n: 0 for n in arguments if n == "enable_thinking"}
-    check_template_arguments(tokenizer, spec, of_template)
+    of_template = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & arguments.keys())}
+    check_template_arguments(tokenizer, spec, sorted(of_template))
     return wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
 
 
