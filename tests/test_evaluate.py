@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,8 +23,8 @@ from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.evaluate import _load_tasks
-from sdrrl_trl.evaluation.heldout import load_held_out, whole_conversation
-from sdrrl_trl.evaluation.models import load_models, processes, wrap
+from sdrrl_trl.evaluation.heldout import whole_conversation
+from sdrrl_trl.evaluation.models import load_lm, processes, wrap
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -93,65 +92,50 @@ def times_of(files):
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def bits_per_byte(model, tokenizer, rows):
-    nats, n_bytes = 0.0, 0
-    for row in rows:
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        answer = row["completion"][0]["content"]
-        # lm-eval counts the white space at the end of the prompt with the answer
-        texts = prompt.rstrip(), f"{prompt}{answer}<|im_end|>"
-        context, whole = (tokenizer(text, return_tensors="pt").input_ids for text in texts)
-        labels = whole.clone()
-        labels[:, : context.shape[1]] = -100
+def bits_per_byte(model, pairs, answers):
+    """Of the second token lists given the first; `answers` are their texts."""
+    nats = 0.0
+    for context, answer in pairs:
+        ids = torch.tensor([[*context, *answer]])
         with torch.no_grad():
-            nats += model(whole, labels=labels).loss.item() * (whole.shape[1] - context.shape[1])
-        n_bytes += len(answer.encode())
-    return nats / n_bytes / math.log(2)
+            log_probs = model(ids).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        nats -= log_probs.gather(1, torch.tensor(answer)[:, None]).sum().item()
+    return nats / math.log(2) / sum(len(answer.encode()) for answer in answers)
 
 
-def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, transfer_set, evaluation):
-    from datasets import load_dataset
-    from peft import PeftModel
+HELD_OUT = [("target", "pt"), ("source", "en"), ("translation", "pt"), ("translation", "en")]
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+
+@pytest.mark.parametrize("kind, language", HELD_OUT)
+def test_held_out_answers_and_sentences_are_scored_as_by_the_models_alone(
+    tiny_model, adapter, transfer_set, evaluation, kind, language
+):
+    tokenizer, base = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
-    test = load_dataset(str(transfer_set), split="test")
-    for language, kind in (("pt", "target"), ("en", "source")):
-        rows = test.filter(lambda row, kind=kind: row["kind"] == kind)
-        scores = {}
-        for name, model in (("base", base), ("tuned", tuned)):
-            result = tasks_of(evaluation, name)[f"sdrrl_heldout_bpb_{language}"]
-            scores[name] = result.metrics["answer_bits_per_byte"]
-            assert scores[name] == pytest.approx(bits_per_byte(model, tokenizer, rows), abs=1e-4)
-            assert len(result.items) == len(rows) >= 5
-        assert abs(scores["base"] - scores["tuned"]) > 1e-3
-
-
-def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(tiny_model, options, tmp_path, monkeypatch):
-    base = tmp_path / "base"
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(base)
-    AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True).save_pretrained(base)
-    models = {"base": base, "first": make_adapter(base, tmp_path / "first", 1)}
-    # A copy of its own of the head that the base has tied to its embeddings; it would stay in the base
-    models["head"] = make_adapter(base, tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
-    models["last"] = make_adapter(base, tmp_path / "last", 3)
-    load_model = Mock(wraps=transformers.load_model)
-    monkeypatch.setattr(transformers, "load_model", load_model)
-    together = evaluate(options(tmp_path / "together", models=[f"{name}={path}" for name, path in models.items()]))
-    assert load_model.call_count == 2
-    scores = set()
-    for name, path in models.items():
-        alone = evaluate(options(tmp_path / f"{name}_alone", models=[f"{name}={path}"]))
-        assert answers_of(tasks_of(together, name)) == answers_of(tasks_of(alone, name))
-        scores.add(tasks_of(together, name)["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"])
-    assert len(scores) == 4
+    rows = [row for row in rows_of(transfer_set, "test") if (row["kind"], row["answer_language"]) == (kind, language)]
+    answers = [row["completion"][0]["content"] for row in rows]
+    task, metric = f"sdrrl_heldout_bpb_{language}", "answer_bits_per_byte"
+    if kind == "translation":  # by itself
+        task, metric = f"sdrrl_heldout_text_{language}", "bits_per_byte"
+        pairs = [([tokenizer.eos_token_id], tokenizer(text, add_special_tokens=False).input_ids) for text in answers]
+    else:
+        pairs = []
+        for row, answer in zip(rows, answers, strict=True):
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            # lm-eval counts the white space at the end of the prompt with the answer
+            context = tokenizer(prompt.rstrip()).input_ids
+            pairs.append((context, tokenizer(f"{prompt}{answer}<|im_end|>").input_ids[len(context) :]))
+    scores = {}
+    for name, model in (("base", base), ("tuned", tuned)):
+        result = tasks_of(evaluation, name)[task]
+        scores[name] = result.metrics[metric]
+        assert scores[name] == pytest.approx(bits_per_byte(model, pairs, answers), abs=1e-4)
+        assert len(result.items) == len(rows) >= 5
+    assert abs(scores["base"] - scores["tuned"]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["adapter", "head", "full"])
-def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, options, tmp_path, kind, monkeypatch):
-    load_model = Mock(wraps=transformers.load_model)
-    monkeypatch.setattr(transformers, "load_model", load_model)
+def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, options, tmp_path, kind):
     tuned = make_tuned(tiny_model, tmp_path)[kind]
     models = {"base": tiny_model, "all": tuned} | {f"at_{strength}": f"{tuned}@{strength}" for strength in (0, 0.5, 1)}
     named = [f"{name}={path}" for name, path in models.items()]
@@ -161,8 +145,7 @@ def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, opti
     scores = {name: tasks["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"] for name, tasks in found.items()}
     assert scores["at_1"] == pytest.approx(scores["all"], abs=1e-5 if kind == "head" else 0)  # merging rounds
     assert len({round(scores[name], 5) for name in ("at_0", "at_0.5", "at_1")}) == 3
-    if kind == "adapter":
-        assert load_model.call_count == 1 and load(folder / "at_0.5").model == f"{tuned}@0.5"
+    assert load(folder / "at_0.5").model == f"{tuned}@0.5"
 
 
 def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
@@ -199,10 +182,10 @@ def test_each_model_is_asked_with_its_own_chat_template(tiny_model, adapter, opt
         assert base[task].items != tuned[task].items  # the answers are its own
 
 
-def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone():
+def test_a_chunk_of_tasks_ends_where_it_has_many_items():
     sizes = {"a": 200, "b": 300, "c": 13, "large": 5000, "d": 1}
     tasks = {name: SimpleNamespace(eval_docs=range(n)) for name, n in sizes.items()}
-    assert module.chunks(tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
+    assert module.chunks(tasks, limit=None) == [["a", "b"], ["c"], ["large", "d"]]
     assert module.chunks(tasks, limit=100) == [["a", "b", "c", "large", "d"]]
 
 
@@ -332,9 +315,18 @@ def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_mode
     for part in (tuned, tokenizer):
         part.save_pretrained(tmp_path)
     ids = torch.tensor([tokenizer("Where is the sky?").input_ids])
-    paths = {"base": tiny_model, "tuned": str(tmp_path), "again": tiny_model}
-    found = {name: lm.model(ids).logits for name, lm in load_models(paths, "hf", {"dtype": "float32"}, 4)}
-    assert torch.equal(found["tuned"], tuned(ids).logits) and torch.equal(found["base"], found["again"])
+    lm = load_lm(str(tmp_path), "hf", {"dtype": "float32"}, 4)
+    assert torch.equal(lm.model(ids).logits, tuned(ids).logits)
+
+
+def test_an_adapter_with_a_head_of_its_own_is_evaluated_on_a_base_that_ties_it(tiny_model, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
+    for part in (base, AutoTokenizer.from_pretrained(tiny_model)):
+        part.save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "base", tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
+    ids = torch.tensor([[5, 6, 7]])
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter)
+    assert torch.equal(load_lm(adapter, "hf", {"dtype": "float32"}, 4).model(ids).logits, tuned(ids).logits)
 
 
 def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_path, monkeypatch):
@@ -345,17 +337,22 @@ def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_pa
         evaluate(options(tmp_path / "evaluation", models=[f"base={tmp_path}"]))
 
 
-def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):
+def test_arguments_of_template_and_generation_take_effect_and_are_recorded(tiny_model, options, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "thinker")
     template = model / "chat_template.jinja"
     thought = "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}{{ effort }}{% endif %}"
     template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
     asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
-    folder = evaluate(options(tmp_path / "e", models=[f"base={model}"], model_args=asked, languages=["pt"], limit=2))
+    more = {"models": [f"base={model}"], "model_args": asked, "languages": ["pt"], "limit": 2}
+    folder = evaluate(options(tmp_path / "e", **more, gen_kwargs="max_gen_toks=3"))
+    tasks = tasks_of(folder, "base")
     for form in ("gen", "bpb"):
-        items = tasks_of(folder, "base")[f"sdrrl_heldout_{form}_pt"].items
+        items = tasks[f"sdrrl_heldout_{form}_pt"].items
         assert all(item.prompt.endswith("<think>\n\n</think>low") for item in items)
+    assert "'max_gen_toks':3" in tasks["sdrrl_heldout_gen_pt"].signature["generation"]  # which the report compares
     assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
+    with pytest.raises(SDRRLError, match="gen_kwargs: was 'max_gen_toks=3', is None"):
+        evaluate(options(folder, **more))
 
 
 def test_an_adapter_whose_base_is_gone_is_told_where_it_is_named(options, tmp_path, adapter):
@@ -393,23 +390,9 @@ def test_options_that_cannot_work_are_named(options, tmp_path, more, named):
         evaluate(options(tmp_path, **more))
 
 
-def test_held_out_sentences_are_scored_by_themselves(tiny_model, transfer_set, evaluation):
-    rows = [row for row in rows_of(transfer_set, "test") if row["kind"] == "translation"]
-    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
-    for language in ("pt", "en"):
-        sentences = [row["completion"][0]["content"] for row in rows if row["answer_language"] == language]
-        result = tasks_of(evaluation, "base")[f"sdrrl_heldout_text_{language}"]
-        assert len(result.items) == len(sentences) > 10
-        nats = 0.0
-        for sentence in sentences:
-            ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(sentence, add_special_tokens=False).input_ids]])
-            with torch.no_grad():
-                nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
-        n_bytes = sum(len(sentence.encode()) for sentence in sentences)
-        assert result.metrics["bits_per_byte"] == pytest.approx(nats / n_bytes / math.log(2), abs=1e-4)
-
-
-def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
+def test_tasks_are_left_out_on_demand_and_a_form_of_held_out_ones_can_be_named_alone(benchmarks, options, tmp_path):
+    names = ["sdrrl_heldout_text_en", "sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"]  # there are no French data here
+    assert sorted(_load_tasks(options(tmp_path, tasks=names, skip_missing=True))) == names[:2]
     found = _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_text", "sdrrl_heldout_bpb_pt"]))
     assert sorted(found) == ["sdrrl_heldout_bpb_pt", "sdrrl_heldout_text_en", "sdrrl_heldout_text_pt"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout_txt'.*sdrrl_heldout_text_en"):
@@ -423,11 +406,13 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
     replies = [{"role": "assistant", "content": "Lisboa"}, thought]
     with Server(lambda number, body: (200, {}, {"choices": [{"index": 0, "message": replies[number - 1]}]})) as server:
         arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
-        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2}
+        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2, "gen_kwargs": "max_gen_toks=64"}
         tasks = tasks_of(evaluate(options(tmp_path, **more, **arguments)), "served")
+        with pytest.raises(SDRRLError, match="tells no likelihoods, which sdrrl_heldout_bpb_pt"):
+            evaluate(options(tmp_path, **more | {"tasks": ["sdrrl_heldout_bpb_pt"]}, **arguments))
         (_, _, asked, _), *_ = server.requests
     assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
-    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"] and asked["max_tokens"] == 64
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):
@@ -437,12 +422,6 @@ def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evalua
     found = {(row["language"], row["metric"]) for row in content["rows"]}
     metrics = ("chrf++", "in_language", "answer_bits_per_byte", "bits_per_byte")
     assert found == {(language, metric) for language in ("pt", "en") for metric in metrics}
-    held_out = {"translation": "pt", "target": "pt", "source": "en"}
-    sizes = {
-        kind: len(load_held_out(f"{transfer_set}/test.parquet", kind, tag)["test"]) for kind, tag in held_out.items()
-    }
-    n = {(row["comparison"]["n"], row["metric"] == "bits_per_byte") for row in content["rows"]}
-    assert n == {(size, kind == "translation") for kind, size in sizes.items()}
     card = (tmp_path / "report" / "README.md").read_text()
     assert "| evaluate | 12 |" in path.read_text() and "## Transfer set" in card
 
