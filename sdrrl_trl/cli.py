@@ -359,10 +359,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.command is None:
         parser.print_help()
         return
-    if not sys.stderr.isatty():
-        # Before tqdm is imported: plain lines instead of bars. lm-eval's bars cannot be turned off, only slowed
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        os.environ.setdefault("TQDM_MININTERVAL", "60")
+    # Before tqdm is imported: lines of ours instead of bars. lm-eval's cannot be turned off, only slowed; those of
+    # downloads stay on a terminal
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script

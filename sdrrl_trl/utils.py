@@ -174,24 +174,21 @@ def timed(path: Path, stage: str) -> Iterator[None]:
 
 def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 10.0):
     """
-    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is: a bar on a
-    terminal, elsewhere a line every `every` seconds and at the end, both with rate and time left. `done` units were
-    finished by an earlier run.
+    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and prints how far it is: at the
+    start, every `every` seconds and at the end, with rate and time left. `done` units were finished by an earlier run.
     """
-    from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
-
     is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
-    show_bar = is_main and sys.stderr.isatty()
     start = last = time.monotonic()
     finished = done
-    with tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not show_bar) as bar:
-        for n, item in items:
-            yield item
-            bar.update(n)
-            finished += n
-            now = time.monotonic()
-            if is_main and not show_bar and (now - last >= every or finished == total):
-                last = now
-                rate = (finished - done) / max(now - start, 1e-9)
-                left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
-                print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)
+    if is_main and done < total:
+        print(f"{what}: {done}/{total} {unit}", file=sys.stderr, flush=True)
+    for n, item in items:
+        yield item
+        finished += n
+        now = time.monotonic()
+        # Lines, on a terminal, too: a bar would be torn by the warnings of libraries
+        if is_main and (now - last >= every or finished == total):
+            last = now
+            rate = (finished - done) / max(now - start, 1e-9)
+            left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
+            print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)

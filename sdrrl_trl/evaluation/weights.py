@@ -66,18 +66,21 @@ def only_adds(path: str) -> bool:
         return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
 
 
-def _resize(model: Any, n_tokens: int, adapter: Path) -> None:
-    """Gives a base the vocabulary of an adapter that was trained with another: that of its own embeddings, if any."""
+def put_adapter_on(model: Any, adapter: str, n_tokens: int, is_trainable: bool = False) -> Any:
+    """Puts an adapter on its base, with the vocabulary that it was trained with: that of its embeddings, if any."""
+    from peft import PeftModel
+
     embeddings = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    size = max(n_tokens, embeddings.num_embeddings)
-    if adapter.exists():
-        with safe_open(adapter, "pt") as weights:
+    size, file = max(n_tokens, embeddings.num_embeddings), Path(adapter) / "adapter_model.safetensors"
+    if file.exists():
+        with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (it is no dict)
                 if f".{name}." in key and ".lora_" not in key and key.endswith(".weight"):
                     size = weights.get_slice(key).get_shape()[0]
     if size != embeddings.num_embeddings:
-        model.resize_token_embeddings(size)
+        model.resize_token_embeddings(size, mean_resizing=False)  # the adapter has the weights of the new ones
+    return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
 def tune(
@@ -108,7 +111,6 @@ def tune(
     Raises:
         `SDRRLError`: if the two models do not have the same weights.
     """
-    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
@@ -116,9 +118,8 @@ def tune(
     if is_adapter(path):
         if (Path(path) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(path)
-        _resize(model, len(tokenizer), Path(path) / "adapter_model.safetensors")
         with loading("the adapter", path):
-            model = PeftModel.from_pretrained(model, path)
+            model = put_adapter_on(model, path, len(tokenizer))
         if strength is not None and only_adds(path):
             for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
                 layer.scale_layer(strength)
