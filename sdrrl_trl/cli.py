@@ -219,21 +219,28 @@ def _report(arguments: list[str]) -> None:
 
     sdrrl report base=results/base tuned=results/tuned --output_dir report
     """
-    from sdrrl_trl.evaluation.report import ReportConfig, report
+    from sdrrl_trl.evaluation.report import ReportConfig, in_short, report
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
     (config,) = parse_command((ReportConfig,), arguments, "sdrrl report")
-    _print_report(report(config))
+    print(in_short(report(config)))
 
 
-def _print_report(path: Path) -> None:
-    """The summary and the table of all comparisons; the rest is in the files."""
-    shown = "\n## ".join(path.read_text(encoding="utf-8").split("\n## ")[:2]).splitlines()
-    lines = [line for line in shown[1:] if not line.startswith("![")]
-    # Names in it come from files of others: no control characters to a terminal
-    lines = ["".join(char for char in line if char.isprintable()) for line in lines]
-    print("\n".join([*lines, "", f"Report: {path}"]))
+def _push_to_hub(arguments: list[str]) -> None:
+    """
+    Upload a transfer set, or a report with its model and card.
+
+    sdrrl push_to_hub report me/model --dry_run
+    """
+    parser = _parser("push_to_hub")
+    parser.add_argument("folder", type=Path, help="folder made by `sdrrl build` or `sdrrl report`")
+    parser.add_argument("repo_id", help="repository on the hub, which is made if there is none")
+    parser.add_argument("--dry_run", action="store_true", help="only show what would be uploaded")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.push import push_to_hub
+
+    push_to_hub(options.folder, options.repo_id, options.dry_run)
 
 
 def _merge(arguments: list[str]) -> None:
@@ -263,10 +270,11 @@ def _run(arguments: list[str]) -> None:
     parser.add_argument("--output_dir", required=True, help="folder of the run")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
     options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.report import in_short
     from sdrrl_trl.run import run
 
     config, folder = read_yaml(options.config), Path(options.config).parent
-    _print_report(run(config, folder, Path(options.output_dir), options.overwrite_stage))
+    print(in_short(run(config, folder, Path(options.output_dir), options.overwrite_stage)))
 
 
 def _demo(arguments: list[str]) -> None:
@@ -280,9 +288,10 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
     options = parser.parse_args(arguments)
+    from sdrrl_trl.evaluation.report import in_short
     from sdrrl_trl.run import demo
 
-    _print_report(demo(options.model, Path(options.output_dir), options.overwrite_stage))
+    print(in_short(demo(options.model, Path(options.output_dir), options.overwrite_stage)))
 
 
 def _tasks(arguments: list[str]) -> None:
@@ -334,6 +343,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "push_to_hub": _push_to_hub,
     "merge": _merge,
     "run": _run,
     "demo": _demo,

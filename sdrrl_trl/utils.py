@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -114,6 +115,16 @@ def fingerprint(path: str) -> str:
     for file in files:
         digest.update(f"{file.name}:{sha256_of(file)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def on_hub(model: str) -> bool:
+    """Whether a model is named by an id of the hub, not by a folder here."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
+
+
+def public_name(model: str) -> str:
+    """A model's id on the hub, or the name of its folder: a path here says nothing to others."""
+    return model if on_hub(model) else Path(model).name
 
 
 def check_output_dir(folder: Path, needed_bytes: int) -> None:

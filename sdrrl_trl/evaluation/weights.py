@@ -6,9 +6,16 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sdrrl_trl.evaluation.card import on_hub
 from sdrrl_trl.render import render
-from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic
+from sdrrl_trl.utils import (
+    SDRRLError,
+    check_output_dir,
+    on_hub,
+    package_version,
+    public_name,
+    read_json,
+    write_atomic,
+)
 
 
 STRENGTH = re.compile(r"(.+)@(0|1|1\.0+|0?\.\d+)")
@@ -197,7 +204,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
         name=output_dir.name,
         strength=strength,
         tuned=Path(path).name,
-        base=base if on_hub(base) else Path(base).name,  # a path here says nothing to others
+        base=public_name(base),
         on_hub=on_hub(base),
         version=package_version("sdrrl-trl"),
     )

@@ -122,6 +122,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
                     "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
                 )
             trainer.save_model()
+            trainer.create_model_card()  # over that of PEFT, which names the folder of its base
         if is_main:
             before_end = {path for pattern in _WRITTEN for path in folder.glob(pattern)}
             files = [str(path.relative_to(folder)) for path in files_in(folder) if path not in before_end]
