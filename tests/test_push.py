@@ -126,7 +126,9 @@ def test_a_model_on_the_hub_gets_the_report_and_its_card_the_scores(hub, tmp_pat
 
 
 def test_what_cannot_be_of_use_on_the_hub_is_refused(hub, tmp_path, tiny_model):
-    models = {name: small("sdrrl_multijail_en", safe_rate=[1.0, 0.0] * (N // 2)) for name in ("base", "tuned", "third")}
+    models = {
+        name: small("sdrrl_multijail_en", safe_rate=[1.0, 0.0] * (N // 2)) for name in ("base", "tuned", "third")
+    }
     two = dict(list(models.items())[:2])
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny_model}))

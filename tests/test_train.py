@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_callbacks import TASKS
@@ -247,6 +248,20 @@ def test_ctrl_c_saves_a_checkpoint_and_says_what_is_kept(command, tmp_path, monk
     assert ("goes on from step 2" in capsys.readouterr().err) == (saved == 2)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("options, library", [((), "transformers"), (("--use_peft",), "peft")])
+def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
+    command, tiny_model, tmp_path, options, library
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model=folder)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    about = card.data.to_dict()
+    assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
+    assert "`base`, fine-tuned with SDRRL" in card.text and "| anchor_languages | ['en'] |" in card.text
+    assert "None" not in str(card) and str(tmp_path) not in str(card)
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):

@@ -80,7 +80,7 @@ def write(
     rows = [row for row in rows if row.model == model]
     front, old, text = card
     base, tuned = (public_name(content["models"][name]) for name in (content["base"], model))
-    new = {"model-index": _with_results(old, rows, tuned), "licence": None}  # a slip of TRL's for `license`
+    new: dict[str, Any] = {"licence": None}  # a slip of TRL's for `license`
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = old.get("base_model") or []
     if not all(map(on_hub, [bases] if isinstance(bases, str) else bases)):
@@ -95,8 +95,8 @@ def write(
         new |= {"license": "other", "license_name": "non-commercial-parts"}
     elif not old.get("license"):
         licence = licence_of(content["models"][content["base"]])
-        known = {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}
-        new |= known
+        new |= {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}
+    new["model-index"] = _with_results(old, rows, tuned)
     section = render(
         "card.md.jinja",
         sentences=content["summary"][model],
