@@ -210,7 +210,9 @@ def _evaluate(arguments: list[str]) -> None:
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
     (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
-    print(f"Results: {evaluate(config)}")
+    folder = evaluate(config)
+    if not config.dry_run:
+        print(f"Results: {folder}")
 
 
 def _report(arguments: list[str]) -> None:
@@ -219,12 +221,18 @@ def _report(arguments: list[str]) -> None:
 
     sdrrl report base=results/base tuned=results/tuned --output_dir report
     """
-    from sdrrl_trl.evaluation.report import ReportConfig, in_short, report
+    from sdrrl_trl.evaluation.report import ReportConfig, report
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
     (config,) = parse_command((ReportConfig,), arguments, "sdrrl report")
-    print(in_short(report(config)))
+    _print_report(report(config))
+
+
+def _print_report(path: Path) -> None:
+    from sdrrl_trl.evaluation.report import in_short
+
+    print(in_short(path))
 
 
 def _push_to_hub(arguments: list[str]) -> None:
@@ -269,12 +277,14 @@ def _run(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
+    parser.add_argument("--dry_run", action="store_true", help="only check all, and show sizes, licences and times")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.report import in_short
     from sdrrl_trl.run import run
 
     config, folder = read_yaml(options.config), Path(options.config).parent
-    print(in_short(run(config, folder, Path(options.output_dir), options.overwrite_stage)))
+    path = run(config, folder, Path(options.output_dir), options.overwrite_stage, options.dry_run)
+    if not options.dry_run:
+        _print_report(path)
 
 
 def _demo(arguments: list[str]) -> None:
@@ -288,10 +298,9 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.report import in_short
     from sdrrl_trl.run import demo
 
-    print(in_short(demo(options.model, Path(options.output_dir), options.overwrite_stage)))
+    _print_report(demo(options.model, Path(options.output_dir), options.overwrite_stage))
 
 
 def _tasks(arguments: list[str]) -> None:

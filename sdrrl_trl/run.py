@@ -13,7 +13,13 @@ from sdrrl_trl.utils import SDRRLError, check_output_dir, locked, read_json, req
 SECTIONS = ("build", "train", "evaluate", "report")
 
 
-def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+def run(
+    config: dict[str, Any],
+    config_folder: Path,
+    output_dir: Path,
+    overwrite_stage: str | None = None,
+    dry_run: bool = False,
+) -> Path:
     """
     Runs the whole chain, or goes on where an interrupted run stopped. All options and inputs are checked first.
 
@@ -28,6 +34,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         overwrite_stage (`str`, *optional*):
             Stage to do again: one of the build (`STAGES`), `"train"` or `"evaluate"`. Those that follow it are done
             again, too.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check all, and only print what each stage takes.
 
     Returns:
         `Path`: the report.
@@ -38,9 +46,10 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from trl import ModelConfig
 
     from sdrrl_trl.cli import parse
-    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_held_out_tasks
     from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
+    from sdrrl_trl.plan import plan_run
     from sdrrl_trl.trainer.groups import check_anchors
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
@@ -60,9 +69,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         answered_in = {source} if kinds & {"source", "target_to_source", "code_switch", "translation"} else set()
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
         check_anchors([source if language == "source" else language for language in anchors], answered_in)
-    check_inputs(build_config)
+    inputs = check_inputs(build_config)
     names = [name for name in evaluation_config.tasks if not is_held_out(name)]
-    select(names, evaluation_config.languages, evaluation_config.skip_missing)
+    tasks = select(names, evaluation_config.languages, evaluation_config.skip_missing)
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
@@ -70,7 +79,11 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
+    if dry_run:
+        print(plan_run(build_config, inputs, train_configs[1], evaluation_config, tasks))
+        return output_dir
     build_transfer_set(build_config)
+    load_held_out_tasks(evaluation_config)  # what the set does not hold is told before the training
     # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
     # next run refuses a model of another transfer set
     if overwrite_stage in (*STAGES, "train"):

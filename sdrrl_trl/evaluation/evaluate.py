@@ -69,6 +69,8 @@ class EvaluationConfig:
             Ask through the model's chat template.
         skip_missing (`bool`, *optional*, defaults to `False`):
             Leave out tasks that cannot be loaded, and print which and why. Default: they are an error.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, and only show what would be asked and how long it may take.
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
@@ -82,6 +84,7 @@ class EvaluationConfig:
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
+    dry_run: bool = field(default=False, metadata={"help": "Only show what would be asked, and the time it takes."})
 
     def __post_init__(self):
         for model in self.models:
@@ -141,13 +144,20 @@ def evaluate(config: EvaluationConfig) -> Path:
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
-    tasks = _load_tasks(config)
+    tasks = select([n for n in config.tasks if not is_held_out(n)], config.languages, config.skip_missing)
+    tasks |= load_held_out_tasks(config)
     # Models and tasks may come later; those that are there already must still be the same
     now = {"models": models, "data": {name: _hash_of_data(task, config.limit) for name, task in tasks.items()}}
     recorded = recorded_options(folder, "evaluate") or now
     together = {part: recorded[part] | now[part] for part in now}
     compared = {part: {name: together[part][name] for name in recorded[part]} for part in now}
     check_options(folder, options | compared, "evaluate")
+    system_prompt = options["system_prompt"]
+    if config.dry_run:
+        from sdrrl_trl.plan import plan_evaluation
+
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt))
+        return folder
     state = processes()
     # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
@@ -158,7 +168,7 @@ def evaluate(config: EvaluationConfig) -> Path:
                 shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
-            _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
+            _run(config, tasks, system_prompt)
     state.wait_for_everyone()
     return folder
 
@@ -189,10 +199,15 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     return options
 
 
-def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    tasks = select([name for name in config.tasks if not is_held_out(name)], config.languages)
-    names = list(filter(is_held_out, config.tasks))
-    if not names:
+def load_held_out_tasks(config: EvaluationConfig) -> dict[str, Any]:
+    """
+    The tasks of a configuration that are made of its transfer set.
+
+    Raises:
+        `SDRRLError`: for a name without a task there, in the languages of the configuration.
+    """
+    tasks: dict[str, Any] = {}
+    if not (names := list(filter(is_held_out, config.tasks))):
         return tasks
     wanted = {get_language(language).tag for language in config.languages or ()}
     # Made here and now: their data are a file of the user's

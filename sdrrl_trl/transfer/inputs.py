@@ -170,6 +170,30 @@ def _hash(value: Any) -> str:
 
 
 def preview(config: TransferConfig, inputs: Inputs) -> str:
-    """What would be made, if nothing were rejected, how long the answers may take, and how long they may become."""
+    """
+    What would be made, if nothing were rejected, by what, how long the answers may take, and how long they may become.
+
+    Raises:
+        `SDRRLError`: for a server or a translator that is not there.
+    """
+    from sdrrl_trl.plan import about, check_server, check_translators, duration
+
     found = fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {}
-    return render("transfer_preview.txt", inputs=inputs, config=config, fertilities=found, max_length=MAX_LENGTH)
+    n_tokens = 0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens
+    generator = config.generator
+    if is_address(generator):
+        check_server(generator)
+    elif n_tokens:
+        # Batches of `transformers` are of some 64 rows
+        generator = f"{about(config.model_name_or_path)}, if all are as long "
+        generator += duration(config.model_name_or_path, 0, n_tokens, min(64, config.shard_size), config.dtype)
+    return render(
+        "transfer_preview.txt",
+        inputs=inputs,
+        config=config,
+        n_tokens=n_tokens,
+        generator=generator,
+        translators=check_translators(config),
+        fertilities=found,
+        max_length=MAX_LENGTH,
+    )
