@@ -68,6 +68,17 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     return f"at least {seconds / size:.0f} {unit}"
 
 
+def check_generator(config: TransferConfig, n_questions: int) -> str:
+    """What answers the questions, and the time that it takes. Raises [`SDRRLError`] for a server that is not there."""
+    if is_address(config.generator):
+        check_server(config.generator)
+        return config.generator
+    # Batches of `transformers` are of some 64 rows
+    n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
+    longest = duration(model, 0, n_tokens, min(64, config.shard_size), config.dtype)
+    return f"{about(model)}, {longest} if all are as long"
+
+
 def check_translators(config: TransferConfig) -> dict[str, str]:
     """
     The translator of each target language with size and licence, checked without its weights.

@@ -51,7 +51,7 @@ def build_transfer_set(
     """
     folder, inputs = Path(config.output_dir), check_inputs(config, generator, translator)
     if config.dry_run:
-        print(preview(config, inputs))
+        print(preview(config, inputs, generator, translator))
         return folder
     if not config.stages_to_do_again and (folder / "manifest.json").exists():
         load_manifest(folder)  # tells if a file was lost

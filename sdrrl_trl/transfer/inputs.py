@@ -169,31 +169,26 @@ def _hash(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True))
 
 
-def preview(config: TransferConfig, inputs: Inputs) -> str:
+def preview(
+    config: TransferConfig, inputs: Inputs, generator: Generator | None = None, translator: Translator | None = None
+) -> str:
     """
     What would be made, if nothing were rejected, by what, how long the answers may take, and how long they may become.
+    `generator` and `translator` are engines that the caller gives.
 
     Raises:
         `SDRRLError`: for a server or a translator that is not there.
     """
-    from sdrrl_trl.plan import about, check_server, check_translators, duration
+    from sdrrl_trl.plan import check_generator, check_translators
 
-    found = fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {}
-    n_tokens = 0 if config.answer_source == "reference" else len(inputs.seeds) * config.max_new_tokens
-    generator = config.generator
-    if is_address(generator):
-        check_server(generator)
-    elif n_tokens:
-        # Batches of `transformers` are of some 64 rows
-        generator = f"{about(config.model_name_or_path)}, if all are as long "
-        generator += duration(config.model_name_or_path, 0, n_tokens, min(64, config.shard_size), config.dtype)
+    own = config.answer_source != "reference"
     return render(
         "transfer_preview.txt",
         inputs=inputs,
         config=config,
-        n_tokens=n_tokens,
-        generator=generator,
-        translators=check_translators(config),
-        fertilities=found,
+        n_tokens=len(inputs.seeds) * config.max_new_tokens if own else 0,
+        generator=generator.describe()["engine"] if generator else own and check_generator(config, len(inputs.seeds)),
+        translators={} if translator else check_translators(config),
+        fertilities=fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {},
         max_length=MAX_LENGTH,
     )
