@@ -27,7 +27,7 @@ from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import base_path, check_between, check_strength, is_adapter, split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -140,6 +140,8 @@ def evaluate(config: EvaluationConfig) -> Path:
 
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
+            if split_strength(path)[1] is not None:
+                check_between(path, base_path(path) if is_adapter(path) else config.model_paths["base"])
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str

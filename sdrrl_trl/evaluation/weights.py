@@ -18,6 +18,10 @@ from sdrrl_trl.utils import (
 )
 
 
+_NOTHING_BETWEEN = (
+    "do not have weights of the same shapes, so there is nothing between them. Name the model that it was trained "
+    "from. With new tokens, a model has no strength."
+)
 STRENGTH = re.compile(r"(.+)@(0|1|1\.0+|0?\.\d+)")
 
 
@@ -37,6 +41,33 @@ def check_strength(model: str) -> None:
         raise SDRRLError(
             f"{model!r}: behind the `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75."
         )
+
+
+def check_between(model: str, base: str) -> None:
+    """
+    Raises [`SDRRLError`] if a model cannot be had at a strength, as far as configurations tell: no weights are read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, _ = split_strength(model)
+    if is_adapter(path) and only_adds(path):  # its own weights are scaled
+        return
+    configs = [AutoConfig.from_pretrained(name, trust_remote_code=False) for name in (base_path(path), base)]
+    if any("quantization_config" in vars(config) for config in configs):
+        raise SDRRLError(
+            f"{model!r}: between quantized weights there is nothing. Use it without a strength, or name a base model "
+            "and a tuned one that are not quantized."
+        )
+    with torch.device("meta"):
+        models = [AutoModelForCausalLM.from_config(config) for config in configs]
+    if _shapes(models[0]) != _shapes(models[1]):
+        raise SDRRLError(f"{path!r} and {base!r} {_NOTHING_BETWEEN}")
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    # With the head, even where the base ties it to the embeddings and training has parted them
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
 def is_adapter(model: str) -> bool:
@@ -134,14 +165,10 @@ def tune(
     if strength is None:
         return model, tokenizer
     model = _merged(model) if is_adapter(path) else model
-    # With the head, even where the base ties it to the embeddings and training has parted them
-    both = (model, load_model(base, dtype=dtype)[0])
-    weights, starts = (dict(one.named_parameters(remove_duplicate=False)) for one in both)
-    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
-        raise SDRRLError(
-            f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
-            "the model that it was trained from. With new tokens, a model has no strength."
-        )
+    start = load_model(base, dtype=dtype)[0]
+    if _shapes(model) != _shapes(start):
+        raise SDRRLError(f"{path!r} and {base!r} {_NOTHING_BETWEEN}")
+    starts = dict(start.named_parameters(remove_duplicate=False))
     for name, weight in model.named_parameters():  # each once
         weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
     return model, tokenizer
@@ -194,6 +221,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
         raise SDRRLError(f"{output_dir} is not empty. Name a new folder.")
     check_output_dir(output_dir, needed_bytes=1_000_000_000)
     check_model(base, needs_chat_template=False)
+    check_between(model, base)
     strength = 1.0 if strength is None else strength
     merged, tokenizer = tune(*load_model(base if is_adapter(path) else path), path, strength, base)
     merged = _merged(merged) if isinstance(merged, PeftModel) else merged
