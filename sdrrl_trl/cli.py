@@ -41,6 +41,9 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     parser = Parser(
         dataclasses, allow_abbrev=False, formatter_class=_HelpFormatter, **_about(command) | {"prog": prog}
     )
+    for action in parser._actions:
+        if any(name.startswith("--no_") for name in action.option_strings):  # by another name, `--name false`
+            action.help = argparse.SUPPRESS
     section = _with_recipe(section, command)
     actions = {action.dest: action for action in parser._actions}
     given = []

@@ -5,6 +5,7 @@ from pathlib import Path
 from sdrrl_trl import hub
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength
+from sdrrl_trl.render import inline
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub, read_json
 
@@ -15,7 +16,7 @@ _IGNORED = ["*.lock", ".*", "options*.json", "training.json", "timings.json", "t
 _IGNORED += ["training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*"]
 
 
-def push_to_hub(folder: Path, repo_id: str, dry_run: bool = False) -> None:
+def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None:
     """
     Uploads what `sdrrl build` or `sdrrl report` has made, in one commit.
 
@@ -23,7 +24,7 @@ def push_to_hub(folder: Path, repo_id: str, dry_run: bool = False) -> None:
     at the top of the model's folder, as the folders in it may be checkpoints; not the page, if it shows harmful texts.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder of a transfer set or of a report.
         repo_id (`str`):
             Repository, which is made if there is none. If it has a card and the model is not in a folder here, the
@@ -38,6 +39,7 @@ def push_to_hub(folder: Path, repo_id: str, dry_run: bool = False) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi, metadata_load, metadata_update
     from huggingface_hub.utils import validate_repo_id
 
+    folder = Path(folder)
     is_report = (folder / "report.json").exists()
     uploads = _of_report(folder) if is_report else _of_transfer_set(folder)
     kind, api = "model" if is_report else "dataset", HfApi()
@@ -85,7 +87,9 @@ def _of_report(folder: Path) -> dict[str, Path]:
     shown = [file for file in folder.glob("report.*") if not (harmful and file.suffix == ".html")]
     uploads = {f"report/{file.name}": file for file in shown} | {"README.md": folder / "README.md"}
     # A path in a results file may be any folder: only one that holds a model is uploaded
-    if any((Path(model) / name).exists() for name in _WEIGHTS):
+    if not any((Path(model) / name).exists() for name in _WEIGHTS):
+        print(f"Without the model: {inline(model)} is no folder with one here")
+    else:
         files = {file.name: file for file in Path(model).iterdir() if file.is_file()}
         uploads = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=_IGNORED)} | uploads
     return uploads
