@@ -1,17 +1,19 @@
 """`--dry_run`: what a run takes, told before it starts: models with size and licence, items, tokens, time."""
 
 import time
+from collections import Counter
 from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
 
 from sdrrl_trl import hub
 from sdrrl_trl.engines.seq2seq import TranslationModel
-from sdrrl_trl.engines.transformers import load_tokenizer, loading, own_device
+from sdrrl_trl.engines.transformers import load_tokenizer, own_device
 from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
-from sdrrl_trl.evaluation.weights import base_path
+from sdrrl_trl.evaluation.models import processes, wrap
+from sdrrl_trl.evaluation.weights import base_path, on_meta
 from sdrrl_trl.render import render
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
@@ -23,17 +25,11 @@ READ = 512  # rows of a matrix, as when whole texts are read
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 
 
-def n_parameters(model: str, loader: Any = AutoModelForCausalLM) -> int:
-    """Parameters of a model, told by its configuration: no weights are read."""
-    with loading("the model", model), torch.device("meta"):
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return sum(weights.numel() for weights in loader.from_config(config).parameters())
-
-
 def about(model: str) -> str:
     """Name, size and licence of a model."""
     licence = hub.licence_of(base_path(model)) or "not stated"
-    return f"{public_name(model)} ({n_parameters(base_path(model)) / 1e6:,.0f} M parameters, licence: {licence})"
+    size = on_meta(base_path(model)).num_parameters() / 1e6
+    return f"{public_name(model)} ({size:,.0f} M parameters, licence: {licence})"
 
 
 @cache
@@ -63,7 +59,7 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
         dtype (`str`): Data type of the weights.
     """
     seconds = n_read / _rate(READ, dtype) + (n_written / _rate(batch_size, dtype) if n_written else 0)
-    seconds *= n_parameters(base_path(model))
+    seconds *= on_meta(base_path(model)).num_parameters()
     unit, size = ("h", 3600) if seconds > 7200 else ("min", 60) if seconds > 120 else ("s", 1)
     return f"at least {seconds / size:.0f} {unit}"
 
@@ -96,7 +92,7 @@ def check_translators(config: TransferConfig) -> dict[str, str]:
             name = model or DEFAULT_TRANSLATOR_MODEL
             translator = TranslationModel(name, name)
             translator.check(config.source_language, target)
-            size = n_parameters(name, AutoModelForSeq2SeqLM) / 1e6
+            size = on_meta(name, AutoModelForSeq2SeqLM).num_parameters() / 1e6
             found[target] = f"{public_name(name)} ({size:,.0f} M parameters, licence: {translator.licence})"
     return found
 
@@ -105,20 +101,6 @@ def check_server(address: str) -> None:
     """Raises [`SDRRLError`] if no server answers."""
     if isinstance(why := hub.probe(address), str):
         raise SDRRLError(f"No server answers at {address}: {why}. Start it, or correct the address.")
-
-
-class _Asker:
-    """What tasks ask for a model's chat template by."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-
-    def template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        if self.tokenizer is None:
-            return "\n".join(message["content"] for message in messages)
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
 
 
 def plan_evaluation(
@@ -137,33 +119,35 @@ def plan_evaluation(
         system_prompt (`str`, *optional*):
             Asked before every question.
     """
-    is_here = config.backend == "hf"  # of others, four characters are taken for a token
-    tokenizer = load_tokenizer(base_path(next(iter(models.values())))) if is_here else None
-    asker = _Asker(tokenizer)
+    lm, arguments = None, config.arguments
+    if config.backend == "hf":
+        path = base_path(next(iter(models.values())))
+        lm = wrap(on_meta(path), load_tokenizer(path), processes(), **arguments)
     prepare_tasks(tasks, config.limit, 1)
-    read = written = requests = 0.0
+    counts = Counter(tasks=len(tasks), items=0, requests=0, read=0, written=0)
     for task in tasks.values():
+        n = n_items(task, config.limit)
         task.build_all_requests(
-            limit=min(SAMPLED, n_items(task, config.limit)),
+            limit=min(SAMPLED, n),
             system_instruction=system_prompt,
-            apply_chat_template=config.apply_chat_template,
-            chat_template=asker.template,
+            apply_chat_template=lm is not None and config.apply_chat_template,
+            chat_template=lm and lm.apply_chat_template,
         )
-        share = n_items(task, config.limit) / min(SAMPLED, n_items(task, config.limit))
+        share = n / min(SAMPLED, n)
+        counts["items"] += n
+        counts["requests"] += share * len(task.instances)
         for request in task.instances:
-            texts = [part for part in request.args if isinstance(part, str)]
-            length = sum(len(tokenizer(text)["input_ids"]) if is_here else len(text) / 4 for text in texts)
-            read += share * length
-            options = request.args[-1]
-            written += share * options.get("max_gen_toks", 256) if isinstance(options, dict) else 0
-        requests += share * len(task.instances)
-    if is_here:
-        dtype = config.arguments.get("dtype", "auto")
-        times = {name: duration(model, read, written, config.batch_size, dtype) for name, model in models.items()}
-        models = {name: f"{about(model)}, {times[name]}" for name, model in models.items()}
-    counts = {"tasks": len(tasks), "requests": round(requests), "read": round(read), "written": round(written)}
-    counts["items"] = sum(n_items(task, config.limit) for task in tasks.values())
-    return render("evaluation_plan.txt", models=models, **counts)
+            *texts, options = request.args
+            texts += [options] if isinstance(options, str) else []
+            # Of other backends, four characters are taken for a token
+            length = sum(len(lm.tok_encode(text)) if lm else len(text) / 4 for text in texts)
+            counts["read"] += share * length
+            counts["written"] += share * options.get("max_gen_toks", 256) if isinstance(options, dict) else 0
+    if lm is not None:
+        size, dtype = config.batch_size, arguments.get("dtype", "auto")
+        times = {m: duration(m, counts["read"], counts["written"], size, dtype) for m in models.values()}
+        models = {name: f"{about(model)}, {times[model]}" for name, model in models.items()}
+    return render("evaluation_plan.txt", models=models, **{name: round(n) for name, n in counts.items()})
 
 
 def plan_run(
@@ -176,8 +160,6 @@ def plan_run(
     # A question has four characters a token; the answer is as long as it may be
     n_tokens = n_rows * (inputs.seeds.n_characters / len(inputs.seeds) / 4 + build.max_new_tokens)
     # Backwards takes twice the time of forwards, and the initial model is another forwards
-    time_taken = duration(
-        model, (3 + (training.kl_coef > 0)) * n_tokens, 0, 1, "bfloat16" if training.bf16 else "float32"
-    )
-    train = f"train: {about(model)}, at most {n_tokens:,.0f} tokens, {time_taken}"
+    n_read, dtype = (4 if training.kl_coef else 3) * n_tokens, "bfloat16" if training.bf16 else "float32"
+    train = f"train: {about(model)}, at most {n_tokens:,.0f} tokens, {duration(model, n_read, 0, 1, dtype)}"
     return "\n".join([preview(build, inputs), train, plan_evaluation({"base and tuned": model}, tasks, evaluation)])

@@ -47,22 +47,28 @@ def check_between(model: str, base: str) -> None:
     """
     Raises [`SDRRLError`] if a model cannot be had at a strength, as far as configurations tell: no weights are read.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path, _ = split_strength(model)
     if is_adapter(path) and only_adds(path):  # its own weights are scaled
         return
-    configs = [AutoConfig.from_pretrained(name, trust_remote_code=False) for name in (base_path(path), base)]
-    if any("quantization_config" in vars(config) for config in configs):
+    models = [on_meta(name) for name in (base_path(path), base)]
+    if any("quantization_config" in vars(one.config) for one in models):
         raise SDRRLError(
             f"{model!r}: between quantized weights there is nothing. Use it without a strength, or name a base model "
             "and a tuned one that are not quantized."
         )
-    with torch.device("meta"):
-        models = [AutoModelForCausalLM.from_config(config) for config in configs]
     if _shapes(models[0]) != _shapes(models[1]):
         raise SDRRLError(f"{path!r} and {base!r} {_NOTHING_BETWEEN}")
+
+
+def on_meta(name: str, loader: Any = None) -> Any:
+    """A model as its configuration describes it, without weights. `loader` is a class such as `AutoModel`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sdrrl_trl.engines.transformers import loading
+
+    with loading("the model", name), torch.device("meta"):
+        return (loader or AutoModelForCausalLM).from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
