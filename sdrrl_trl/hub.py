@@ -127,6 +127,7 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+@cache  # asked at each checkpoint
 def licence_of(model: str) -> str | None:
     """Licence that the card of a model names, in its folder, or on the hub if that can be asked."""
     import yaml
