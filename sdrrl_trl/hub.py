@@ -141,3 +141,9 @@ def licence_of(model: str) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):  # none, or one that cannot be read
         return None
     return licence if isinstance(licence, str) else None
+
+
+def licence_fields(base: str) -> dict[str, str]:
+    """Metadata of a model that is made of another: the same licence, whether that can be read or not."""
+    licence = licence_of(base)
+    return {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}

@@ -51,7 +51,8 @@ def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, t
     )
     card = (folder / "README.md").read_text()
     assert f"`{kind}` at strength 0.75" in card and "base model `model`" in card
-    assert str(tmp_path) not in card and "merge" in metadata_load(folder / "README.md")["tags"]
+    about = metadata_load(folder / "README.md")
+    assert str(tmp_path) not in card and "merge" in about["tags"] and about["license"] == "other"
 
 
 @pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from sdrrl_trl.evaluation.compare import Row
-from sdrrl_trl.hub import licence_of
+from sdrrl_trl.hub import licence_fields
 from sdrrl_trl.render import inline, render
 from sdrrl_trl.transfer.publish import is_non_commercial
 from sdrrl_trl.utils import SDRRLError, on_hub, package_version, public_name, write_atomic
@@ -94,8 +94,7 @@ def write(
     if non_commercial and (not old.get("license") or "license_name" in old):
         new |= {"license": "other", "license_name": "non-commercial-parts"}
     elif not old.get("license"):
-        licence = licence_of(content["models"][content["base"]])
-        new |= {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}
+        new |= licence_fields(content["models"][content["base"]])
     new["model-index"] = _with_results(old, rows, tuned)
     section = render(
         "card.md.jinja",

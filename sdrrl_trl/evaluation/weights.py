@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import safe_open
 
+from sdrrl_trl.hub import licence_fields
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import (
     SDRRLError,
@@ -239,7 +241,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
         strength=strength,
         tuned=Path(path).name,
         base=public_name(base),
-        on_hub=on_hub(base),
+        metadata=yaml.safe_dump(licence_fields(base) | ({"base_model": base} if on_hub(base) else {})),
         version=package_version("sdrrl-trl"),
     )
     write_atomic(output_dir / "README.md", card)

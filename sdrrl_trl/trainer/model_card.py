@@ -4,7 +4,7 @@ import yaml
 from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
-from sdrrl_trl.hub import licence_of
+from sdrrl_trl.hub import licence_fields
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import on_hub, package_version, public_name
 
@@ -32,8 +32,7 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
     base = trainer.model.config._name_or_path
     if isinstance(trainer.model, PeftModel):
         adapter = trainer.model.active_peft_config
-    licence = licence_of(base)
-    known = {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}
+    licence = licence_fields(base)
     metadata = {
         "library_name": "peft" if adapter else "transformers",
         "base_model": base if on_hub(base) else None,
@@ -54,7 +53,7 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
     versions = ("sdrrl-trl", "trl", "transformers", "torch", "peft")
     return render(
         "model_card.md.jinja",
-        metadata=yaml.safe_dump({k: v for k, v in (metadata | known).items() if v}, sort_keys=False),
+        metadata=yaml.safe_dump({k: v for k, v in (metadata | licence).items() if v}, sort_keys=False),
         name=name,
         base=public_name(base),
         licence=licence,
