@@ -95,12 +95,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def _about(command: str) -> dict[str, str]:
     description, example = getdoc(COMMANDS[command]).split("\n\n")
-    epilog = f"Example: {example}"
-    if command in ("build", "train", "evaluate", "report"):
-        epilog += "\n--config FILE reads options from YAML."
-    if command in ("build", "train"):
-        epilog += " --recipe paper or anchored sets several at once."
-    return {"description": description, "epilog": epilog}
+    return {"description": description, "epilog": f"Example: {example}"}
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -143,6 +138,7 @@ def _build(arguments: list[str]) -> None:
     Make a transfer set: the model answers, the answers are translated, records are mixed.
 
     sdrrl build --model_name_or_path MODEL --seeds questions.jsonl --target_languages pt sw --output_dir transfer_set
+    --config FILE reads options from YAML; --recipe paper or anchored sets several at once.
     """
     from sdrrl_trl.transfer.config import TransferConfig
 
@@ -209,6 +205,7 @@ def _evaluate(arguments: list[str]) -> None:
     Run lm-eval tasks on several models in one process.
 
     sdrrl evaluate --models base=MODEL tuned=model --tasks sdrrl_multilingual --languages en pt --output_dir results
+    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
@@ -223,6 +220,7 @@ def _report(arguments: list[str]) -> None:
     Compare base and tuned, from any outputs of lm-eval: page, tables, JSON, plot, model card.
 
     sdrrl report base=results/base tuned=results/tuned --output_dir report
+    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.report import ReportConfig, report
 

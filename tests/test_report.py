@@ -545,7 +545,7 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
 
 def test_a_card_keeps_the_results_and_metadata_of_others_as_they_were_written(models, model_folder, tmp_path):
     index = "model-index:\n- name: mine\n  results:\n  - task: {type: t}\n"
-    index += "    dataset: {name: sum, type: x, config: no}\n"
+    index += "    dataset: {name: sum, type: x, config: 'no'}\n"
     index += "    metrics: [{type: acc, value: 1}]\n- name: other\n  results: []\n"
     others = ["# of ours", "language: no", "version: 1.10", "released: 2026-01-01", "extra:", "- {inference: false}"]
     front = "\n".join(others[:3]) + f"\n{index}" + "\n".join(others[3:])

@@ -16,17 +16,6 @@ from sdrrl_trl.utils import SDRRLError, on_hub, package_version, public_name, wr
 BEGIN, END = "<!-- sdrrl report: begin -->", "<!-- sdrrl report: end -->"
 
 
-class _Loader(yaml.SafeLoader):
-    """As the hub reads YAML, by its version 1.2: `no` is the tag of a language, not false."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.IGNORECASE), list("tTfF"))
-
-
 # Its metadata as they stand there, what they say, and the text below
 Card = tuple[str, dict[str, Any], str]
 
@@ -47,7 +36,7 @@ def load(model: str) -> Card:
         text = path.read_text(encoding="utf-8-sig") if path.is_file() else f"# {inline(Path(model).name)}\n"
         found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$(.*)", text, re.DOTALL | re.MULTILINE)
         front, text = found.groups() if found else ("library_name: transformers\n", text)
-        metadata = yaml.load(front, _Loader) or {}  # noqa: S506 (it is a safe one)
+        metadata = yaml.safe_load(front) or {}
         _with_results(metadata, [], "")
         return front, metadata, text
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
