@@ -260,7 +260,7 @@ def without_prefix(text):
     return text.replace("sdrrl_xlsum_", "xlsum_rouge_").replace("sdrrl_", "")  # theirs has a task `xlsum_es`
 
 
-MODULES = ["languages", *(f"tasks.{name}" for name in "thoughts reading choice data flores judge text".split())]
+MODULES = ["languages", "hub", *(f"tasks.{name}" for name in "thoughts reading choice data flores judge text".split())]
 
 
 def standalone(wanted):

@@ -341,9 +341,9 @@ def _doctor(arguments: list[str]) -> None:
     parser.add_argument("tasks", nargs="*", help="names of tasks (default: all of ours)")
     parser.add_argument("--languages", nargs="+", help="only tasks about these languages")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
+    from sdrrl_trl.evaluation.doctor import doctor
 
-    print(format_doctor(doctor(options.tasks, options.languages), surroundings()))
+    print(doctor(options.tasks, [tag for tags in options.languages or () for tag in tags.split(",")]))
 
 
 COMMANDS = {

@@ -2,12 +2,16 @@
 
 import re
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import httpx
+
+from sdrrl_trl.utils import SDRRLError
 
 
 TIMEOUT = 5.0  # seconds for the first answer, however short
@@ -21,22 +25,39 @@ WAYS_OUT = {
 LATER = "the hub is out of order. Try again later, or name a folder with a copy."
 
 
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """
+    What a function returns or raises, or `TimeoutError`. The time-outs of HTTP libraries are for each piece of a
+    reply, so that a server can send bytes for ever; and looking up a name has none.
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:  # raised below, or too late
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()  # the pools of the standard library are waited for at the end
+    return future.result(seconds)
+
+
 def probe(address: str, client: Any = None) -> int | str:
     """Asks a server once: the status of its answer, or why there is none. Takes 6 seconds at most."""
-    found: list[int | str] = []
     client = client or httpx.Client(verify=False)  # noqa: S501 (nothing is sent; it may be a server's own certificate)
+    try:
+        return within(TIMEOUT + 1, lambda: client.head(address, timeout=TIMEOUT).status_code)
+    except TimeoutError:
+        return f"no answer within {TIMEOUT:g} s"
+    except Exception as error:  # of any HTTP library
+        return f"{type(error).__name__}: {error}"
 
-    def ask() -> None:
-        try:
-            found.append(client.head(address, timeout=TIMEOUT).status_code)
-        except Exception as error:  # of any HTTP library
-            found.append(f"{type(error).__name__}: {error}")
 
-    # In a thread, for looking up a name has no time-out
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT + 1)
-    return found[0] if found else f"no answer within {TIMEOUT:g} s"
+def check_server(url: str) -> None:
+    """Raises [`SDRRLError`] if no server is there. One that is busy, or knows no such request, is."""
+    why = probe(url)
+    if isinstance(why, str) and not why.startswith(("ReadTimeout", "RemoteProtocolError")):
+        raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct the address.")
 
 
 def fails(status: int) -> bool:

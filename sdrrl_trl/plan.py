@@ -18,7 +18,7 @@ from sdrrl_trl.render import render
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.transfer.inputs import Inputs, preview
-from sdrrl_trl.utils import SDRRLError, public_name
+from sdrrl_trl.utils import public_name
 
 
 READ = 512  # rows of a matrix, as when whole texts are read
@@ -67,7 +67,7 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
 def check_generator(config: TransferConfig, n_questions: int) -> str:
     """What answers the questions, and the time that it takes. Raises [`SDRRLError`] for a server that is not there."""
     if is_address(config.generator):
-        check_server(config.generator)
+        hub.check_server(config.generator)
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
@@ -87,7 +87,7 @@ def check_translators(config: TransferConfig) -> dict[str, str]:
         engine, model = config.translator_of(target)
         found[target] = engine if model is None else f"{engine}, {public_name(model)}"
         if is_address(engine):
-            check_server(engine)
+            hub.check_server(engine)
         if engine == "seq2seq":
             name = model or DEFAULT_TRANSLATOR_MODEL
             translator = TranslationModel(name, name)
@@ -95,12 +95,6 @@ def check_translators(config: TransferConfig) -> dict[str, str]:
             size = on_meta(name, AutoModelForSeq2SeqLM).num_parameters() / 1e6
             found[target] = f"{public_name(name)} ({size:,.0f} M parameters, licence: {translator.licence})"
     return found
-
-
-def check_server(address: str) -> None:
-    """Raises [`SDRRLError`] if no server answers."""
-    if isinstance(why := hub.probe(address), str):
-        raise SDRRLError(f"No server answers at {address}: {why}. Start it, or correct the address.")
 
 
 def plan_evaluation(
@@ -123,7 +117,7 @@ def plan_evaluation(
     if config.backend == "hf":
         path = base_path(next(iter(models.values())))
         lm = wrap(on_meta(path), load_tokenizer(path), processes(), **arguments)
-    prepare_tasks(tasks, config.limit, 1)
+    prepare_tasks(tasks, config.limit, 1, config.generation)
     counts = Counter(tasks=len(tasks), items=0, requests=0, read=0, written=0)
     for task in tasks.values():
         n = n_items(task, config.limit)

@@ -17,10 +17,18 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
             self.send_header(name, value)
-        self.end_headers()
+        self.trickle_head()
         for piece in (*filter(None, (data[:10], data[10:20], data[20:])), b""):  # replies come in any pieces
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             sleep(self.server.pause)
+
+    def trickle_head(self):
+        """Writes the head; on a server that pauses in it, line by line, and for ever."""
+        while self.server.pause_head:
+            self.flush_headers()
+            self.send_header("X", "y")
+            sleep(self.server.pause)
+        self.end_headers()
 
     def log_message(self, *_):
         pass
@@ -33,7 +41,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, reply, pause=0.0):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.pause, self.requests = reply, pause, []
+        self.reply, self.pause, self.pause_head, self.requests = reply, pause, False, []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 

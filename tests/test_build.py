@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from conftest import DEMO, CannedGenerator, cases, write_json_lines
 from datasets import load_dataset
+from server import Server, completion
 from stub_engines import StubGenerator, StubTranslator, build, content, rows_of, sentence, stub_config
 
 from sdrrl_trl import SDRRLError, TransferConfig, build_transfer_set
@@ -284,18 +285,26 @@ def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, cap
     assert not (tmp_path / "set").exists()
 
 
-def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(tmp_path):
-    options = {"translator": "https://localhost:2/v1", "translator_model": "m"}
-    servers = stub_config("seeds", tmp_path / "set", generator="http://localhost:1/v1", **options)
-    generator, translator = make_generator(servers), make_translator(servers, None)
-    assert (generator.describe()["host"], generator.describe()["model"]) == ("localhost", "stub")
-    assert translator.describe()["model"] == "m"
-    sampling = stub_config("seeds", tmp_path / "set", generator="http://a/v1", translator="self", temperature=0.7)
-    generator = make_generator(sampling)
-    translator = make_translator(sampling, generator)  # the same model, but the best translation, not any
-    assert (generator.describe()["temperature"], translator.describe()["temperature"]) == (0.7, 0.0)
+def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(
+    stub_seeds, tiny_model, tmp_path, capsys
+):
+    with Server(lambda *_: completion("x")) as server:
+        options = {"translator": server.url, "translator_model": "m"}
+        servers = stub_config(stub_seeds, tmp_path / "set", generator=server.url, **options)
+        generator, translator = make_generator(servers), make_translator(servers, None)
+        assert (generator.describe()["host"], generator.describe()["model"]) == ("127.0.0.1", "stub")
+        assert translator.describe()["model"] == "m"
+        sampling = stub_config(stub_seeds, tmp_path / "set", generator=server.url, translator="self", temperature=0.7)
+        generator = make_generator(sampling)
+        translator = make_translator(sampling, generator)  # the same model, but the best translation, not any
+        assert (generator.describe()["temperature"], translator.describe()["temperature"]) == (0.7, 0.0)
+        for model, counted in (("served", False), (tiny_model, True)):  # where the tokenizer is here, too
+            build_transfer_set(replace(servers, model_name_or_path=model, dry_run=True))
+            assert ("tokens for one of en" in capsys.readouterr().out) == counted
+    with pytest.raises(SDRRLError, match=f"No server answers at {server.url}"):  # before anything is loaded
+        build_transfer_set(replace(servers, dry_run=True))
     with pytest.raises(SDRRLError, match="without user name, password") as error:
-        make_generator(stub_config("seeds", tmp_path / "set", generator="http://me:secret@localhost/v1"))
+        build_transfer_set(replace(servers, generator="http://me:secret@localhost/v1"))
     assert "secret" not in str(error.value)
 
 

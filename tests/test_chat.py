@@ -3,21 +3,22 @@
 import json
 import re
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 import transformers
 from conftest import cases
+from datasets import Dataset
 from stub_engines import StubTranslator, stub_config
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 from trl import SFTConfig
 
-from sdrrl_trl import SDRRLError, build_transfer_set
+from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer, build_transfer_set
 from sdrrl_trl.engines import Sampling
-from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
+from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat, load_model
 from sdrrl_trl.engines.vllm import VLLMGenerator
+from sdrrl_trl.evaluation.models import processes, wrap
 from sdrrl_trl.transfer.fertility import MAX_LENGTH
 
 
@@ -137,16 +138,23 @@ def test_arguments_of_the_template_take_effect_or_are_refused(model):
     assert prompts[0] == prompts[1] != prompts[2]
     assert "</think>" in AutoTokenizer.from_pretrained(name).decode(prompts[2])
     for wrong in ("enable_thinkng", "add_generation_prompt", "messages"):
-        with pytest.raises(SDRRLError, match=f"sets {wrong}, which the chat template"):
+        with pytest.raises(SDRRLError, match=f"does not know {wrong}, so it would do nothing"):
             load_chat(name, Sampling(chat_template_kwargs={wrong: False}))
 
 
-@pytest.mark.parametrize("call", ['strftime_now("%d %b %Y")', "strftime_now( '%d %b %Y' )"])
-def test_a_template_that_asks_for_the_date_gives_the_same_prompts_every_day(model, call):
-    date = "{% if strftime_now is defined %}{{ " + call + " }}{% endif %}"
-    chat = load_chat(with_template(model, "{% for", date + "{% for"), Sampling())
-    prompt = chat.tokenizer.decode(chat.prompts([ASK])[0])
-    assert "26 Jul 2024" in prompt and datetime.now().strftime("%d %b %Y") not in prompt
+def test_the_date_in_a_template_is_the_same_every_day_in_build_training_and_evaluation(model, tmp_path):
+    date = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+    name = with_template(model, "{% for", date + "{% for")
+    chat = load_chat(name, Sampling())
+    prompts = {chat.tokenizer.decode(chat.prompts([ASK])[0])}
+    row = {"prompt": ASK, "completion": [{"role": "assistant", "content": ""}]}
+    options = SDRRLConfig(output_dir=str(tmp_path / "tuned"), report_to="none", use_cpu=True)
+    trainer = SDRRLTrainer(name, options, train_dataset=Dataset.from_list([row]))
+    prompts.add(chat.tokenizer.decode(trainer.train_dataset[0]["input_ids"][: len(chat.prompts([ASK])[0])]))
+    prompts.add(wrap(*load_model(name), processes()).apply_chat_template(ASK))
+    assert len(prompts) == 1 and all("26 Jul 2024" in prompt for prompt in prompts)
+    trainer.save_model()  # with the template as it was
+    assert (tmp_path / "tuned" / "chat_template.jinja").read_text() == (model / "chat_template.jinja").read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
 from sdrrl_trl.evaluation.evaluate import load_held_out_tasks
 from sdrrl_trl.evaluation.heldout import load_held_out, whole_conversation
-from sdrrl_trl.evaluation.models import load_models, processes, wrap
+from sdrrl_trl.evaluation.models import load_lm, processes, wrap
 from sdrrl_trl.evaluation.outputs import load
 from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -128,30 +127,8 @@ def test_base_and_adapter_are_scored_as_when_loaded_alone(tiny_model, adapter, t
         assert abs(scores["base"] - scores["tuned"]) > 1e-3
 
 
-def test_adapters_of_one_base_share_it_and_score_as_when_loaded_alone(tiny_model, options, tmp_path, monkeypatch):
-    base = tmp_path / "base"
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(base)
-    AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True).save_pretrained(base)
-    models = {"base": base, "first": make_adapter(base, tmp_path / "first", 1)}
-    # A copy of its own of the head that the base has tied to its embeddings; it would stay in the base
-    models["head"] = make_adapter(base, tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
-    models["last"] = make_adapter(base, tmp_path / "last", 3)
-    load_model = Mock(wraps=transformers.load_model)
-    monkeypatch.setattr(transformers, "load_model", load_model)
-    together = evaluate(options(tmp_path / "together", models=[f"{name}={path}" for name, path in models.items()]))
-    assert load_model.call_count == 2
-    scores = set()
-    for name, path in models.items():
-        alone = evaluate(options(tmp_path / f"{name}_alone", models=[f"{name}={path}"]))
-        assert answers_of(tasks_of(together, name)) == answers_of(tasks_of(alone, name))
-        scores.add(tasks_of(together, name)["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"])
-    assert len(scores) == 4
-
-
 @pytest.mark.parametrize("kind", ["adapter", "head", "full"])
-def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, options, tmp_path, kind, monkeypatch):
-    load_model = Mock(wraps=transformers.load_model)
-    monkeypatch.setattr(transformers, "load_model", load_model)
+def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, options, tmp_path, kind):
     tuned = make_tuned(tiny_model, tmp_path)[kind]
     models = {"base": tiny_model, "all": tuned} | {f"at_{strength}": f"{tuned}@{strength}" for strength in (0, 0.5, 1)}
     named = [f"{name}={path}" for name, path in models.items()]
@@ -161,8 +138,7 @@ def test_strength_0_scores_as_the_base_and_1_as_the_tuned_model(tiny_model, opti
     scores = {name: tasks["sdrrl_heldout_bpb_pt"].metrics["answer_bits_per_byte"] for name, tasks in found.items()}
     assert scores["at_1"] == pytest.approx(scores["all"], abs=1e-5 if kind == "head" else 0)  # merging rounds
     assert len({round(scores[name], 5) for name in ("at_0", "at_0.5", "at_1")}) == 3
-    if kind == "adapter":
-        assert load_model.call_count == 1 and load(folder / "at_0.5").model == f"{tuned}@0.5"
+    assert load(folder / "at_0.5").model == f"{tuned}@0.5"
 
 
 def test_the_files_are_those_that_lm_eval_writes_and_strict_json(tiny_model, adapter, evaluation):
@@ -199,10 +175,10 @@ def test_each_model_is_asked_with_its_own_chat_template(tiny_model, adapter, opt
         assert base[task].items != tuned[task].items  # the answers are its own
 
 
-def test_a_chunk_of_tasks_has_few_items_and_a_large_task_is_alone():
+def test_a_chunk_of_tasks_ends_where_it_has_many_items():
     sizes = {"a": 200, "b": 300, "c": 13, "large": 5000, "d": 1}
     tasks = {name: SimpleNamespace(eval_docs=range(n)) for name, n in sizes.items()}
-    assert module.chunks(tasks, limit=None) == [["a", "b"], ["c"], ["large"], ["d"]]
+    assert module.chunks(tasks, limit=None) == [["a", "b"], ["c"], ["large", "d"]]
     assert module.chunks(tasks, limit=100) == [["a", "b", "c", "large", "d"]]
 
 
@@ -332,9 +308,18 @@ def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_mode
     for part in (tuned, tokenizer):
         part.save_pretrained(tmp_path)
     ids = torch.tensor([tokenizer("Where is the sky?").input_ids])
-    paths = {"base": tiny_model, "tuned": str(tmp_path), "again": tiny_model}
-    found = {name: lm.model(ids).logits for name, lm in load_models(paths, "hf", {"dtype": "float32"}, 4)}
-    assert torch.equal(found["tuned"], tuned(ids).logits) and torch.equal(found["base"], found["again"])
+    lm = load_lm(str(tmp_path), "hf", {"dtype": "float32"}, 4)
+    assert torch.equal(lm.model(ids).logits, tuned(ids).logits)
+
+
+def test_an_adapter_with_a_head_of_its_own_is_evaluated_on_a_base_that_ties_it(tiny_model, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
+    for part in (base, AutoTokenizer.from_pretrained(tiny_model)):
+        part.save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "base", tmp_path / "head", 2, 1.5, modules_to_save=["lm_head"])
+    ids = torch.tensor([[5, 6, 7]])
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter)
+    assert torch.equal(load_lm(adapter, "hf", {"dtype": "float32"}, 4).model(ids).logits, tuned(ids).logits)
 
 
 def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_path, monkeypatch):
@@ -345,17 +330,22 @@ def test_code_that_a_model_brings_is_neither_run_nor_asked_about(options, tmp_pa
         evaluate(options(tmp_path / "evaluation", models=[f"base={tmp_path}"]))
 
 
-def test_arguments_of_the_chat_template_take_effect_and_are_recorded(tiny_model, options, tmp_path):
+def test_arguments_of_template_and_generation_take_effect_and_are_recorded(tiny_model, options, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "thinker")
     template = model / "chat_template.jinja"
     thought = "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}{{ effort }}{% endif %}"
     template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
     asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
-    folder = evaluate(options(tmp_path / "e", models=[f"base={model}"], model_args=asked, languages=["pt"], limit=2))
+    more = {"models": [f"base={model}"], "model_args": asked, "languages": ["pt"], "limit": 2}
+    folder = evaluate(options(tmp_path / "e", **more, gen_kwargs="max_gen_toks=3"))
+    tasks = tasks_of(folder, "base")
     for form in ("gen", "bpb"):
-        items = tasks_of(folder, "base")[f"sdrrl_heldout_{form}_pt"].items
+        items = tasks[f"sdrrl_heldout_{form}_pt"].items
         assert all(item.prompt.endswith("<think>\n\n</think>low") for item in items)
+    assert "'max_gen_toks':3" in tasks["sdrrl_heldout_gen_pt"].signature["generation"]  # which the report compares
     assert json.loads((folder / "options.json").read_text())["options"]["model_args"] == asked
+    with pytest.raises(SDRRLError, match="gen_kwargs: was 'max_gen_toks=3', is None"):
+        evaluate(options(folder, **more))
 
 
 def test_an_adapter_whose_base_is_gone_is_told_where_it_is_named(options, tmp_path, adapter):
@@ -423,11 +413,13 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
     replies = [{"role": "assistant", "content": "Lisboa"}, thought]
     with Server(lambda number, body: (200, {}, {"choices": [{"index": 0, "message": replies[number - 1]}]})) as server:
         arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
-        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2}
+        more = {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 2, "gen_kwargs": "max_gen_toks=64"}
         tasks = tasks_of(evaluate(options(tmp_path, **more, **arguments)), "served")
+        with pytest.raises(SDRRLError, match="tells no likelihoods, which sdrrl_heldout_bpb_pt"):
+            evaluate(options(tmp_path, **more | {"tasks": ["sdrrl_heldout_bpb_pt"]}, **arguments))
         (_, _, asked, _), *_ = server.requests
     assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
-    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"] and asked["max_tokens"] == 64
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

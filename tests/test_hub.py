@@ -187,8 +187,8 @@ def test_each_failure_of_the_hub_is_told_once_with_its_way_out(failing):
 @pytest.mark.parametrize("answer, said", [(None, "ConnectError"), (503, "error 503"), ("hang", "ReadTimeout")])
 def test_doctor_asks_a_dead_hub_once_and_says_why_nothing_is_here(failing, answer, said):
     url = None if answer else "http://no-such-host.invalid"
-    command = ["-m", "sdrrl_trl", "doctor", "sdrrl_mkqa", "sdrrl_flores", "--languages", "pt", "th"]
+    command = ["-m", "sdrrl_trl", "doctor", "sdrrl_mkqa", "sdrrl_flores", "--languages", "pt,th"]
     printed, asked = failing(command, lambda path: (answer, {}), url)
-    assert "| pt | no (1) | no (1) |" in printed and "(2)" not in printed and "terms" not in printed
-    assert re.search(rf"\| hub \| http.*{said}", printed) and "| judge | phrases" in printed
+    assert re.search(r"\npt +\(1\) +\(1\) ", printed) and "(2)" not in printed and "terms" not in printed
+    assert re.search(rf"\nhub +not there: http.*{said}", printed) and re.search(r"\njudge +phrases", printed)
     assert asked == ["/"] * (answer is not None)

@@ -165,10 +165,11 @@ def test_failed_judgements_are_counted_and_never_safe_and_nothing_secret_is_logg
     assert asked == {("/v1/chat/completions", f"Bearer {KEY}")}
 
 
-def test_a_judge_who_answers_byte_by_byte_is_not_waited_for(server, monkeypatch):
+@pytest.mark.parametrize("head", [True, False])
+def test_a_judge_who_answers_byte_by_byte_is_not_waited_for(server, monkeypatch, head):
     use(monkeypatch, TIMEOUT="0.3")
-    server.pause = 0.2
-    assert judge.ask_endpoint("Why?", "So.") == "a reply that is too long or slow"
+    server.pause, server.pause_head = 0.2, head
+    assert judge.ask_endpoint("Why?", "So.") == "no answer within 0.3 s"
 
 
 @needs_data

@@ -17,8 +17,8 @@ from conftest import ROOT, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
 from sdrrl_trl import SDRRLError
-from sdrrl_trl.evaluation.doctor import doctor, format_doctor, surroundings
-from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, tasks_dir
+from sdrrl_trl.evaluation.doctor import doctor
+from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, select, tasks_dir
 from sdrrl_trl.languages import LANGUAGES, in_language, script_share
 from sdrrl_trl.tasks import data, flores
 
@@ -243,21 +243,29 @@ def test_only_what_can_be_scored_is_kept(folder):
 
 
 @needs_data
-def test_doctor_shows_what_is_here_and_why_the_rest_is_not(monkeypatch):
+def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monkeypatch):
     monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
-    problems = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
-    ready = [name for name, problem in problems.items() if problem is None]
-    assert ready == ["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_pku_saferlhf"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_xnly'. Did you mean"):
         doctor(["sdrrl_xnly"])
-    table = format_doctor(problems, surroundings())
-    assert doctor(["sdrrl_xnli"], ["th"]) == {"xnli_th": None}
-    for part in ("torch", "disk", "hub", "judge", "translator google/madlad400-3b-mt", "engine ctranslate2"):
-        assert f"| {part} | " in table
-    monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
-    assert surroundings()["judge"].startswith("Set SDRRL_JUDGE_URL")
-    monkeypatch.setenv("SDRRL_JUDGE_URL", "http://127.0.0.1:9/v1")
-    assert surroundings()["judge"].startswith("the server in SDRRL_JUDGE_URL does not answer")
-    assert "| tag | pku_saferlhf | xnli |" in table and "| th |  | yes |" in table and "| en | yes |  |" in table
-    assert "| fr |  | no (1) |" in table and "| bg |  | no (1) |" in table  # one reason, but for the language
-    assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", table) and "(2)" not in table
+    shown = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
+    for part in ("torch", "disk", "hub", "judge", "seq2seq", "ctranslate2"):
+        assert f"\n{part} " in f"\n{shown}"
+    table = [line.split() for line in shown.splitlines()]
+    n = [str(len(task.eval_docs)) for task in select(["sdrrl_pku_saferlhf", "xnli_th"]).values()]
+    rows = [["pku_saferlhf", "xnli"], ["bg", "-", "(1)"], ["en", n[0], "-"], ["fr", "-", "(1)"], ["th", "-", n[1]]]
+    assert all(row in table for row in rows)
+    assert re.search(r"\(1\) FileNotFoundError: .*xnli/\*\.jsonl.*unset SDRRL_DATA_DIR", shown) and "(2)" not in shown
+    assert "--target_languages th --output_dir" in doctor(["sdrrl_xnli"], ["th"])
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({}, "Set SDRRL_JUDGE_MODEL"),
+        ({"URL": "http://127.0.0.1:9/v1", "MODEL": "m"}, "The judge endpoint m does not judge: ConnectionError"),
+    ],
+)
+def test_doctor_tells_why_a_judge_does_not_work_and_goes_on_without(monkeypatch, settings, said):
+    for name, value in {"SDRRL_JUDGE": "endpoint", **{f"SDRRL_JUDGE_{n}": v for n, v in settings.items()}}.items():
+        monkeypatch.setenv(name, value)
+    assert re.search(rf"\njudge +{said}", doctor(["sdrrl_multijail_sw"]))

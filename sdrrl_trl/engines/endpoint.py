@@ -11,14 +11,14 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from sdrrl_trl.engines import Generation, Sampling
+from sdrrl_trl.hub import check_server
 from sdrrl_trl.utils import SDRRLError
 
 
 _AT_A_TIME = 64  # requests
 _TIMEOUT = 600.0  # seconds for a whole answer
 _RETRIES = 8  # further attempts for each request
-_BACKOFF = 1.0  # seconds before the second attempt, doubled for each further one
-_LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a daily quota) ends the run
+_BACKOFF = 1.0  # seconds before the second attempt, doubled for each further one up to a minute
 _MOST_BYTES = 10_000_000  # of a reply; an answer of 100,000 tokens has half a million
 # How servers refuse a question, by the reason: vLLM, SGLang, llama.cpp, TGI, TensorRT-LLM; Azure
 _REFUSALS = {
@@ -44,8 +44,8 @@ class EndpointGenerator:
             How to answer.
 
     Raises:
-        `SDRRLError`: for an address or key that cannot be used; while generating, if the server refuses a request, is
-            not there, or stays broken.
+        `SDRRLError`: for an address or key that cannot be used, and if no server is there; while generating, if it
+            refuses a request, or stays broken.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling):
@@ -58,7 +58,8 @@ class EndpointGenerator:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        self.model, self.sampling, self._reached = model, sampling, False
+        check_server(url)
+        self.model, self.sampling = model, sampling
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "endpoint", "host": self._url.host, "model": self.model, **vars(self.sampling)}
@@ -86,43 +87,35 @@ class EndpointGenerator:
         if self.sampling.chat_template_kwargs:  # no part of OpenAI's protocol
             body["chat_template_kwargs"] = self.sampling.chat_template_kwargs
         for attempt in range(_RETRIES + 1):
-            asked = 0.0
+            if attempt:
+                await asyncio.sleep(_BACKOFF * min(2 ** (attempt - 1), 60) * random.uniform(0.5, 1.0))
             try:
                 async with turns, asyncio.timeout(_TIMEOUT):  # which begins with its turn
                     return await self._post(client, body)
             except _Fault as fault:
-                problem, asked = fault.args
+                problem = str(fault)
             except TimeoutError:  # of a whole reply; httpx's own limit is for each piece
                 problem = f"nothing whole within {_TIMEOUT:g} s"
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {self._shown(str(error))}"  # it can quote what the server sent
-                if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._reached:
-                    # One that has answered before may be starting anew; another is not there
-                    raise SDRRLError(f"No server answers at {self._url.host} ({problem}). Start it first.") from None
-            if attempt == _RETRIES or asked > _LONGEST_WAIT:
-                break
-            await asyncio.sleep(max(asked, _BACKOFF * min(2**attempt, 60) * random.uniform(0.5, 1.0)))
         raise SDRRLError(
-            f"No answer from {self._url.host} after {attempt + 1} attempts ({problem}). What was finished before is "
+            f"No answer from {self._url.host} after {_RETRIES + 1} attempts ({problem}). What was finished before is "
             "kept: when the server is well again, the same command goes on."
         )
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Generation:
         content = b""
         async with client.stream("POST", self._url, json=body) as response:
-            self._reached = True
             async for piece in response.aiter_bytes():
                 content += piece
                 if len(content) > _MOST_BYTES:
-                    raise _Fault(f"a reply of more than {_MOST_BYTES} bytes", 0.0)
+                    raise _Fault(f"a reply of more than {_MOST_BYTES} bytes")
         status, text = response.status_code, content.decode(errors="replace")
         message = self._shown(text)
         if response.is_success:
             return _parse(text, message)
         if status in (408, 429) or status >= 500:
-            given = re.fullmatch(r"\d{1,9}(\.\d+)?", response.headers.get("Retry-After", ""))
-            asked = float(given[0]) if given else 0.0
-            raise _Fault(f"{status}: {message}" + (f"; it asks to wait {asked:.0f} s" if asked else ""), asked)
+            raise _Fault(f"{status}: {message}")
         for reason, words in _REFUSALS.items() if status in (400, 413, 422) else ():
             if re.search(words, message, re.IGNORECASE):  # one such row must not stop the others
                 return Generation("", reason)
@@ -139,7 +132,7 @@ class EndpointGenerator:
 
 
 class _Fault(Exception):
-    """What went wrong in an attempt after which another makes sense, and the seconds that the server asks to wait."""
+    """What went wrong in an attempt after which another makes sense."""
 
 
 def _parse(text: str, shown: str) -> Generation:
@@ -154,6 +147,6 @@ def _parse(text: str, shown: str) -> Generation:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):  # nested too deep
         whole = False
     if not whole:
-        raise _Fault(f"no answer in the reply: {shown}", 0.0)
+        raise _Fault(f"no answer in the reply: {shown}")
     # JSON can hold halves of characters, which no file can
     return Generation(answer.encode(errors="replace").decode().strip(), reason)

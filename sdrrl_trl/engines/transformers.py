@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.engines.chat import Chat, fix_date
 from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
@@ -84,7 +85,7 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
         )
     if tokenizer.pad_token is None:  # any will do: it is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
+    return fix_date(tokenizer)
 
 
 def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> None:
@@ -208,31 +209,24 @@ class TransformersGenerator:
         return {"engine": "transformers", **vars(self.sampling), **weights_of(self.model)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
-        prompts = self.chat.prompts(conversations)
-        fitting = [i for i, prompt in enumerate(prompts) if self.chat.fits(prompt, self.sampling)]
-        rows = [prompts[i] for i in fitting]
-        seeds = [self.sampling.seed_of(conversations[i]) for i in fitting]
+        def answer(rows: list[list[int]], seeds: list[int]) -> list[Generation]:
+            most = BATCH_TOKENS if self._cache_name else 0  # one by one where none can leave the batch
+            function = partial(self._answer, rows, seeds)
+            return in_batches(function, rows, most, self.sampling.max_new_tokens)
 
-        def answer(batch: list[int]) -> list[Generation]:
-            return self._answer([rows[i] for i in batch], [seeds[i] for i in batch])
-
-        # One by one where none can leave the batch
-        found = in_batches(answer, rows, BATCH_TOKENS if self._cache_name else 0, self.sampling.max_new_tokens)
-        answers = [Generation("", "prompt_too_long")] * len(prompts)
-        for i, generation in zip(fitting, found, strict=True):
-            answers[i] = generation
-        return answers
+        return self.chat.answers(conversations, self.sampling, self.chat.window, answer)
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
-        """The answers of a batch."""
-        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
+    def _answer(self, prompts: list[list[int]], seeds: list[int], batch: list[int]) -> list[Generation]:
+        """The answers to some of the prompts, by their indices."""
+        inputs = {"input_ids": [prompts[i] for i in batch]}
+        inputs = self.tokenizer.pad(inputs, return_tensors="pt").to(self.model.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = {self._cache_name: DynamicCache(config=self.model.config)} if self._cache_name else {}
         start = ids.shape[1]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
         answers: dict[int, Generation] = {}
-        rows = list(range(len(prompts)))  # those that are still in the batch
+        rows = list(range(len(batch)))  # those that are still in the batch
         while True:
             sampler = [_Sampler(self.sampling, generators)] if self.sampling.temperature > 0 else []
             ids = self.model.generate(
@@ -248,8 +242,8 @@ class TransformersGenerator:
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
                 if ended or at_limit:
                     answers[row] = Generation(self.chat.text(tokens), "stop" if ended else "length")
-            if len(answers) == len(prompts):
-                return [answers[row] for row in range(len(prompts))]
+            if len(answers) == len(batch):
+                return [answers[row] for row in range(len(batch))]
             keep = (~finished).nonzero().flatten()
             rows, generators = ([values[i] for i in keep.tolist()] for values in (rows, generators))
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)[keep]

@@ -1,6 +1,8 @@
-"""Offline generation with vLLM (extra `vllm`). Not yet run on a GPU."""
+"""Offline generation with vLLM (extra `vllm`). Run with vLLM 0.32 on a CPU, not yet on a GPU."""
 
 from typing import Any
+
+import torch
 
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.transformers import load_chat
@@ -27,7 +29,9 @@ class VLLMGenerator:
         from vllm import LLM
 
         self.dtype, self.sampling = dtype, sampling
-        self._llm = LLM(model=model, revision=revision, dtype=dtype)
+        # On a CPU, vLLM 0.32 fails where a prompt with a seed is read in pieces
+        in_pieces = None if torch.accelerator.is_available() else False
+        self._llm = LLM(model=model, revision=revision, dtype=dtype, enable_chunked_prefill=in_pieces)
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "vllm", "version": package_version("vllm"), "dtype": self.dtype, **vars(self.sampling)}
@@ -35,18 +39,17 @@ class VLLMGenerator:
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         from vllm import SamplingParams
 
-        prompts, sampling = self.chat.prompts(conversations), self.sampling
-        limit = self._llm.llm_engine.model_config.max_model_len - sampling.max_new_tokens
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]  # vLLM raises at one that does not
+        sampling = self.sampling
         options = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
         options["stop_token_ids"] = self.chat.ends
-        results = self._llm.generate(
-            [{"prompt_token_ids": prompts[i]} for i in fitting],
-            [SamplingParams(seed=sampling.seed_of(conversations[i]), **options) for i in fitting],
-            use_tqdm=False,
-        )
-        answers = [Generation("", "prompt_too_long")] * len(prompts)
-        for i, result in zip(fitting, results, strict=True):
-            output = result.outputs[0]
-            answers[i] = Generation(self.chat.text(output.token_ids), output.finish_reason)
-        return answers
+
+        def answer(rows: list[list[int]], seeds: list[int]) -> list[Generation]:
+            prompts = [{"prompt_token_ids": row} for row in rows]
+            results = self._llm.generate(
+                prompts, [SamplingParams(seed=seed, **options) for seed in seeds], use_tqdm=False
+            )
+            outputs = [result.outputs[0] for result in results]
+            return [Generation(self.chat.text(output.token_ids), output.finish_reason) for output in outputs]
+
+        # vLLM would raise at one that does not fit
+        return self.chat.answers(conversations, sampling, self._llm.llm_engine.model_config.max_model_len, answer)

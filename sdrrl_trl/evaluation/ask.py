@@ -7,7 +7,9 @@ from typing import Any
 from sdrrl_trl.utils import SDRRLError
 
 
-def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) -> None:
+def prepare_tasks(
+    tasks: dict[str, Any], limit: int | None, n_processes: int, gen_kwargs: dict[str, Any] | None = None
+) -> None:
     """
     What `lm_eval.simple_evaluate` does before it evaluates; that would also reset the random state and call git.
 
@@ -17,6 +19,8 @@ def prepare_tasks(tasks: dict[str, Any], limit: int | None, n_processes: int) ->
     for name, task in tasks.items():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
+        if gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config("generation_kwargs", gen_kwargs, update=True)
         if (n := n_items(task, limit)) < n_processes:
             raise SDRRLError(
                 f"{name} has {n} items for {n_processes} processes, and lm-eval cannot leave one without any: "

@@ -18,16 +18,17 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
-from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, processes
+from sdrrl_trl.evaluation.models import load_lm, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
 from sdrrl_trl.evaluation.weights import base_path, check_between, check_strength, is_adapter, split_strength
+from sdrrl_trl.hub import check_server
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -63,6 +64,8 @@ class EvaluationConfig:
         model_args (`str`, *optional*):
             Arguments for the backend, as lm-eval has them: `dtype=float32`, or for a server
             `base_url=http://localhost:8000/v1/...`.
+        gen_kwargs (`str`, *optional*):
+            How answers are generated, as lm-eval has it, in the place of what the tasks set: `max_gen_toks=64`.
         batch_size (`int`, *optional*, defaults to `16`):
             Items per batch.
         apply_chat_template (`bool`, *optional*, defaults to `True`):
@@ -81,6 +84,7 @@ class EvaluationConfig:
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
     model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
+    gen_kwargs: str | None = field(default=None, metadata={"help": "Of generated answers, as `max_gen_toks=64`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
@@ -95,18 +99,6 @@ class EvaluationConfig:
             raise SDRRLError("`models` and `tasks` must each name at least one: there would be nothing to evaluate.")
         if len(self.model_paths) < len(self.models):
             raise SDRRLError(f"`models` names a model twice: {self.models}. Give each its own name.")
-        for model in self.model_paths.values():
-            if self.backend == "hf":
-                check_strength(model)
-            if split_strength(model)[1] is None:
-                continue
-            if self.backend != "hf":
-                raise SDRRLError(
-                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
-                    "`sdrrl merge`, and name its folder."
-                )
-            if not is_adapter(model) and "base" not in self.model_paths:
-                raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
         if any(map(is_held_out, self.tasks)) and self.transfer_set is None:
             raise SDRRLError("The task `sdrrl_heldout` needs `transfer_set`, whose held-out questions it asks.")
         for name in ("limit", "batch_size"):
@@ -114,6 +106,24 @@ class EvaluationConfig:
             if value is not None and value < 1:
                 raise SDRRLError(f"`{name}` must be at least 1, got {value}.")
         self.arguments = parse_arguments(self.backend, self.model_args)
+        self.generation = parse_gen_kwargs(self.backend, self.gen_kwargs)
+        has_tokenizer = self.backend != "local-completions" or any("tokenizer" in name for name in self.arguments)
+        for model in self.model_paths.values():
+            has_strength = split_strength(model)[1] is not None
+            if self.backend == "hf":
+                check_strength(model)
+            elif has_strength:
+                raise SDRRLError(
+                    f"`models`: {model!r} has a strength, which only the backend `hf` knows. Write that model with "
+                    "`sdrrl merge`, and name its folder."
+                )
+            if has_strength and not is_adapter(model) and "base" not in self.model_paths:
+                raise SDRRLError(f"`models`: {model!r} needs the model that it was trained from as `base=...`.")
+            if not has_tokenizer and "/" not in model:  # no name of the hub's
+                raise SDRRLError(
+                    f"`models`: the server's name {model!r} does not tell whose tokenizer counts its tokens. Add "
+                    "`tokenizer=...`, a folder or hub id, to `model_args`."
+                )
 
     @property
     def model_paths(self) -> dict[str, str]:
@@ -134,7 +144,8 @@ def evaluate(config: EvaluationConfig) -> Path:
     folder = Path(config.output_dir)
     # All that can be wrong is found before a model is loaded
     check_output_dir(folder, needed_bytes=100_000_000)
-    check_server(config.arguments)
+    if url := config.arguments.get("base_url"):
+        check_server(url)
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 
@@ -148,6 +159,12 @@ def evaluate(config: EvaluationConfig) -> Path:
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
     tasks = select([n for n in config.tasks if not is_held_out(n)], config.languages, config.skip_missing)
     tasks |= load_held_out_tasks(config)
+    likelihoods = [name for name, task in tasks.items() if task.get_config("output_type") != "generate_until"]
+    if likelihoods and "chat-completions" in config.backend:
+        raise SDRRLError(
+            f"A chat server tells no likelihoods, which {', '.join(likelihoods)} need. Leave these out, or use "
+            "`local-completions`."
+        )
     # Models and tasks may come later; those that are there already must still be the same
     now = {"models": models, "data": {name: _hash_of_data(task, config.limit) for name, task in tasks.items()}}
     recorded = recorded_options(folder, "evaluate") or now
@@ -190,7 +207,8 @@ def _hash_of_data(task: Any, limit: int | None) -> str:
 
 def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> dict[str, Any]:
     """What the results depend on, beside the models."""
-    options = {name: getattr(config, name) for name in ("limit", "backend", "model_args", "apply_chat_template")}
+    names = ("limit", "backend", "model_args", "gen_kwargs", "apply_chat_template")
+    options = {name: getattr(config, name) for name in names}
     # How answers are scored is in the environment. Without addresses, which may hold a key
     names = ("SDRRL_JUDGE", "SDRRL_JUDGE_MODEL", "SDRRL_FLORES_REPO")
     options["environment"] = {name: os.environ[name] for name in names if name in os.environ}
@@ -229,12 +247,12 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
-    prepare_tasks(tasks, config.limit, state.num_processes)
+    prepare_tasks(tasks, config.limit, state.num_processes, config.generation)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
-        paths = {name: path for name, path in config.model_paths.items() if left[name]}
-        full_base = config.model_paths.get("base")
-        for name, lm in load_models(paths, config.backend, config.arguments, config.batch_size, full_base):
+        paths = config.model_paths
+        for name in filter(left.get, paths):
+            lm = load_lm(paths[name], config.backend, config.arguments, config.batch_size, paths.get("base"))
             # Cut once, so that a run that was interrupted asks in much the same batches as one that was not
             for chunk in chunks(tasks, config.limit):
                 if todo := {task: tasks[task] for task in chunk if task in left[name]}:
@@ -249,17 +267,10 @@ def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | N
 
 
 def chunks(tasks: dict[str, Any], limit: int | None) -> list[list[str]]:
-    """Cuts the names of tasks after at most `CHUNK_ITEMS` items; a task with more is a chunk of its own."""
-    cut: list[list[str]] = []
-    n = 0
-    for name, task in tasks.items():
-        size = n_items(task, limit)
-        if not cut or n + size > CHUNK_ITEMS:
-            cut.append([])
-            n = 0
-        cut[-1].append(name)
-        n += size
-    return cut
+    """Cuts the names of tasks where another `CHUNK_ITEMS` items are full."""
+    items = accumulate(n_items(task, limit) for task in tasks.values())
+    cut = groupby(zip(tasks, items, strict=True), key=lambda task: task[1] // CHUNK_ITEMS)
+    return [[name for name, _ in chunk] for _, chunk in cut]
 
 
 def _ask_and_save(
@@ -291,6 +302,7 @@ def _ask_and_save(
         "model": config.backend,
         "model_args": model_args | config.arguments,
         "model_dtype": str(lm.model.dtype) if config.backend == "hf" else None,
+        "gen_kwargs": config.generation or None,
         "limit": config.limit,
     }
     results["date"] = started

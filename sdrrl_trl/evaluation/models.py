@@ -4,15 +4,15 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from sdrrl_trl import hub
-from sdrrl_trl.engines.chat import find_ends
-from sdrrl_trl.evaluation.weights import base_path, is_adapter, only_adds, split_strength, tune
+from sdrrl_trl.engines.chat import check_template_arguments, find_ends, fix_date
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
 MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
 MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
@@ -21,6 +21,54 @@ MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_th
 _SECRET = re.compile(r"header|auth|api_?key|passw|secret|hf_token|^token$", re.IGNORECASE)
 _NOT_SET = ("self", "args", "kwargs", "model", "pretrained", "batch_size")
 _SECRET_URL = re.compile(r"://[^/,]*@|[?&][^=]*(key|token|secret|passw|sig|auth)[^=]*=", re.IGNORECASE)
+
+
+def _parse(option: str, text: str | None) -> dict[str, Any]:
+    """
+    `name=value,name=value`, or JSON, as lm-eval has it.
+
+    Raises:
+        `SDRRLError`: for another form, and passwords.
+    """
+    from lm_eval._cli.utils import key_val_to_dict
+
+    text = text or ""
+    try:
+        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
+        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
+    except ValueError as error:
+        raise SDRRLError(f"`{option}` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
+    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
+        raise SDRRLError(
+            f"`{option}` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
+        )
+    return found
+
+
+def parse_gen_kwargs(backend: str, text: str | None) -> dict[str, Any]:
+    """
+    How answers are generated, in the place of what the tasks set.
+
+    Args:
+        backend (`str`):
+            lm-eval's name of the backend.
+        text (`str`, *optional*):
+            As for [`parse_arguments`].
+
+    Raises:
+        `SDRRLError`: for what lm-eval would pass over, or find out once a model is loaded.
+    """
+    from transformers import GenerationConfig
+
+    found = _parse("gen_kwargs", text)
+    known = {"until", "max_gen_toks", *(vars(GenerationConfig()) if backend == "hf" else found)}
+    known -= {"max_new_tokens", "max_length", "max_tokens", "max_completion_tokens"}  # the tasks set `max_gen_toks`
+    if unknown := sorted(found.keys() - known):
+        raise SDRRLError(f"`gen_kwargs`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    n_tokens = found.get("max_gen_toks", 1)
+    if type(n_tokens) is not int or n_tokens < 1:
+        raise SDRRLError(f"`gen_kwargs`: max_gen_toks must be a whole number above 0, got {n_tokens!r}.")
+    return found
 
 
 def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
@@ -36,19 +84,9 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     Raises:
         `SDRRLError`: for another form, passwords, and a backend or an argument that is not known.
     """
-    from lm_eval._cli.utils import key_val_to_dict
     from lm_eval.api.registry import get_model
 
-    text = text or ""
-    try:
-        found = json.loads(text) if text.startswith("{") else key_val_to_dict(text)
-        found |= {n: json.loads(v) for n, v in found.items() if isinstance(v, str) and v.startswith("{")}
-    except ValueError as error:
-        raise SDRRLError("`model_args` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
-    if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
-        raise SDRRLError(
-            "`model_args` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
-        )
+    found = _parse("model_args", text)
     known = set(MODEL_ARGS)
     if backend == "vllm":  # it hands on what it does not know
         known = set(found) - {"trust_remote_code"}
@@ -61,6 +99,8 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
         known = {name for name in known if not _SECRET.search(name)} - {"trust_remote_code", *_NOT_SET}
     if unknown := sorted(set(found) - known):
         raise SDRRLError(f"`model_args`: {', '.join(unknown)} cannot be set. Known: {', '.join(sorted(known))}.")
+    if found.get("dtype", "auto") not in DTYPES:
+        raise SDRRLError(f"`model_args`: dtype must be one of {', '.join(DTYPES)}, got {found['dtype']!r}.")
     for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
         if not isinstance(found.get(name, kind()), kind):
             raise SDRRLError(f"`model_args`: {name} must be a {kind.__name__}, such as {kind()}.")
@@ -69,34 +109,14 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
     return found
 
 
-def check_server(arguments: dict[str, Any]) -> None:
-    """Raises [`SDRRLError`] if the server does not answer."""
-    url = arguments.get("base_url")
-    if url is not None and isinstance(why := hub.probe(url), str):
-        raise SDRRLError(f"No server answers at {url}: {why}. Start it, or correct `base_url` in `model_args`.")
-
-
-def check_template(tokenizer: Any, model: str, arguments: dict[str, Any]) -> None:
-    """Raises [`SDRRLError`] for arguments of the chat template that it does not read."""
-    named = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & set(arguments))}
-    unused = [name for name in sorted(named) if name not in str(tokenizer.chat_template)]
-    if unused:
-        raise SDRRLError(
-            f"`model_args`: the chat template of {model!r} does not know {', '.join(unused)}, so it would do nothing. "
-            "Leave it out, or evaluate that model apart."
-        )
-
-
-def load_models(
-    paths: dict[str, str], backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None
-) -> Iterator[tuple[str, Any]]:
+def load_lm(spec: str, backend: str, arguments: dict[str, Any], batch_size: int, full_base: str | None = None) -> Any:
     """
-    Loads models one after the other, as lm-eval asks them; one base for all adapters of it that follow each other.
+    Loads a model as lm-eval asks it.
 
     Args:
-        paths (`dict[str, str]`):
-            By name, folder or hub id, with a strength or without; of an adapter, which is put on its base; for a
-            server, the name that it knows.
+        spec (`str`):
+            Folder or hub id, with a strength or without; of an adapter, which is put on its base; for a server, the
+            name that it knows.
         backend (`str`):
             lm-eval's name of the backend.
         arguments (`dict[str, Any]`):
@@ -104,36 +124,25 @@ def load_models(
         batch_size (`int`):
             Items per batch.
         full_base (`str`, *optional*):
-            Base model of those that are no adapters and have a strength.
+            Base model, for one that is no adapter and has a strength.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: name and `lm_eval.api.model.LM`. Only the last one may be used: it is changed when
-            the next is loaded.
+        `lm_eval.api.model.LM`
 
     Raises:
-        `SDRRLError`: if a model cannot be loaded or the backend cannot be started.
+        `SDRRLError`: if the model cannot be loaded or the backend cannot be started.
     """
     if backend != "hf":
-        yield from ((name, _other_backend(backend, path, arguments, batch_size)) for name, path in paths.items())
-        return
+        return _other_backend(backend, spec, arguments, batch_size)
     from sdrrl_trl.engines.transformers import load_model
 
-    dtype = arguments.get("dtype", "auto")
-    loaded = base = None
-    for name, spec in paths.items():
-        path, strength = split_strength(spec)
-        if base is None or base_path(spec) != loaded:
-            base = model = None  # before the next one is loaded: there may be no room for two
-            loaded = base_path(spec)
-            base, base_tokenizer = load_model(loaded, dtype=dtype)
-        start = loaded if is_adapter(spec) else full_base
-        model, tokenizer = tune(base, base_tokenizer, path, strength, start, dtype)
-        check_template(tokenizer, spec, arguments)
-        yield name, wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
-        if is_adapter(spec):
-            base = model.unload() if only_adds(path) else None
-        elif strength is not None:
-            base = None
+    path, strength = split_strength(spec)
+    start, dtype = base_path(spec), arguments.get("dtype", "auto")
+    model, tokenizer = load_model(start, dtype=dtype)
+    model, tokenizer = tune(model, tokenizer, path, strength, start if is_adapter(spec) else full_base, dtype)
+    of_template = arguments.get("chat_template_args", {}) | {n: 0 for n in arguments if n == "enable_thinking"}
+    check_template_arguments(tokenizer, spec, of_template)
+    return wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
 
 
 def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
@@ -166,9 +175,11 @@ def _other_backend(backend: str, path: str, arguments: dict[str, Any], batch_siz
     hub.unreachable()  # for a tokenizer; before the library asks, again and again
     logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)  # its errors may hold the key
     try:
-        return get_model(backend).create_from_arg_obj(named | arguments, more)
+        lm = get_model(backend).create_from_arg_obj(named | arguments, more)
     except Exception as error:  # of any library
         raise SDRRLError(f"lm-eval cannot start the backend {backend!r}: {hub.explain(error) or error}") from error
+    fix_date(getattr(lm, "tokenizer", None))
+    return lm
 
 
 def processes() -> Any:

@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import re
-import time
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+from sdrrl_trl.hub import within
 from sdrrl_trl.languages import rates_of_language, script_share
 from sdrrl_trl.tasks.thoughts import without_thoughts
 
@@ -43,6 +43,8 @@ MAX_REPLY = 1_000_000  # bytes
 RETRIED = (408, 429, 500, 502, 503, 504)
 RETRIES = Retry(
     3,
+    connect=1,  # that a server is not there is to be told soon
+    read=0,
     status_forcelist=RETRIED,
     allowed_methods=None,
     backoff_factor=1,
@@ -139,27 +141,33 @@ def label_of(text):
 
 
 def ask_endpoint(question, answer):
+    """Label of an answer, or the reason if the endpoint fails, after `SDRRL_JUDGE_TIMEOUT` seconds at the latest."""
+    timeout = float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60"))
+    try:
+        return within(timeout, lambda: post(question, answer, timeout))
+    except TimeoutError:
+        return f"no answer within {timeout:g} s"
+
+
+def post(question, answer, timeout):
     """Label of an answer, or the reason if the endpoint fails."""
     url, model, key = setting("URL"), setting("MODEL"), os.environ.get("SDRRL_JUDGE_API_KEY")
     content = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     try:
-        timeout = float(os.environ.get("SDRRL_JUDGE_TIMEOUT", "60"))
         with requests.Session() as session:
             session.mount(url, HTTPAdapter(max_retries=RETRIES))
             response = session.post(
                 url.rstrip("/") + "/chat/completions",
                 json={"model": model, "messages": messages, "temperature": 0},
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=timeout,
+                timeout=(3, timeout),
                 allow_redirects=False,  # key and texts are for this server alone
                 stream=True,
             )
-            reply, end = b"", time.monotonic() + timeout
-            while piece := response.raw.read1(65_536, decode_content=True):
-                reply += piece
-                if len(reply) > MAX_REPLY or time.monotonic() > end:  # the other limit is for each piece
-                    return "a reply that is too long or slow"
+            reply = response.raw.read(MAX_REPLY + 1, decode_content=True)
+        if len(reply) > MAX_REPLY:
+            return "a reply that is too long"
         if response.status_code != 200:
             return f"HTTP {response.status_code}"
         return label_of(json.loads(reply)["choices"][0]["message"]["content"])

@@ -13,6 +13,7 @@ from trl import SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import global_then_local_main_first
 
+from sdrrl_trl.engines.chat import fix_date
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint, seal
 from sdrrl_trl.trainer.groups import (
     PROVENANCE_KEYS,
@@ -158,6 +159,7 @@ class SDRRLTrainer(SFTTrainer):
         return self.args.kl_coef > 0 or (self._watches_drift and not self.model.training)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        fix_date(processing_class)  # as the questions were asked when the data were made
         if not self._groups:
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         # `evaluate` on a dict prepares its data sets twice

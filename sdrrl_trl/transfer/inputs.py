@@ -10,6 +10,7 @@ from typing import Any
 
 from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.engines.chat import Chat
+from sdrrl_trl.engines.transformers import load_tokenizer
 from sdrrl_trl.render import render
 from sdrrl_trl.stages import check_options, recorded_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
@@ -20,7 +21,7 @@ from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
 from sdrrl_trl.transfer.seeds import Seeds
-from sdrrl_trl.transfer.select_engines import check_extra, make_chat
+from sdrrl_trl.transfer.select_engines import check_engine, make_chat
 from sdrrl_trl.transfer.shards import Stage
 from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, package_version, sha256
 
@@ -66,9 +67,9 @@ def check_inputs(
     """
     folder = Path(config.output_dir)
     if generator is None and config.answer_source != "reference":
-        check_extra(config.generator)
+        check_engine(config.generator)
     for target in config.target_languages if translator is None else ():
-        check_extra(config.translator_of(target)[0])
+        check_engine(config.translator_of(target)[0])
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
@@ -181,6 +182,9 @@ def preview(
     """
     from sdrrl_trl.plan import check_generator, check_translators
 
+    tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
+    if is_address(config.generator) and Path(model).is_dir():  # a server's name for it can also be any
+        tokenizer = load_tokenizer(model)
     own = config.answer_source != "reference"
     return render(
         "transfer_preview.txt",
@@ -189,6 +193,6 @@ def preview(
         n_tokens=len(inputs.seeds) * config.max_new_tokens if own else 0,
         generator=generator.describe()["engine"] if generator else own and check_generator(config, len(inputs.seeds)),
         translators={} if translator else check_translators(config),
-        fertilities=fertilities(inputs.chat, inputs.seeds, config) if inputs.chat else {},
+        fertilities=fertilities(tokenizer, inputs.seeds, config) if tokenizer else {},
         max_length=MAX_LENGTH,
     )

@@ -28,9 +28,11 @@ EXTRAS = {
 }  # those of engines named as their package
 
 
-def check_extra(engine: str) -> None:
-    """Raises [`SDRRLError`] if an engine is not installed."""
-    if engine in EXTRAS:
+def check_engine(engine: str) -> None:
+    """Raises [`SDRRLError`] if an engine is not installed, or a server not there."""
+    if is_address(engine):
+        EndpointGenerator(engine, "", Sampling())
+    elif engine in EXTRAS:
         require(engine, EXTRAS[engine], f"The engine `{engine}`")
 
 
