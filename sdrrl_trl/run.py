@@ -2,7 +2,6 @@
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,20 @@ from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 SECTIONS = {"build": "transfer_set", "train": "model", "evaluate": "evaluation", "report": "report"}
 
 
-def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+def run(
+    config: dict[str, Any],
+    config_folder: Path,
+    output_dir: Path,
+    overwrite_stage: str | None = None,
+    dry_run: bool = False,
+) -> Path:
     """
     Runs the whole chain, or goes on where an interrupted run stopped. All options and inputs are checked first.
 
     Args:
         config (`dict[str, Any]`):
-            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name; `recipe`, that of
-            build and train; and `minutes`, which each stage once took, to say how long it will take here. What one
-            stage hands to the next (folders, the model's name) is filled in.
+            Options of the commands `build`, `train`, `evaluate` and `report`, each under its name, and `recipe`, that
+            of build and train. What one stage hands to the next (folders, the model's name) is filled in.
         config_folder (`Path`):
             Folder that relative paths of `seeds`, `parallel` and `lexicon` start from.
         output_dir (`Path`):
@@ -31,6 +35,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         overwrite_stage (`str`, *optional*):
             Stage to do again: one of the build (`STAGES`), `"train"` or `"evaluate"`. Those that follow it are done
             again, too.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check all, and only print what each stage takes.
 
     Returns:
         `Path`: the report.
@@ -41,9 +47,10 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from trl import ModelConfig
 
     from sdrrl_trl.cli import parse
-    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_held_out_tasks
     from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
+    from sdrrl_trl.plan import plan_run
     from sdrrl_trl.trainer.groups import check_anchors
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
@@ -63,9 +70,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         answered_in = {source} if kinds & {"source", "target_to_source", "code_switch", "translation"} else set()
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
         check_anchors([source if language == "source" else language for language in anchors], answered_in)
-    check_inputs(build_config)
+    inputs = check_inputs(build_config)
     names = [name for name in evaluation_config.tasks if not is_held_out(name)]
-    select(names, evaluation_config.languages, evaluation_config.skip_missing)
+    tasks = select(names, evaluation_config.languages, evaluation_config.skip_missing)
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
@@ -73,41 +80,30 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
-    begin = partial(_begin, output_dir=output_dir, minutes=config.get("minutes") or {})
-    begin("build")
+    if dry_run:
+        print(plan_run(build_config, inputs, train_configs[1], evaluation_config, tasks))
+        return output_dir
+    _begin("build")
     build_transfer_set(build_config)
-    begin("train")
+    load_held_out_tasks(evaluation_config)  # what the set does not hold is told before the training
+    _begin("train")
     # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
     # next run refuses a model of another transfer set
     if overwrite_stage in (*STAGES, "train"):
         _clear(Path(sections["train"]["output_dir"]), "train")
     train(*train_configs)
-    begin("evaluate")
+    _begin("evaluate")
     if overwrite_stage:
         _clear(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
-    begin("report")
-    seconds = [_seconds(output_dir, stage) for stage in SECTIONS]
-    return report(report_config, {part: n for stage in seconds for part, n in stage.items()})
+    _begin("report")
+    files = [path for name in SECTIONS.values() if (path := output_dir / name / "timings.json").exists()]
+    return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
 
 
-def _seconds(output_dir: Path, stage: str) -> dict[str, float]:
-    """What the parts of a stage have taken so far, in seconds."""
-    file = output_dir / SECTIONS[stage] / "timings.json"
-    return read_json(file) if file.exists() else {}
-
-
-def _begin(stage: str, output_dir: Path, minutes: dict[str, float]) -> None:
-    """Says which stage begins, and about how long it will take, if its minutes are given and none of it is done."""
-    before = [*SECTIONS][: [*SECTIONS].index(stage)]
-    line = f"{len(before) + 1}/{len(SECTIONS)} {stage}"
-    if stage in minutes and not _seconds(output_dir, stage):
-        # They are of another machine: how fast this one is, the stages before have shown
-        given = sum(60 * minutes[name] for name in before if name in minutes)
-        taken = sum(n for name in before if name in minutes for n in _seconds(output_dir, name).values())
-        expected = minutes[stage] * (taken / given if given else 1)
-        line += f", about {expected:.0f} min" if expected >= 1 else ", less than a minute"
-    print(line, file=sys.stderr, flush=True)
+def _begin(stage: str) -> None:
+    """Says which stage begins; how long it takes, it says itself."""
+    print(f"{[*SECTIONS].index(stage) + 1}/{len(SECTIONS)} {stage}", file=sys.stderr, flush=True)
 
 
 def _clear(folder: Path, stage: str) -> None:
@@ -117,16 +113,13 @@ def _clear(folder: Path, stage: str) -> None:
 
 def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> dict[str, dict[str, Any]]:
     """The sections of a run with what follows from the others."""
-    known = (*SECTIONS, "recipe", "minutes")
+    known = (*SECTIONS, "recipe")
     unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
         raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(known)}.")
-    for name in (*SECTIONS, "minutes"):
+    for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
-    minutes = config.get("minutes") or {}
-    if not all(isinstance(value, int | float) for value in minutes.values()):
-        raise SDRRLError(f"`minutes` must be numbers, got {minutes!r}.")
     sections = {name: dict(config.get(name) or {}) for name in SECTIONS}
     for name in ("build", "train") if "recipe" in config else ():
         sections[name] = {"recipe": config["recipe"]} | sections[name]
@@ -194,8 +187,6 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
 
         model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
-    else:  # how long that takes is not known
-        config.pop("minutes", None)
     config["build"]["model_name_or_path"] = model
     return run(config, folder, output_dir, overwrite_stage)
 

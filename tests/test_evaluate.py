@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdrrl_trl import EvaluationConfig, SDRRLError, evaluate
 from sdrrl_trl.engines import transformers
 from sdrrl_trl.evaluation import evaluate as module
-from sdrrl_trl.evaluation.evaluate import _load_tasks
+from sdrrl_trl.evaluation.evaluate import load_held_out_tasks
 from sdrrl_trl.evaluation.heldout import load_held_out, whole_conversation
 from sdrrl_trl.evaluation.models import load_models, processes, wrap
 from sdrrl_trl.evaluation.outputs import load
@@ -410,12 +410,12 @@ def test_held_out_sentences_are_scored_by_themselves(tiny_model, transfer_set, e
 
 
 def test_a_form_of_held_out_tasks_can_be_named_alone(options, tmp_path):
-    found = _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_text", "sdrrl_heldout_bpb_pt"]))
+    found = load_held_out_tasks(options(tmp_path, tasks=["sdrrl_heldout_text", "sdrrl_heldout_bpb_pt"]))
     assert sorted(found) == ["sdrrl_heldout_bpb_pt", "sdrrl_heldout_text_en", "sdrrl_heldout_text_pt"]
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout_txt'.*sdrrl_heldout_text_en"):
-        _load_tasks(options(tmp_path, tasks=["sdrrl_heldout_txt"]))
+        load_held_out_tasks(options(tmp_path, tasks=["sdrrl_heldout_txt"]))
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_heldout' in th"):
-        _load_tasks(options(tmp_path, languages=["th"]))
+        load_held_out_tasks(options(tmp_path, languages=["th"]))
 
 
 def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):

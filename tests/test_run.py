@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from peft import get_peft_model
 from test_trainer import LORA
 from transformers import AutoModelForCausalLM
 
-from sdrrl_trl.run import _begin, demo, run
+from sdrrl_trl.run import demo, run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
-from sdrrl_trl.utils import SDRRLError, fingerprint, locked, write_json
+from sdrrl_trl.utils import SDRRLError, fingerprint, locked
 
 
 @pytest.fixture
@@ -64,13 +63,18 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     (tmp_path / "train").mkdir()  # what lies beside the configuration is no split
     run_config["recipe"] = "anchored"
     path = run(run_config, tmp_path, tmp_path / "out")
-    stages = [line for line in capsys.readouterr().err.splitlines() if re.match("[0-9]/4 ", line)]
-    assert stages == ["1/4 build", "2/4 train", "3/4 evaluate", "4/4 report"]
+    said = capsys.readouterr().err
+    for expected in (  # each stage with its estimate, before it starts
+        r"1/4 build\nanswer: at most 384 tokens; .*at least \d+ s.*\n(.*\n)*answer: 24/24",
+        r"2/4 train\n(.*\n)*train: [\d,]+ tokens, at least \d+ s\n(.*\n)*train: 5/",
+        r"3/4 evaluate\n(.*\n)*evaluate: 6 tasks, .*\n  base: .*at least \d+ s\n(.*\n)*evaluate: 12/12",
+    ):
+        assert re.search(expected, said), expected
     assert path == tmp_path / "out" / "report" / "report.md"
     content = json.loads((path.parent / "report.json").read_text())
     (bpb,) = [row for row in content["rows"] if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
-    assert {answer["n"] for answer in content["answers"]} == {6}  # of sentences there are likelihoods alone
+    assert {answer["n"] for answer in content["answers"]} <= {5, 6}  # of sentences there are likelihoods alone
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
     assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
     options = json.loads((tmp_path / "out" / "model" / "options.json").read_text())["options"]
@@ -88,18 +92,6 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
     run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
-
-
-def test_a_stage_says_how_long_it_will_take_on_this_machine(tmp_path, capsys):
-    begin = partial(_begin, output_dir=tmp_path, minutes={"build": 1, "train": 3, "report": 0.1})
-    begin("build")
-    write_json(tmp_path / "transfer_set" / "timings.json", {"answer": 100.0, "mix": 20.0})  # half as fast
-    begin("train")
-    write_json(tmp_path / "model" / "timings.json", {"train": 100.0})
-    for stage in ("train", "evaluate", "report"):  # begun before, not known, short
-        begin(stage)
-    expected = "1/4 build, about 1 min|2/4 train, about 6 min|2/4 train|3/4 evaluate|4/4 report, less than a minute"
-    assert capsys.readouterr().err.splitlines() == expected.split("|")
 
 
 @pytest.mark.parametrize("full", [False, True])

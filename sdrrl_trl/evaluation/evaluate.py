@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import check_server, load_models, parse_arguments, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import base_path, check_between, check_strength, is_adapter, split_strength
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
 from sdrrl_trl.transfer.publish import load_manifest
@@ -69,6 +70,8 @@ class EvaluationConfig:
             Ask through the model's chat template.
         skip_missing (`bool`, *optional*, defaults to `False`):
             Leave out tasks that cannot be loaded, and print which and why. Default: they are an error.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, and only show what would be asked and how long it may take.
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
@@ -82,6 +85,7 @@ class EvaluationConfig:
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
+    dry_run: bool = field(default=False, metadata={"help": "Only show what would be asked, and the time it takes."})
 
     def __post_init__(self):
         for model in self.models:
@@ -137,17 +141,26 @@ def evaluate(config: EvaluationConfig) -> Path:
 
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
+            if split_strength(path)[1] is not None:
+                check_between(path, base_path(path) if is_adapter(path) else config.model_paths["base"])
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
-    tasks = _load_tasks(config)
+    tasks = select([n for n in config.tasks if not is_held_out(n)], config.languages, config.skip_missing)
+    tasks |= load_held_out_tasks(config)
     # Models and tasks may come later; those that are there already must still be the same
     now = {"models": models, "data": {name: _hash_of_data(task, config.limit) for name, task in tasks.items()}}
     recorded = recorded_options(folder, "evaluate") or now
     together = {part: recorded[part] | now[part] for part in now}
     compared = {part: {name: together[part][name] for name in recorded[part]} for part in now}
     check_options(folder, options | compared, "evaluate")
+    system_prompt = options["system_prompt"]
+    if config.dry_run:
+        from sdrrl_trl.plan import plan_evaluation
+
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt))
+        return folder
     state = processes()
     # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
@@ -158,7 +171,7 @@ def evaluate(config: EvaluationConfig) -> Path:
                 shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
-            _run(config, tasks, transfer_set["options"]["system_prompt"] if transfer_set else None)
+            _run(config, tasks, system_prompt)
     state.wait_for_everyone()
     return folder
 
@@ -189,10 +202,15 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     return options
 
 
-def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    tasks = select([name for name in config.tasks if not is_held_out(name)], config.languages)
-    names = list(filter(is_held_out, config.tasks))
-    if not names:
+def load_held_out_tasks(config: EvaluationConfig) -> dict[str, Any]:
+    """
+    The tasks of a configuration that are made of its transfer set.
+
+    Raises:
+        `SDRRLError`: for a name without a task there, in the languages of the configuration.
+    """
+    tasks: dict[str, Any] = {}
+    if not (names := list(filter(is_held_out, config.tasks))):
         return tasks
     wanted = {get_language(language).tag for language in config.languages or ()}
     # Made here and now: their data are a file of the user's
@@ -209,10 +227,14 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
 
 def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | None) -> None:
     """Evaluates what is not finished, chunk by chunk."""
+    from sdrrl_trl.plan import plan_evaluation
+
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
     prepare_tasks(tasks, config.limit, state.num_processes)
+    if state.is_main_process and all(names == set(tasks) for names in left.values()):
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt), file=sys.stderr, flush=True)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = {name: path for name, path in config.model_paths.items() if left[name]}
