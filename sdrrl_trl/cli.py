@@ -298,10 +298,14 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
+    parser.add_argument("--full", action="store_true", help="more records, and what the models write: half an hour")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.run import demo
+    from sdrrl_trl.render import render
+    from sdrrl_trl.run import demo, demo_dir
 
-    _print_report(demo(options.model, Path(options.output_dir), options.overwrite_stage))
+    folder = Path(options.output_dir)
+    _print_report(demo(options.model, folder, options.overwrite_stage, options.full))
+    print(render("demo_next.txt.jinja", folder=folder, config=demo_dir() / "config.yaml"))
 
 
 def _tasks(arguments: list[str]) -> None:

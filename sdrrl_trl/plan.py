@@ -3,10 +3,13 @@
 import time
 from collections import Counter
 from functools import cache
+from statistics import mean
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
+from trl import SFTTrainer
 
 from sdrrl_trl import hub
 from sdrrl_trl.engines.seq2seq import TranslationModel
@@ -62,6 +65,20 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     seconds *= on_meta(base_path(model)).num_parameters()
     unit, size = ("h", 3600) if seconds > 7200 else ("min", 60) if seconds > 120 else ("s", 1)
     return f"at least {seconds / size:.0f} {unit}"
+
+
+def plan_training(trainer: SFTTrainer, model: str) -> str:
+    """Tokens and time of a training of a model, of which the path or hub id is given, that is about to begin."""
+    args, data = trainer.args, trainer.train_dataset
+    n_rows = len(data) * args.num_train_epochs
+    if args.max_steps > 0:
+        n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
+    # Forwards, and backwards to the hidden states; to the weights, unless those are frozen; the initial model forwards
+    passes = (2 if isinstance(trainer.model, PeftModel) else 3) + (args.kl_coef > 0)
+    dtype = "bfloat16" if args.bf16 else "float32"
+    expected = duration(model, passes * n_tokens / args.world_size, 0, 1, dtype)
+    return f"train: {n_tokens:,.0f} tokens, {expected}"
 
 
 def check_generator(config: TransferConfig, n_questions: int) -> str:

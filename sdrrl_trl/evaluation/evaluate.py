@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -244,10 +245,14 @@ def load_held_out_tasks(config: EvaluationConfig) -> dict[str, Any]:
 
 def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | None) -> None:
     """Evaluates what is not finished, chunk by chunk."""
+    from sdrrl_trl.plan import plan_evaluation
+
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
     prepare_tasks(tasks, config.limit, state.num_processes, config.generation)
+    if state.is_main_process and all(names == set(tasks) for names in left.values()):
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt), file=sys.stderr, flush=True)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = config.model_paths

@@ -32,6 +32,7 @@ from sdrrl_trl.engines.chat import find_ends
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, put_adapter_on
+from sdrrl_trl.plan import plan_training
 from sdrrl_trl.stages import check_options, files_in, write_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -107,8 +108,8 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         checkpoint = last_complete_checkpoint(folder)
         if is_main:
             write_options(folder, options, "train", _WRITTEN)
-            if checkpoint is not None:
-                print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
+            step = checkpoint and f"train: goes on from step {checkpoint.rpartition('-')[2]}"
+            print(step or plan_training(trainer, model_args.model_name_or_path), file=sys.stderr, flush=True)
         if checkpoint is not None:
             state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
             if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to
