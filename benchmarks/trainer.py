@@ -28,7 +28,7 @@ KINDS = [
 ]
 
 
-def rows(n):
+def rows(n, times=5):
     from datasets import Dataset
 
     text = "the sky looks blue because air scatters blue light more than red light "
@@ -36,7 +36,7 @@ def rows(n):
         [
             {
                 "prompt": [{"role": "user", "content": f"Why is the sky blue, number {i}?"}],
-                "completion": [{"role": "assistant", "content": text * (1 + 7 * i % 5)}],
+                "completion": [{"role": "assistant", "content": text * (1 + 7 * i % times)}],
                 "kind": KINDS[i % 4][0],
                 "question_language": KINDS[i % 4][1],
                 "answer_language": KINDS[i % 4][2],

@@ -29,10 +29,8 @@ from sdrrl_trl.trainer.teacher import add_distillation, base_of, teacher_states
 def one_language_a_rank() -> Dataset:
     """With two processes, each step gives one of them rows of only one answer language."""
     data = rows()
-    order = [i for pair in zip(range(0, 16, 2), range(1, 16, 2), strict=True) for i in pair]
-    english = [i for i in order if data[i]["answer_language"] == "en"]
-    portuguese = [i for i in order if data[i]["answer_language"] == "pt"]
-    return data.select([i for k in range(0, 8, 4) for i in (*english[k : k + 4], *portuguese[k : k + 4])])
+    english, portuguese = ([i for i in range(16) if data[i]["answer_language"] == name] for name in ("en", "pt"))
+    return data.select([*english[:4], *portuguese[:4], *english[4:], *portuguese[4:]])
 
 
 ALTERNATING = {"dataset": one_language_a_rank, "train_sampling_strategy": "sequential"}

@@ -32,71 +32,57 @@ def logged(trainer, name):
     return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
 
 
+def state(trainer):
+    """All that a training changes, or lm-eval might."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    return {
+        "random": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
+        "modes": [(name, module.training) for name, module in model.named_modules()],
+        "trainable": [(n, p.requires_grad) for n, p in model.named_parameters(remove_duplicate=False)],
+        "configuration": (model.is_gradient_checkpointing, model.generation_config.to_dict()),
+        "tokenizer": (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.special_tokens_map),
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        # Not only the losses: TRL and transformers forget what they have gathered when something else is logged
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+HEAD = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"cls": SFTTrainer},
-        {"cls": SFTTrainer, "gradient_checkpointing": False, "peft_config": LoraConfig(lora_dropout=0.3)},
+        {"cls": SFTTrainer, "gradient_checkpointing": False, "peft_config": HEAD},
         {"kl_coef": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
         {"packing": True, "max_length": 128, "peft_config": LoraConfig(lora_dropout=0.3)},
     ],
 )
-def test_a_run_with_lm_eval_is_bit_for_bit_the_run_without(benchmarks, tiny_model, tmp_path, options):
+def test_a_run_with_lm_eval_is_bit_for_bit_the_run_without(benchmarks, tmp_path, options):
+    """In what it learns and logs, and in the state that it leaves, random numbers among it."""
+    make_tiny_model(tmp_path / "model", tie_word_embeddings=True)
     dropout = {"model_init_kwargs": {"attention_dropout": 0.2}}  # so that a changed random state changes the losses
-    runs = []
+    runs, ends = [], []
     for watched in (False, True):
-        trainer = make(tiny_model, tmp_path, **{**STEPS, **dropout, **options})
+        trainer = make(str(tmp_path / "model"), tmp_path, **{**STEPS, **dropout, **options})
+        next(trainer.model.children()).register_forward_pre_hook(draw)
         if watched:
-            trainer.add_callback(LMEvalCallback(trainer, TASKS, limit=2))
+            trainer.add_callback(LMEvalCallback(trainer, [*TASKS, "sdrrl_xnli_gen_en"], limit=2))
         trainer.train()
         runs.append(trainer)
+        ends.append(state(trainer))
     for p, q in zip(*(trainer.model.parameters() for trainer in runs), strict=True):
         assert torch.equal(p, q)
-    # Not only the losses: TRL and transformers forget what they have gathered when something else is logged
-    entries = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in runs]
-    assert [entry["step"] for entry in entries[0]] == [2, 4]
-    assert entries[0] == entries[1]
+    for name in ends[0]:
+        assert ends[0][name] == ends[1][name], name
+    assert [entry["step"] for entry in ends[0]["log"]] == [2, 4]
     assert list(logged(runs[1], "lm_eval/xnli_en/acc")) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("tasks", [TASKS, ["sdrrl_xnli_gen_en"]])
-@pytest.mark.parametrize("training", ["full", "lora"])
-def test_everything_is_afterwards_as_before(benchmarks, tmp_path, tasks, training):
-    make_tiny_model(tmp_path / "model", tie_word_embeddings=True)
-    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]) if training == "lora" else None
-    trainer = make(str(tmp_path / "model"), tmp_path, cls=SFTTrainer, peft_config=lora, **STEPS | {"max_steps": 1})
-    callback = LMEvalCallback(trainer, tasks, limit=2)
-    trainer.add_callback(callback)
-    trainer.train()
-    model, tokenizer = trainer.model, trainer.processing_class
-    model.train()
-    next(model.children()).eval()  # modes are not all the same
-
-    def draw(*_):  # as tasks with sampling or random examples do
-        random.random(), np.random.rand(), torch.rand(1)
-
-    model.get_output_embeddings().register_forward_pre_hook(draw)
-
-    def everything():
-        return {
-            "random": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
-            "modes": [(name, module.training) for name, module in model.named_modules()],
-            "parameters": [(n, id(p), p.requires_grad) for n, p in model.named_parameters(remove_duplicate=False)],
-            "checkpointing": model.is_gradient_checkpointing,
-            "configuration": (model.config.to_dict(), model.generation_config.to_dict()),
-            "tokenizer": (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.special_tokens_map),
-            "hooks": [len(module._forward_hooks) for module in model.modules()],
-            "control": vars(trainer.control).copy(),
-            "gradients": torch.is_grad_enabled(),
-        }
-
-    for should_log in (False, True):
-        trainer.control.should_log = should_log
-        before = everything()
-        callback._evaluate()
-        after = everything()
-        for name in before:
-            assert after[name] == before[name], name
+def draw(*_):
+    """Random numbers where tasks with sampling or random examples draw them."""
+    random.random(), np.random.rand(), torch.rand(1)
 
 
 def test_the_scores_are_those_of_lm_eval_on_the_saved_model(benchmarks, tiny_model, tmp_path):

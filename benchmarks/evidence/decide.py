@@ -97,9 +97,9 @@ def best_runs() -> list[Run]:
     return [Run("smollm2", arm, better_rate(arm), CONFIG["stage_1"]["seed"]) for arm in arms]
 
 
-def dev_scores(run: Run) -> tuple[float, float]:
+def dev_scores(run: Run, part: str = "dev") -> tuple[float, float]:
     """The dev composite (mean log ratio of bits per byte to the initial model's; lower is better), and the drift."""
-    base, found = read(Run(run.model, "base"), "dev")["likelihoods"], read(run, "dev")
+    base, found = read(Run(run.model, "base"), "dev")["likelihoods"], read(run, part)
     ratios = [np.log(nats(found["likelihoods"][name]) / nats(base[name])) for name in DEV]
     n_bytes, lost = np.sum(found["drift"], axis=0)
     return float(np.mean(ratios)), float(lost / n_bytes / math.log(2))

@@ -13,7 +13,8 @@ Rows = list[tuple[str, list[str]]]  # a context, and texts that may follow it
 @torch.inference_mode()
 def log_likelihoods(model, tokenizer, rows: Rows, temperatures: tuple[float, ...] = (1.0,)) -> list[list[float]]:
     """In nats, of each text of each row in turn, at each temperature (the logits are divided by it)."""
-    found = torch.zeros(sum(len(texts) for _, texts in rows), len(temperatures), dtype=torch.float64)
+    n_texts = sum(len(texts) for _, texts in rows)
+    found = torch.zeros(n_texts, len(temperatures), dtype=torch.float64, device=model.device)
     for owners, labels, (logits,) in _logits([model], tokenizer, rows):
         for column, temperature in enumerate(temperatures):
             chosen = (logits / temperature).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
@@ -24,7 +25,7 @@ def log_likelihoods(model, tokenizer, rows: Rows, temperatures: tuple[float, ...
 @torch.inference_mode()
 def divergence(initial, model, tokenizer, rows: Rows) -> list[float]:
     """Sum over the tokens of each text of KL(initial || model) of the next token, in nats."""
-    found = torch.zeros(sum(len(texts) for _, texts in rows), dtype=torch.float64)
+    found = torch.zeros(sum(len(texts) for _, texts in rows), dtype=torch.float64, device=model.device)
     for owners, _, logits in _logits([initial, model], tokenizer, rows):
         log_p, log_q = (each.log_softmax(-1) for each in logits)
         found.index_add_(0, owners, (log_p.exp() * (log_p - log_q)).sum(-1).double())
@@ -42,9 +43,10 @@ def _logits(models: list, tokenizer, rows: Rows) -> Iterator[tuple[torch.Tensor,
         encoded.append((first, ids))
         first += len(texts)
     for batch in _batches(encoded):
-        ids, segments, positions, (places, owners, labels) = _lay_out(batch)
+        ids, segments, positions, *of_tokens = (part.to(models[0].device) for part in _lay_out(batch))
+        places, owners, labels = of_tokens
         # A text sees the context and itself, not the other texts of its row
-        before = torch.arange(ids.shape[1])
+        before = torch.arange(ids.shape[1], device=ids.device)
         visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
         mask = (visible & (before[None, :] <= before[:, None]))[:, None]
         states = [
@@ -72,7 +74,7 @@ def _batches(encoded: list) -> Iterator[list]:
         yield batch
 
 
-def _lay_out(batch: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+def _lay_out(batch: list) -> tuple[torch.Tensor, ...]:
     """
     A batch as tensors `(rows, longest)`: tokens; the text that each belongs to, 0 for the context and -1 for padding;
     positions, as if each text alone followed the context. Then, of each token of the texts, where in the flattened
@@ -93,4 +95,4 @@ def _lay_out(batch: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tup
                 before = [row + len(context) - 1, *range(row + start, row + end - 1)]
                 of_tokens += [(place, first + segment - 1, token) for place, token in zip(before, tokens, strict=True)]
             start = end
-    return ids, segments, positions, tuple(map(torch.tensor, zip(*of_tokens, strict=True)))
+    return ids, segments, positions, *map(torch.tensor, zip(*of_tokens, strict=True))

@@ -47,7 +47,8 @@ def measure_run(run: decide.Run, part: str) -> None:
     """Trains a run, or goes on with it, and measures it: part `gate`, `dev` or `test`."""
     folder = WORK / run.model / "runs" / run.name
     with locked(folder):
-        facts = {"run": run.name, "commit": _commit(), "threads": torch.get_num_threads()}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        facts = {"run": run.name, "commit": _commit(), "device": device, "threads": torch.get_num_threads()}
         facts["versions"] = {name: version(name) for name in PACKAGES}
         facts["pool"] = data.pool_hash(run.model)
         adapter = None if run.arm == "base" else train(folder, run, facts)
@@ -100,7 +101,7 @@ def config_of(folder: Path, run: decide.Run, size: int) -> SDRRLConfig:
         kl_coef=options["kl_coef"],
         anchor_languages=options["anchor_languages"],
         seed=run.seed,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
         model_init_kwargs={"dtype": "float32", "attn_implementation": "row_by_row"},

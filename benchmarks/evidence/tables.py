@@ -39,6 +39,13 @@ OTHERS = {
     "W repetitive, %": ("texts/repetitive", 100),
     "W characters": ("texts/characters", 1),
 }
+# Of single runs on the test items, all with the seed of stage 1: what each pair tells apart
+PAIRS = {
+    "sampled answers and an anchor": ("anchored", "paper"),
+    "own answers": ("target_sampled", "t_sft"),
+    "the anchor and English questions": ("anchored", "target_sampled"),
+    "the anchor and fewer kinds": ("anchored", "sampled"),
+}
 NOT_YET = "Not measured yet."
 
 
@@ -90,21 +97,40 @@ def stage_1_table() -> str:
     return table(["arm, rate", "composite, %", "drift", *texts, "tokens", "supervised", "seconds"], rows)
 
 
-def stage_2_table(model: str) -> str:
-    """The initial model, T-SFT, the winner, and the difference of the last two with both intervals."""
+def strengths_table() -> str:
+    """Runs of which a part of the change was added to the weights, on the dev items. No part of the plan."""
+    rows = []
+    for run in decide.stage_1():
+        files = decide.result_file(run, "dev").parent.glob(f"{run.name}.dev@*.json")
+        parts = [file.name.removeprefix(f"{run.name}.").removesuffix(".json") for file in sorted(files)]
+        for part in [*parts, "dev"] if parts else []:
+            composite, drift = decide.dev_scores(run, part)
+            strength = part.partition("@")[2] or "1"
+            rows.append([f"{run.arm}, {run.rate:g}", strength, f"{100 * composite:+.2f}", f"{drift:.4f}"])
+    return table(["arm, rate", "strength", "composite, %", "drift"], rows) if rows else NOT_YET
+
+
+def stage_2_table(model: str, short: bool = False) -> str:
+    """
+    The initial model, T-SFT, the winner, and the difference of the last two with both intervals; in `short`, of the
+    measures that decide.
+    """
     base, ours, theirs = [Run(model, "base")], *contestants(model)
     if not (ours and theirs):
         return NOT_YET
     rows = []
-    for prefix, fitted in (("", False), ("D, ", True)):
+    for prefix, fitted in (("", False),) if short else (("", False), ("D, ", True)):
         for name, measure in BITS.items():
             cells = [f"{score(runs, measure, fitted):.4f}" for runs in (base, theirs, ours)]
             found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
-            rows.append([prefix + name, *cells, *_intervals(found, 100, " %")])
+            shown = name.partition(" ")[2] if short else prefix + name
+            rows.append([shown, *cells, *_intervals(found, 100, " %")])
     for name, (measure, factor) in OTHERS.items():
+        if short and measure not in ("drift", "stories", "inferences"):
+            continue
         cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), decide.same)
-        rows.append([name, *cells, *_intervals(found, factor)])
+        rows.append([name.partition(" ")[2] if short else name, *cells, *_intervals(found, factor)])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
 
@@ -140,6 +166,23 @@ def arms_table() -> str:
     return table(["measure", *(f"{run.arm}, {run.rate:g}" for run in runs)], rows)
 
 
+def pairs_table() -> str:
+    """Differences of two arms, of a seed each, with 95 % intervals over the items."""
+    runs = {run.arm: [run] for run in decide.best_runs()} if _tested("smollm2") else {}
+    rows = []
+    for what, (a, b) in PAIRS.items() if runs else ():
+        cells = [f"{what}: {a} against {b}"]
+        for measures, scale, factor in (
+            (decide.T, np.log, 100),
+            (decide.SOURCE, np.log, 100),
+            (("drift",), decide.same, 1),
+        ):
+            delta, items, _ = _intervals(decide.contrast(runs[a], runs[b], measures, scale), factor)
+            cells.append(f"{delta} ({items})")
+        rows.append(cells)
+    return table(["what it tells", "T, Portuguese, %", "S3, English, %", "drift"], rows) if rows else NOT_YET
+
+
 def decision_table(model: str) -> str:
     ours, theirs = contestants(model)
     control = next(run for run in decide.stage_1() if run.arm == "positive_control")
@@ -158,7 +201,10 @@ def blocks() -> dict[str, str]:
         "gate": gate_table("smollm2"),
         "stage 1": stage_1_table(),
         "stage 2": stage_2_table("smollm2"),
+        "short": stage_2_table("smollm2", short=True),
         "arms": arms_table(),
+        "pairs": pairs_table(),
+        "strengths": strengths_table(),
         "decision": decision_table("smollm2"),
         "second model": stage_2_table("qwen"),
     }

@@ -224,7 +224,7 @@ class TransformersGenerator:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = {self._cache_name: DynamicCache(config=self.model.config)} if self._cache_name else {}
         start = ids.shape[1]
-        generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
+        generators = [torch.Generator(self.model.device).manual_seed(seeds[i]) for i in batch]
         answers: dict[int, Generation] = {}
         rows = list(range(len(batch)))  # those that are still in the batch
         while True:
@@ -277,7 +277,8 @@ class _Sampler(LogitsProcessor):
         scores = scores.float() / self.sampling.temperature
         if self.sampling.top_p < 1:  # at 1 it would only sort the vocabulary
             scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
-        # On the CPU, whose random numbers are the same everywhere. In float32 they let tokens less likely than 6e-8
-        # come more rarely than they should, which is not worth twice the time
-        noise = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
-        return scores - (-noise.clamp(min=1e-20).log()).log().to(scores.device)
+        # Made where they are used: from the CPU, one for each row and token of the vocabulary would be sent to the GPU
+        # at every step. In float32 they let tokens less likely than 6e-8 come more rarely than they should
+        size, device = scores.shape[-1], scores.device
+        noise = torch.stack([torch.rand(size, generator=generator, device=device) for generator in self.generators])
+        return scores - (-noise.clamp(min=1e-20).log()).log()

@@ -19,7 +19,7 @@ from sdrrl_trl.evaluation.ask import ask, prepare_tasks
 from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
-from sdrrl_trl.trainer.teacher import evaluation_mode
+from sdrrl_trl.trainer.teacher import base_of, evaluation_mode
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -131,20 +131,19 @@ class LMEvalCallback(TrainerCallback):
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
     """`lm_eval/<task>/<metric>`, with the name of the filter behind it if there is one."""
-    scores = {}
-    for task, values in result["results"].items():
-        for key, value in values.items():
-            metric, _, filter_name = key.partition(",")
-            if filter_name and not metric.endswith("_stderr") and isinstance(value, int | float):
-                name = f"lm_eval/{task}/{metric}" + ("" if filter_name == "none" else f"_{filter_name}")
-                scores[name] = float(value)
-    return scores
+    return {
+        f"lm_eval/{task}/{key.removesuffix(',none').replace(',', '_')}": float(value)
+        for task, values in result["results"].items()
+        for key, value in values.items()
+        if "," in key and "_stderr," not in key and isinstance(value, int | float)
+    }
 
 
 @contextmanager
 def _undisturbed(trainer: SFTTrainer) -> Iterator[None]:
-    """Model in evaluation mode, no gradients; random states and each module's mode are afterwards as before."""
-    device = trainer.accelerator.device
+    """Model in evaluation mode, no gradients; random states, modes, ends of answers are afterwards as before."""
+    device, model = trainer.accelerator.device, base_of(trainer.model)
+    generation_config = copy.deepcopy(model.generation_config)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with (
@@ -157,6 +156,7 @@ def _undisturbed(trainer: SFTTrainer) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        model.generation_config = generation_config
 
 
 class ForgettingCallback(TrainerCallback):

@@ -231,6 +231,5 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
 
 
 def _without(end: list[int], labels: list[int]) -> list[int]:
-    """Labels without those of the end of turn, of which a row cut to `max_length` may have lost some or all."""
-    n = next((n for n in range(len(end), 0, -1) if labels[-n:] == end[:n]), 0)
-    return [*labels[: len(labels) - n], *[-100] * n]
+    """Labels without those of the end of turn, which a row of a stream may have lost to `max_length`."""
+    return [*labels[: -len(end)], *[-100] * len(end)] if labels[-len(end) :] == end else labels

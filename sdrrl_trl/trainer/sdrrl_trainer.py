@@ -15,6 +15,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from sdrrl_trl.engines.chat import fix_date
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint, seal
+from sdrrl_trl.trainer.divergence import DistillationOutput
 from sdrrl_trl.trainer.groups import (
     PROVENANCE_KEYS,
     DataCollatorForSDRRL,
@@ -27,7 +28,7 @@ from sdrrl_trl.trainer.groups import (
 )
 from sdrrl_trl.trainer.model_card import model_card
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
-from sdrrl_trl.trainer.teacher import DistillationOutput, initial_model, prepare_teacher, teacher_states
+from sdrrl_trl.trainer.teacher import initial_model, prepare_teacher, teacher_states
 from sdrrl_trl.utils import SDRRLError, write_atomic
 
 
@@ -56,7 +57,7 @@ class SDRRLTrainer(SFTTrainer):
             A transfer set, or any data set that [`~trl.SFTTrainer`] takes.
         eval_dataset (`Dataset`, `IterableDataset` or `dict` of them, *optional*):
             Data to evaluate on; with a `dict`, each set has its own `eval_<key>_loss`.
-        *positional, **kwargs:
+        *rest, **kwargs:
             The other arguments of [`~trl.SFTTrainer`].
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             Frozen initial model, for `kl_coef` and [`ForgettingCallback`]. Not needed with PEFT, where the adapter is
@@ -90,7 +91,7 @@ class SDRRLTrainer(SFTTrainer):
         data_collator=None,
         train_dataset=None,
         eval_dataset=None,
-        *positional,
+        *rest,
         ref_model=None,
         **kwargs,
     ):
@@ -99,10 +100,9 @@ class SDRRLTrainer(SFTTrainer):
         if not isinstance(args, SDRRLConfig):  # as the parent takes any `TrainingArguments`
             hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
             args = SDRRLConfig(**args.to_dict() | hidden)
-        bound = inspect.signature(super().__init__).bind(
-            model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs
-        )
-        self._origin = (model, ref_model, bound.arguments.get("peft_config"))
+        given = (model, args, data_collator, train_dataset, eval_dataset, *rest)
+        peft_config = inspect.signature(super().__init__).bind(*given, **kwargs).arguments.get("peft_config")
+        self._origin = (model, ref_model, peft_config)
         if args.kl_coef:
             initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
@@ -117,7 +117,7 @@ class SDRRLTrainer(SFTTrainer):
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
 
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs)
+        super().__init__(*given, **kwargs)
 
         self._check_supported()
         if self._groups:
@@ -183,8 +183,7 @@ class SDRRLTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if self._groups:
-            missing = {"group_ids", "label_bytes"} - set(self._signature_columns)
-            self._signature_columns = [*self._signature_columns, *sorted(missing)]
+            self._signature_columns = [*dict.fromkeys([*self._signature_columns, "group_ids", "label_bytes"])]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._groups and not self._asks_teacher():
@@ -196,11 +195,10 @@ class SDRRLTrainer(SFTTrainer):
             # `SFTTrainer.compute_loss` only calls the model, so what it gets can be looked at, or be another loss
             if "fused_lm_head" not in model_inputs:  # the logits, for label smoothing or `return_outputs`
                 return model(**model_inputs)
-            if not self._asks_teacher():
-                found.append(model(**model_inputs))
-                return found[-1]
-            found.append(self._distill(model, model_inputs, provenance.get("group_ids")))
-            if not self.args.kl_coef:  # the divergence is only watched
+            asks = self._asks_teacher()
+            group_ids = provenance.get("group_ids")
+            found.append(self._distill(model, model_inputs, group_ids) if asks else model(**model_inputs))
+            if not self.args.kl_coef:  # the divergence is only watched, if that
                 return found[-1]
             # Its loss is `-log_probs`, summed, normalised, scaled. With the sum of both losses in their place, all of
             # that stays its business: accumulation, processes, tensor parallelism. It reads them for nothing else
@@ -254,23 +252,20 @@ class SDRRLTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _group_metrics(self, sums: torch.Tensor) -> dict[str, float]:
-        kinds, languages = defaultdict(lambda: torch.zeros(4).double()), defaultdict(lambda: torch.zeros(4).double())
-        for (kind, _, answer), group_sums in zip(self._groups, sums, strict=True):
-            if kind is not None:
-                kinds[kind] += group_sums
-                languages[answer] += group_sums
+        by_name = defaultdict(lambda: torch.zeros(4).double())
+        for part in (0, 2):  # kinds, then answer languages
+            for group, group_sums in zip(self._groups, sums, strict=True):
+                by_name[group[part]] += group_sums
+        by_name.pop(None, None)  # of data without the columns
         metrics, total = {}, sums[:, 2].sum()
-        for name, (nll, kl, n_tokens, n_bytes) in [*kinds.items(), *languages.items()]:
-            if n_tokens > 0:
-                metrics[f"nll/{name}"] = (nll / n_tokens).item()
-                metrics[f"share/{name}"] = (n_tokens / total).item()
-                if self._asks_teacher():
-                    metrics[f"kl/{name}"] = (kl / n_tokens).item()
-            if n_bytes > 0:
-                metrics[f"bpb/{name}"] = (nll / n_bytes).item() / math.log(2)
-                if self._asks_teacher():
-                    metrics[f"drift/{name}"] = (kl / n_bytes).item() / math.log(2)
-        return metrics
+        for name, (nll, kl, n_tokens, n_bytes) in by_name.items():
+            if n_tokens == 0:
+                continue
+            metrics |= {f"nll/{name}": nll / n_tokens, f"share/{name}": n_tokens / total}
+            metrics[f"bpb/{name}"] = nll / n_bytes / math.log(2)
+            if self._asks_teacher():
+                metrics |= {f"kl/{name}": kl / n_tokens, f"drift/{name}": kl / n_bytes / math.log(2)}
+        return {name: value.item() for name, value in metrics.items()}
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

@@ -5,7 +5,6 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,40 +14,13 @@ from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx, use_adapter
+from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
 
-from sdrrl_trl.trainer.divergence import Distillation, Head, chunked_distillation
+from sdrrl_trl.trainer.divergence import Head, chunked_distillation
 from sdrrl_trl.utils import SDRRLError
 
 
 _TEACHER_ADAPTER = "sdrrl_teacher"
-
-
-@dataclass
-class DistillationOutput(FusedCausalLMOutput):
-    """
-    What the student's forward returns: the output of TRL's fused head, and the divergence. Only `loss` has a gradient.
-
-    Args:
-        loss (`torch.Tensor`):
-            Sum over the tokens of their loss in nats, see [`chunked_distillation`], not yet divided by their number.
-        log_probs (`torch.Tensor` of shape `(B, L - 1)`): Log-probability of each label, 0 where ignored.
-        entropy (`torch.Tensor` of shape `(B, L - 1)`): Entropy of each next-token distribution, 0 where ignored.
-        is_top1 (`torch.Tensor` of shape `(B, L - 1)`): Whether the label is the most likely token.
-        label_mask (`torch.Tensor` of shape `(B, L - 1)`): Whether the label counts.
-        kl (`torch.Tensor` of shape `(B, L - 1)`): KL(teacher || student), 0 where ignored.
-    """
-
-    kl: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, result: Distillation, mask: torch.Tensor) -> "DistillationOutput":
-        """From the values of the tokens that `mask` marks."""
-        log_probs, kl, entropy, is_top1 = (
-            values.new_zeros(mask.shape).masked_scatter(mask, values)
-            for values in (-result.nll, result.kl, result.entropy, result.is_top1)
-        )
-        return cls(result.loss, log_probs, entropy, is_top1=is_top1, label_mask=mask, kl=kl)
 
 
 def initial_model(
@@ -136,10 +108,7 @@ def prepare_teacher(
         kwargs.setdefault("trust_remote_code", trainer.args.trust_remote_code)
         initial = AutoModelForCausalLM.from_pretrained(initial, **kwargs)
     sizes = [model.config.get_text_config().vocab_size for model in (student, initial)]
-    if sizes[0] != sizes[1] and ref_model is None and not trainer.is_deepspeed_enabled:
-        # `chat_template_path` has added tokens, which no file has. Nothing is trained yet: the student is the teacher
-        initial = copy.deepcopy(student)
-    elif sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1]:
         raise SDRRLError(
             f"The initial model has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}: their "
             "distributions cannot be compared. Give `ref_model` the model itself, as it is before training. If "
@@ -168,7 +137,8 @@ def add_distillation(model: PreTrainedModel) -> None:
     * `model(..., labels=labels, hidden_states_only=True)` returns the last hidden states that predict a label, of
       shape `(N, H)`, and the [`Head`];
     * `model(..., labels=labels, distillation={"teacher": (states, head), "kl_coef": number, "anchored": mask})`, with
-      what the teacher has returned so, and a mask of shape `(B, L - 1)` or `None`, returns a [`DistillationOutput`].
+      what the teacher has returned so, and a mask of shape `(B, L - 1)` or `None`, returns a
+      [`~divergence.DistillationOutput`].
     """
     text_config = model.config.get_text_config()
     scale, cap = logit_scale(text_config), text_config.to_dict().get("final_logit_softcapping")
@@ -192,7 +162,7 @@ def add_distillation(model: PreTrainedModel) -> None:
                 anchored = distillation["anchored"]
                 anchored = None if anchored is None else anchored.to(weight.device)[mask]
                 result = chunked_distillation(hidden, head, labels[mask], *distillation["teacher"], kl_coef, anchored)
-                return DistillationOutput.of(result, mask)
+                return result.spread(mask)
             tensors = [weight.detach(), None if bias is None else bias.detach()]
             if any(isinstance(module, FSDPModule) for module in self.modules()):
                 # FSDP2 frees what it has gathered when this forward ends, and the student needs it after that
