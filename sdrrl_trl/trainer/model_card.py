@@ -26,7 +26,7 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
         languages (`list[str]`):
             Tags of the languages that were answered in.
         data (`str`, *optional*):
-            Hub id of the data set.
+            Hub id of the data set; a folder here is not named.
     """
     args, options, adapter = trainer.args, trainer.args.to_dict(), None
     base = trainer.model.config._name_or_path
@@ -36,7 +36,7 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
     metadata = {
         "library_name": "peft" if adapter else "transformers",
         "base_model": base if on_hub(base) else None,
-        "datasets": [data] if data else None,
+        "datasets": [data] if data and on_hub(data) else None,
         "language": languages,
         "pipeline_tag": "text-generation",
         "tags": ["sdrrl", "trl", "sft"],
