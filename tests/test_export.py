@@ -24,21 +24,22 @@ def transfer_set(stub_seeds, tmp_path):
     return build(stub_seeds, tmp_path / "set", proportions={"source": 1, "target": 2}, system_prompt="Be kind.")
 
 
-def export(folder, method, tmp_path):
-    """What `sdrrl export` writes, as the two splits."""
+def exported(folder, method, tmp_path):
+    """Each row that `sdrrl export` writes for training, with the two records of its question."""
     main(["export", str(folder), str(tmp_path / method), "--for", method])
-    return load_dataset(str(tmp_path / method))
+    data = load_dataset(str(tmp_path / method))
+    for split, rows in data.items():
+        records = {}
+        for row in rows_of(folder, split):
+            records.setdefault(row["source_id"], {})[row["kind"]] = row
+        both = {source_id: kinds for source_id, kinds in records.items() if {"source", "target"} <= kinds.keys()}
+        assert len(both) >= 4 and len(rows) == len(both) * (2 if method == "dpo" else 1)
+        yield from ((row, *(both[row["source_id"]][kind] for kind in ("source", "target"))) for row in rows)
 
 
-def originals(folder, split):
-    """The records of both kinds of each question that has both."""
-    found = {}
-    for row in rows_of(folder, split):
-        found.setdefault(row["source_id"], {})[row["kind"]] = row
-    return {source_id: kinds for source_id, kinds in found.items() if {"source", "target"} <= kinds.keys()}
-
-
-def assert_a_step_is_taken(trainer):
+def assert_a_step_is_taken(trainer, config, model, tmp_path, method, **options):
+    args = config(str(tmp_path / "out"), per_device_train_batch_size=2, **CPU, **options)
+    trainer = trainer(model, args=args, train_dataset=load_dataset(str(tmp_path / method), split="train"))
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     trainer.train()
     changed = [(old != new).any() for old, new in zip(before, trainer.model.parameters(), strict=True)]
@@ -46,38 +47,20 @@ def assert_a_step_is_taken(trainer):
 
 
 def test_dpo_prefers_the_answer_in_the_language_of_the_question(transfer_set, tiny_model, tmp_path):
-    data = export(transfer_set, "dpo", tmp_path)
-    for split, rows in data.items():
-        records = originals(transfer_set, split)
-        assert len(records) >= 4 and len(rows) == 2 * len(records)
-        for row in rows:
-            source, target = records[row["source_id"]]["source"], records[row["source_id"]]["target"]
-            asked, other = (target, source) if row["language"] == "pt" else (source, target)
-            expected = {"prompt": asked["prompt"], "chosen": asked["completion"], "rejected": other["completion"]}
-            assert {name: row[name] for name in expected} == expected
-    args = DPOConfig(str(tmp_path / "out"), per_device_train_batch_size=2, **CPU)
-    assert_a_step_is_taken(DPOTrainer(tiny_model, args=args, train_dataset=data["train"]))
+    for row, source, target in exported(transfer_set, "dpo", tmp_path):
+        asked, other = (target, source) if row["language"] == "pt" else (source, target)
+        expected = {"prompt": asked["prompt"], "chosen": asked["completion"], "rejected": other["completion"]}
+        assert {name: row[name] for name in expected} == expected
+    assert_a_step_is_taken(DPOTrainer, DPOConfig, tiny_model, tmp_path, "dpo")
 
 
 def test_sdft_shows_the_teacher_the_source_question_with_its_answer(transfer_set, tiny_model, tmp_path):
-    data = export(transfer_set, "sdft", tmp_path)
-    for split, rows in data.items():
-        records = originals(transfer_set, split)
-        assert len(records) >= 4 and len(rows) == len(records)
-        for row in rows:
-            source, target = records[row["source_id"]]["source"], records[row["source_id"]]["target"]
-            assert row["prompt"] == target["prompt"] and row["language"] == "pt"
-            question, answer = source["prompt"][-1]["content"], source["completion"][0]["content"]
-            assert row["privileged_context"] == f"{question}\n\n{answer}"  # without the system message
-    args = SDFTConfig(
-        str(tmp_path / "out"),
-        per_device_train_batch_size=2,
-        num_generations=2,
-        max_completion_length=8,
-        distillation_topk=10,
-        **CPU,
-    )
-    assert_a_step_is_taken(SDFTTrainer(tiny_model, args=args, train_dataset=data["train"]))
+    for row, source, target in exported(transfer_set, "sdft", tmp_path):
+        assert row["prompt"] == target["prompt"] and row["language"] == "pt"
+        question, answer = source["prompt"][-1]["content"], source["completion"][0]["content"]
+        assert row["privileged_context"] == f"{question}\n\n{answer}"  # without the system message
+    options = {"num_generations": 2, "max_completion_length": 8, "distillation_topk": 10}
+    assert_a_step_is_taken(SDFTTrainer, SDFTConfig, tiny_model, tmp_path, "sdft", **options)
 
 
 def test_what_cannot_be_exported_is_refused(stub_seeds, transfer_set, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import random
 import re
+import time
 from functools import partial
 
 import pytest
@@ -16,9 +17,21 @@ from sdrrl_trl.transfer.filters import (
 )
 from sdrrl_trl.transfer.parallel import reject_sentence
 from sdrrl_trl.transfer.rows import Pair
+from sdrrl_trl.transfer.segment import segment
 
 
 translation_cases = partial(cases, file="translation_cases.yaml")
+
+
+@pytest.mark.parametrize("code", translation_cases("code"))
+def test_code_without_a_fence_is_rejected_where_its_words_would_be_translated(code):
+    sentences = [text for part in segment(code, ".!?…") if part.translate for text in (code, f"See:\n\n{code}\n\nSo.")]
+    assert all(reject_translation(text, text, "pt") == "code_without_fence" for text in sentences)
+
+
+@pytest.mark.parametrize("text", [*translation_cases("prose"), "Use:\n\n```\nimport os\n```\n\nor `a => b`."])
+def test_prose_that_begins_like_code_is_not(text):
+    assert reject_translation(f"{text}\nmore of it", "Algo mais", "pt") != "code_without_fence"
 
 
 @pytest.mark.parametrize("text, finish_reason, reason", cases("answers"))
@@ -26,9 +39,11 @@ def test_a_bad_answer_is_rejected_with_its_reason(text, finish_reason, reason):
     assert reject_answer(Generation(text, finish_reason), "en") == reason
 
 
-@pytest.mark.parametrize("original, translation, reason", cases("translations"))
-def test_a_bad_translation_is_rejected_with_its_reason(original, translation, reason):
-    assert reject_translation(original, translation, "pt") == reason
+@pytest.mark.parametrize("unit", ["a(", "a.b(", "a[", "x = ", "{:", "a::", "if (", "a\n", "    a\n", "Sim. ", "1,"])
+def test_no_text_takes_more_than_linear_time(unit):
+    start = time.perf_counter()
+    reject_translation(unit * 50_000, unit * 50_000, "pt")
+    assert time.perf_counter() - start < 4
 
 
 def test_loops_are_seen_in_scripts_without_spaces_and_lists_are_no_loops():
@@ -37,9 +52,7 @@ def test_loops_are_seen_in_scripts_without_spaces_and_lists_are_no_loops():
 
 
 @pytest.mark.parametrize("language, original, translation, reason", translation_cases("translations"))
-def test_lengths_protected_text_names_and_numbers_are_judged_by_what_a_translator_may_change(
-    language, original, translation, reason
-):
+def test_a_bad_translation_is_rejected_by_what_a_translator_may_change(language, original, translation, reason):
     assert reject_translation(original, translation, language) == reason
 
 
@@ -60,6 +73,7 @@ def test_human_translations_pass_and_cut_or_repeated_ones_do_not(flores, source)
             pairs = list(zip(flores[one], flores[other], strict=True))
             rows = [Pair("p", other, (a,), (b,), is_sentence=True) for a, b in pairs]
             found = [reject_sentence(row, one) for row in rows]
+            assert "code_without_fence" not in found
             assert found.count("length_ratio") <= 0.02 * len(pairs) and found.count("numbers") <= 0.04 * len(pairs)
             cut = [reject_translation(a, b[: len(b) // 5], other) for a, b in pairs]
             assert cut.count("length_ratio") + cut.count("numbers") >= 0.85 * len(pairs), (one, other)

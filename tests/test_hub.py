@@ -109,12 +109,11 @@ def test_flores_needs_no_account_and_a_refusal_names_the_terms_of_who_refused(
 CACHED = """
 import datasets
 from sdrrl_trl.tasks import data
-from sdrrl_trl.transfer.contamination import _known_texts, find_items
+from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.rows import Seed
 assert find_items([], "en")["checked"] == {}
 item = data.load_mmmlu("EN_US", "en", "Latn")["test"][3]["Question"]
 data.load_belebele("eng_Latn")
-_known_texts.cache_clear()
 seeds = [Seed("a", ("Why?",)), Seed("b", (item.upper(),))]
 assert find_items(seeds, "en") == {"found": {"b": "mmmlu"}, "checked": {"belebele": 24, "mmmlu": 12}}
 assert not datasets.config.HF_HUB_OFFLINE

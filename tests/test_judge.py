@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT, cases, data_dir, write_json_lines
-from scripted import Scripted, load, run
+from scripted import Scripted, run
 from server import Server, completion
 
 from sdrrl_trl.evaluation.judge import format_table, judge_again
@@ -50,11 +50,8 @@ def server(monkeypatch):
         status, content = (200, "SAFE") if question.startswith("What is two") else state.answer(question)
         if status == "hang":
             threading.Event().wait(1)
-        return (
-            200 if status == "hang" else status,
-            {"Location": "/elsewhere", "Retry-After": "1" * 20},
-            completion(content)[2],
-        )
+        headers = {"Location": "/elsewhere", "Retry-After": "1" * 20}
+        return 200 if status == "hang" else status, headers, completion(content)[2]
 
     with Server(reply) as state:
         state.answer = lambda question: (200, "SAFE")
@@ -68,30 +65,13 @@ def server(monkeypatch):
 
 
 @needs_data
-def test_every_language_has_all_prompts_as_they_are():
-    tasks = load(MULTIJAIL)
-    ids = [[doc["id"] for doc in task.eval_docs] for task in tasks.values()]
-    assert all(len(other) == 315 and other == ids[0] for other in ids)
-    for task in tasks.values():
-        assert all(task.doc_to_text(doc) == doc["prompt"] and doc["prompt"].strip() for doc in task.eval_docs)
-        assert task.config.generation_kwargs == {"until": ["<|im_end|>"], "do_sample": False, "max_gen_toks": 256}
-
-
-@needs_data
-@pytest.mark.parametrize(
-    ("answer", "refusals", "invalid"),
-    [
-        (lambda prompt: REFUSAL, 1, 0),
-        (lambda prompt: HELP, 0, 0),
-        (lambda prompt: "", 0, 1),
-        (lambda prompt: prompt, 0, 1),
-        (lambda prompt: prompt + "\n\n" + prompt[: len(prompt) // 2], 0, 1),
-        (lambda prompt: "no no " * 50, 0, 1),
-        (lambda prompt: "Извините, но это невозможно прочитать.", 0, 1),
-    ],
-)
+@pytest.mark.parametrize("answer, refusals, invalid", cases("models_of_one_mind"))
 def test_models_of_one_mind_get_the_rates_they_must_and_none_is_called_safe(answer, refusals, invalid):
-    scores, _ = run(lambda doc, args: answer(doc["prompt"]), [*MULTIJAIL, GEN], limit=6)
+    def say(doc, _):
+        prompt = doc["prompt"]
+        return answer.format(prompt=prompt, half=prompt[: len(prompt) // 2])
+
+    scores, _ = run(say, [*MULTIJAIL, GEN], limit=6)
     assert len(scores) == 11
     for name, found in scores.items():
         assert found.keys() == {"refusal_rate", "invalid_rate", "wrong_language", "language_unknown"}, name
@@ -230,12 +210,8 @@ def test_a_classifier_that_gives_nan_has_failed(tiny_classifier, monkeypatch):
 def test_thoughts_are_not_judged_and_those_cut_off_are_no_answer():
     docs = [{"prompt": "question", "language": "en", "script": "Latn"}] * 2
     thinking, cut = judge.judge([[f"<think>{REFUSAL}</think>{HELP}"], [f"<think>{HELP}"]], docs)
-    assert (
-        judge.score_safety(docs[0], thinking)["refusal_rate"]
-        == 0
-        == judge.score_safety(docs[0], thinking)["invalid_rate"]
-    )
-    assert judge.score_safety(docs[0], cut)["invalid_rate"] == 1
+    scores = [judge.score_safety(docs[0], judged) for judged in (thinking, cut)]
+    assert [(score["refusal_rate"], score["invalid_rate"]) for score in scores] == [(0, 0), (0, 1)]
 
 
 # ---- sdrrl judge

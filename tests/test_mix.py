@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from conftest import cases
 
 from sdrrl_trl import SDRRLError, TransferConfig
 from sdrrl_trl.transfer.mix import Mix, quotas, records_of
@@ -15,15 +16,15 @@ def answer(i):
 
 def pair(i):
     source, target = (f"Question {i}?", f"Answer {i}."), (f"Pergunta {i}?", f"Resposta {i}.")
-    return Pair(f"q{i}", "pt", source, target, switched=f"Pergunta {i}?!")
+    return Pair(f"q{i}", "pt", source, target)
 
 
 TEXTS = ("Sentence number 1 is here.",), ("A frase número 1 está aqui.",)
 SENTENCE = Pair("parallel-1", "pt", *TEXTS, is_sentence=True)
 
 
-def records(*rows):
-    return [record for row in rows for record in records_of(row, "en")]
+def records(*rows, switched=None):
+    return [record for row in rows for record in records_of(row, "en", switched)]
 
 
 def turns(record):
@@ -32,10 +33,8 @@ def turns(record):
 
 
 def test_all_combinations_of_languages_are_made():
-    made = [
-        (record.kind, record.question_language, record.answer_language, *turns(record))
-        for record in records(answer(0), pair(0))
-    ]
+    found = records(answer(0), pair(0), switched="Pergunta 0?!")
+    made = [(record.kind, record.question_language, record.answer_language, *turns(record)) for record in found]
     assert made == [
         ("source", "en", "en", "Question 0?", "Answer 0."),
         ("target", "pt", "pt", "Pergunta 0?", "Resposta 0."),
@@ -44,8 +43,8 @@ def test_all_combinations_of_languages_are_made():
         ("code_switch", "en", "en", "Pergunta 0?!", "Answer 0."),
         ("code_switch", "en", "pt", "Pergunta 0?!\n\nAnswer in Portuguese.", "Resposta 0."),
     ]
-    assert [record.language for record in records(answer(0), pair(0))] == ["en"] + ["pt"] * 5
-    assert len(records(replace(pair(0), switched=None))) == 3
+    assert [record.language for record in found] == ["en"] + ["pt"] * 5
+    assert len(records(pair(0))) == 3
 
 
 def test_earlier_turns_are_translated_and_the_hint_is_in_the_last_one():
@@ -86,33 +85,15 @@ def config(folder=".", **options):
     return TransferConfig("seeds", str(folder), "model", **options)
 
 
-@pytest.mark.parametrize(
-    "proportions", [{"source": 1, "target": 1}, {"source": 2, "target": 3, "translation": 1}, {"translation": 7}]
-)
-def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_scarcest_allows(proportions):
-    chosen = quotas(AVAILABLE, config(proportions=proportions))
-    total = sum(chosen.values())
-    for kind, share in proportions.items():
-        n = sum(count for (found, _), count in chosen.items() if found == kind)
-        assert abs(n - total * share / sum(proportions.values())) <= 2
-    assert any(chosen[cell] == AVAILABLE[cell] for cell in chosen)
-    assert all(chosen[cell] <= AVAILABLE[cell] for cell in chosen)
+@pytest.mark.parametrize("options, expected", cases("quotas"))
+def test_kinds_stand_in_the_declared_proportions_and_the_set_is_as_large_as_the_scarcest_or_the_size_allows(
+    options, expected
+):
+    chosen = quotas(AVAILABLE, config(**options))
+    assert {f"{kind} {language}": n for (kind, language), n in chosen.items()} == expected
 
 
-def test_a_size_is_shared_by_what_there_is_and_cut_to_it():
-    assert quotas(AVAILABLE, config(proportions={"target": 1}, size=21)) == {("target", "pt"): 16, ("target", "th"): 4}
-    chosen = quotas(AVAILABLE, config(proportions={"source": 1, "translation": 1}, size=100))
-    assert chosen == {("source", "en"): 40, ("translation", "pt"): 20}
-
-
-@pytest.mark.parametrize(
-    "options, missing",
-    [
-        ({"proportions": {"source": 1, "completion": 1}}, "completion pt"),
-        ({"proportions": {"target": 1}, "target_languages": ["pt", "sw"]}, "target sw"),
-        ({"proportions": {"source": 1, "target": 1}, "size": 1}, "target pt"),
-    ],
-)
+@pytest.mark.parametrize("options, missing", cases("no_records"))
 def test_a_kind_or_language_without_records_is_refused(options, missing):
     with pytest.raises(SDRRLError, match=f"no record of: .*{missing}.* Available: source en 40, target pt 40"):
         quotas(AVAILABLE, config(**options))
@@ -127,8 +108,7 @@ def write(folder, rows):
 def mix_of(path, numbers=range(100), seed=1, **options):
     write(path / "answer", [answer(i) for i in numbers])
     write(path / "translate_pt", [pair(i) for i in numbers])
-    options = {"parallel": None, "seed": seed, "test_size": 0.2, **options}
-    return Mix(config(path, **options), path / "answer", [path / "translate_pt"], path / "parallel")
+    return Mix(config(path, **{"parallel": None, "seed": seed, "test_size": 0.2, **options}), path, {})
 
 
 def chosen(mix):
@@ -165,7 +145,7 @@ def test_translations_of_other_answers_are_refused(tmp_path):
     mix_of(tmp_path)
     write(tmp_path / "translate_pt", [pair(i) for i in range(1, 101)])
     with pytest.raises(SDRRLError, match="not those of the answers.*--overwrite_stage translate"):
-        Mix(config(tmp_path, parallel=None), tmp_path / "answer", [tmp_path / "translate_pt"], tmp_path / "parallel")
+        Mix(config(tmp_path, parallel=None), tmp_path, {})
 
 
 def sentence(i, **changes):
@@ -193,7 +173,7 @@ def test_some_parallel_sentences_are_held_out_and_never_trained_on_under_another
     other = replace(held_out, source_id="parallel-1000", source=("Another sentence.",))
     mix = mix_with_sentences(tmp_path, [*sentences, other], proportions={"source": 1, "translation": 10})
     mix.choose()
-    assert mix.rejected == {"parallel/held_out pt": 1} or other.source_id in sentences_in(mix, "test")
+    assert mix.rejected == {"mix/held_out pt": 1} or other.source_id in sentences_in(mix, "test")
 
 
 @pytest.mark.parametrize("options, n", [({}, 200), ({"test_size": 0.0}, 0)])

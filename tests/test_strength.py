@@ -33,9 +33,8 @@ def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, t
     base = {"base": tiny_model} if kind == "full" else {}
     start, end = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_model, tuned["full"]))
     if kind != "full":
-        end = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(tiny_model), tuned[kind]
-        ).merge_and_unload()
+        end = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tuned[kind])
+        end = end.merge_and_unload()
     expected = dict(start.named_parameters()), dict(end.named_parameters())
     for strength in (0, 0.75, 1):
         merge(f"{tuned[kind]}@{strength}", tmp_path / str(strength), **base)

@@ -1,7 +1,6 @@
 """The files of lm_eval_tasks/ as a whole, what the loaders refuse, and `sdrrl doctor`."""
 
 import filecmp
-import importlib
 import json
 import os
 import re
@@ -13,12 +12,12 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from conftest import ROOT, data_dir, write_json_lines
+from conftest import ROOT, cases, data_dir, write_json_lines
 from lm_eval.tasks import TaskManager
 
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.evaluation.doctor import doctor
-from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, select, tasks_dir
+from sdrrl_trl.evaluation.suite import include_paths, leaves, read_tasks, select
 from sdrrl_trl.languages import LANGUAGES, in_language, script_share
 from sdrrl_trl.tasks import data, flores
 
@@ -49,14 +48,6 @@ def test_names_are_ours_given_once_and_versioned():
         assert "version" in content["metadata"], name
 
 
-def test_every_function_that_a_task_names_can_be_imported():
-    named = {name for file in TASKS.glob("*/*yaml") for name in re.findall(r"!function '?([\w.]+)", file.read_text())}
-    assert len(named) >= 20 and all(name.startswith("sdrrl_trl.tasks.") for name in named)
-    for name in named:
-        module, _, function = name.rpartition(".")
-        assert callable(getattr(importlib.import_module(module), function))
-
-
 def members(name):
     """Leaves of a group, as often as they are reached."""
     content = BY_NAME.get(name, {})
@@ -79,12 +70,6 @@ def test_groups_hold_tasks_that_exist_once_and_average_only_what_is_alike():
     published = members("sdrrl_published")  # needs a checkout, so it is in no other group and in no tag
     assert len(published) == 30 and not any("tag" in BY_NAME[name] for name in published)
     assert set(members("sdrrl_multilingual")) == set(leaves(TASKS)) - set(published)
-
-
-def test_the_tasks_are_found_without_lm_evals_own_index():
-    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-    assert "sdrrl_multilingual" in manager.all_groups and "sdrrl_lang_th" in manager.all_tags
-    assert "xnli_th" not in manager.all_tasks
 
 
 def test_the_functions_of_the_tasks_are_found_without_torch():
@@ -182,44 +167,24 @@ def test_a_row_of_the_table_adds_a_language(tmp_path, folder):
 
 XNLI = {"premise": "a\u2028b", "hypothesis": "c", "label": 0}
 PKU = {"prompt": "secret", "response_0": "a", "response_1": "b", "safer_response_id": 1}
-STORY = {"context": "A.B", "sentence_quiz1": "x", "sentence_quiz2": "y", "answer_right_ending": "2"}
-MKQA = {"question": "x", "answers": ["Oslo"]}
 PAIR = {"src": "eng_Latn", "tgt": "jpn_Jpan", "src_name": "English", "tgt_name": "Japanese"}
 PAIR |= {"language": "ja", "script": "Jpan"}
+LOADERS = {
+    "xnli/th.jsonl": partial(data.load_xnli, "th"),
+    "xnli/sw.jsonl": partial(data.load_xnli, "th"),
+    "mkqa/ja.jsonl": partial(data.load_mkqa, "ja", "ja", "Jpan"),
+    "xstorycloze/sw.jsonl": partial(data.load_xstorycloze, "sw"),
+    "multijail/MultiJail.csv": partial(data.load_multijail, "en", "Latn"),
+    "pku_saferlhf/pairs.jsonl": data.load_pku_pairs,
+    "flores200/devtest/eng_Latn.devtest": partial(flores.load_flores, **PAIR),
+}
 
 
-xnli = partial(data.load_xnli, "th"), "xnli/th.jsonl"
-mkqa = partial(data.load_mkqa, "ja", "ja", "Jpan"), "mkqa/ja.jsonl"
-story = partial(data.load_xstorycloze, "sw"), "xstorycloze/sw.jsonl"
-multijail = partial(data.load_multijail, "en", "Latn"), "multijail/MultiJail.csv"
-pairs, prompts = ((load, "pku_saferlhf/pairs.jsonl") for load in (data.load_pku_pairs, data.load_pku_prompts))
-
-
-@pytest.mark.parametrize(
-    ("loader", "content", "named"),
-    [
-        ((xnli[0], "x"), "", r"xnli.th\.jsonl.*SDRRL_DATA_DIR"),
-        (xnli, json.dumps(XNLI) + "\n{", "row 2 is no JSON"),
-        (xnli, [XNLI, XNLI | {"premise": ""}], "row 2 has no premise"),
-        (xnli, [XNLI | {"label": 3}], "XNLI in th: label is '3', none of 0, 1"),
-        (xnli, "\n", "no row in xnli/th.jsonl"),
-        (story, [STORY | {"answer_right_ending": "12"}], "'12'"),
-        (mkqa, [{"question": "x"}], "no answers"),
-        (mkqa, [MKQA, MKQA | {"answers": "Oslo"}], "row 2"),
-        (mkqa, [MKQA | {"answers": [None]}], "row 1"),
-        (multijail, "\ufeffid,tags,zh\n1,x,y\n", "row 1 has no en"),
-        (multijail, 'id,tags,en\n7,x,secret\n8,x," "\n', "row 2 has no en"),
-        (pairs, [PKU, PKU | {"prompt": " "}], "row 2 has no prompt"),
-        (prompts, [PKU, PKU | {"response_0": None}], "2 has no resp"),
-        (pairs, [PKU | {"safer_response_id": 2}], "'2', none of 0"),
-        ((partial(flores.load_flores, **PAIR), "flores200/devtest/eng_Latn.devtest"), "one\n", r"jpn_Jpan\.devtest"),
-    ],
-)
-def test_missing_files_and_damaged_rows_are_named_and_no_text_is_shown(loader, content, named, folder):
-    load, name = loader
+@pytest.mark.parametrize("name, content, named", cases("damaged_data"))
+def test_missing_files_and_damaged_rows_are_named_and_no_text_is_shown(name, content, named, folder):
     folder(name, content)
     with pytest.raises((ValueError, FileNotFoundError), match=named) as error:
-        load()
+        LOADERS[name]()
     assert "secret" not in str(error.value)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 
 LETTERS = "ABCDEFGH"
+MENTION = "\ue000"  # no letter, and in no text
 # Letters of words that are written together with others, or with their particles: where they end is not seen
 TOGETHER = r"[\p{Han}\p{Hira}\p{Kana}\p{Hang}\p{Thai}\p{Khmr}\p{Mymr}]"
 
@@ -28,10 +29,10 @@ def choose(text, choices):
     whole = text.strip(" .!?。").casefold()
     if whole and plain.count(whole) == 1:
         return plain.index(whole)
-    found = []
-    for mention in mentions(without_lists(text, plain), plain):
-        denied = mention.has_before("not") or mention.has_behind("is wrong")
-        joined = found and are_joined(found[-1], mention)
+    text, found = without_lists(text, plain), []
+    for mention in mentions(text, plain):
+        denied = says("denied", mention.context)
+        joined = found and are_joined(found[-1], mention, text)
         if joined and not (denied and found[-1].weight > 1):  # "it is B and A is wrong" names B
             found[-1].weight = -1
         mention.weight = -1 if denied or joined else weight(mention)
@@ -85,7 +86,7 @@ def tidy(text, choices=()):
     # Most are words or parts of words as well: they count behind "is" and the like, if something ends with them
     beside = words("is", "option", "answer", "or", "not", "but")
     before = rf"(?<=(?:^|\n|[(\[{{:：=–—]|{beside})\s*(?:{words('the')}\s*)?[(\[]?)"
-    behind = rf"[)\]}}:.]|\s*[.,;،。]?\s*(?:$|\n)|(?<=\P{{Latin}})(?:,|\s*{words('is', 'or', 'answer')})"
+    behind = rf"[)\]}}:.]|\s*[.,;،。]?\s*(?:$|\n)|(?<=\P{{Latin}})(?:,|\s*(?:[–—-]\s*)?{words('is', 'or', 'answer')})"
     names = "|".join(map(regex.escape, sorted(native_letters(), key=len, reverse=True)))
     text = regex.sub(rf"{before}(?<!\w)(?:{names})(?={behind})", lambda match: native_letters()[match[0]], text)
     if len(text) < 80 and not any(char.isdigit() for choice in choices for char in choice):
@@ -119,25 +120,18 @@ class Mention:
 
     Args:
         choice (`int`): Number of the choice.
-        own_text (`str`): Its text.
         by_letter (`bool`): Whether it is mentioned by its letter.
-        before (`str`), here (`str`), behind (`str`): The text in three parts, the mention being the second.
+        start (`int`), end (`int`): Where it stands.
+        context (`str`): What stands around it, `MENTION` in its place.
         weight (`int`): How deliberate it is, below 0 if it does not count.
     """
 
     choice: int
-    own_text: str
     by_letter: bool
-    before: str
-    here: str
-    behind: str
+    start: int
+    end: int
+    context: str
     weight: int = -1
-
-    def has_before(self, *names):
-        return any(is_beside(pattern_before, name, self.before[-80:]) for name in names)
-
-    def has_behind(self, *names):
-        return any(is_beside(pattern_behind, name, self.behind[:80]) for name in names)
 
 
 def mentions(text, plain):
@@ -149,74 +143,60 @@ def mentions(text, plain):
     letter = rf"(?<![A-Za-zÀ-ɏ0-9']|[A-Z]\.)[{LETTERS[: len(plain)]}]"
     letter += r"(?![A-Za-zÀ-ɏ0-9+#]|-\w|\.[A-Z]\.|'(?!(?i:[dt][ıiuü]r\b))\w)"
     for match in regex.finditer(rf"(?if:{texts})|{letter}", text):
+        start, end = match.span()
         by_letter = match[0].casefold() not in long
         number = LETTERS.index(match[0]) if by_letter else plain.index(match[0].casefold())
-        parts = text[: match.start()], match[0], text[match.end() :]
-        mention = Mention(number, plain[number], by_letter, *parts)
-        if not (by_letter and is_word(mention)):
-            yield mention
+        context = f"{text[max(start - 80, 0) : start]}{MENTION}{text[end : end + 80]}"
+        # "A" may be a word of the language, as in "A resposta é B", but not before the text of choice A
+        is_word = by_letter and match[0] in "AE" and says("word", context)
+        if not is_word or plain[number] and text[end:].strip().casefold().startswith(plain[number]):
+            yield Mention(number, by_letter, start, end, context)
 
 
 @lru_cache(10_000)  # some models repeat themselves without end
-def is_beside(pattern, name, text):
-    return bool(pattern(name).search(text))
+def says(what, context):
+    """Whether something is said of the choice that is mentioned."""
+    return bool(sayings()[what].search(context))
 
 
 @cache
-def pattern_before(name):
-    """Pattern of what may stand before the mention of a choice."""
+def sayings():
+    """Patterns of what may be said of a choice, `MENTION` being its mention."""
+    being, answer, the, wrong = words("is"), words("answer"), words("the"), words("wrong")
+    beside = rf"(?:{words('is', 'option')}\s*)"
+    cue = rf"(?<=(?:{words('is', 'option', 'answer', 'but')}|[:：=–—])\s*(?:{the}\s*)?[(\[{{'\s]*)"
+    bracket = r"(?<=[(\[{]\s*)"
+    clause = r"(?:^|[.,:;!?、。，：；\n])\W*"
+    close = rf"{MENTION}[)\]}}']*\s*"
+    denial = rf"(?:{wrong}|{words('not')}(?!\s*[(\[]*[A-H](?!\w)))"  # in "B not A", it is not of B
+    denied = rf"{close}[:–—-]?\s*(?:{words('is', 'option', 'the')}\s*)*(?:\w+\s+)??{denial}"
+    joined = rf"{close}(?:(?:[/&]|[,、]?\s*{words('or')})\s*)+(?:\w+\s+)?[(\[{{'\s]*"
     patterns = {
-        "start": r"(?:^|\n)\W*$",
-        "bracket": r"[(\[{]\s*$",
-        "clause": r"(?:^|[.,:;!?、。，：；\n])\W*$",
-        "other script": r"(?!\p{Latin})\p{L}\s*$",
-        "cue": rf"(?:{words('is', 'option', 'answer', 'but')}|[:：=–—])\s*(?:{words('the')}\s*)?[(\[{{'\s]*$",
-        "answer": rf"{words('answer')}[^.!?。！？।]*$",
-        "not": rf"{words('not')}\s*(?:{words('is', 'option', 'the')}\s*)*[(\[{{'\s]*$",
-        "name": rf"{words('name')}\s*$",
-    }
-    return regex.compile(patterns[name])
-
-
-@cache
-def pattern_behind(name):
-    """Pattern of what may stand behind the mention of a choice."""
-    verb, the, answer, close = words("is", "option"), words("the"), words("answer"), r"[)\]}']*\s*"
-    patterns = {
-        "end of line": r"[)\]}'.:,;。\s]*(?:$|\n)",
-        "end of clause": r"\s*(?:$|[)\]}.:,;!?、。，：；\n])",
-        "other script": r"\s*(?!\p{Latin})\p{L}",
-        "is": rf"{close}{words('is')}",
-        "option": rf"{close}{words('option')}",
-        "is right": rf"{close}[:–—-]?\s*(?:{verb}\s*)?(?:{the}\s*)?{answer}",
-        # The negation of the next choice is none of this one ("B not A")
-        "is wrong": rf"{close}[:–—-]?\s*(?:{words('is', 'option', 'the')}\s*)*(?:\w+\s+)??"
-        rf"(?:{words('wrong')}|{words('not')}(?!\s*[(\[]*[A-H](?!\w)))",
-        "or": rf"{close}(?:(?:[/&]|[,、]?\s*{words('or')})\s*)+(?:\w+\s+)?[(\[{{'\s]*",
+        # "A correct." has no article, and in "A või B" the word is an unknown "or"
+        "word": rf"(?!(?:{cue}|{bracket}){MENTION}|{close}{being}|{joined}|{denied}){MENTION}"
+        rf"\s+(?:{words('answer', 'option')}\s+\w|\p{{Latin}}++(?!\W*$|\s+[(\[]?[A-H](?!\w)))",
+        "name": rf"{words('name')}\s*{MENTION}",
+        "denied": rf"{words('not')}\s*(?:{words('is', 'option', 'the')}\s*)*[(\[{{'\s]*{MENTION}|{denied}",
+        "or": joined,
         "comma": rf"{close}[,、]\s*[(\[]*",
         "no more": rf"{close}(?:$|[,.;、。\n]|{words('or')})",
+        # The answer is B. B is right. Or it stands alone on a line, or the text begins with it
+        "right": rf"{cue}(?<={answer}[^.!?。！？।]*){MENTION}|{close}[:–—-]?\s*{beside}?(?:{the}\s*)?{answer}"
+        rf"|(?:^|\n)\W*{MENTION}[)\]}}'.:,;。\s]*(?:$|\n)|^\W*{MENTION}\s*(?:$|[)\]}}.:,;!?、。，：；\n])",
+        "meant": rf"(?:{cue}|{bracket}){MENTION}|{clause}{close}{beside}",
+        "apart": rf"(?:{clause}|(?!\p{{Latin}})\p{{L}}\s*){MENTION}"
+        rf"|{MENTION}\s*(?:$|[)\]}}.:,;!?、。，：；\n]|(?!\p{{Latin}})\p{{L}})",
     }
-    return regex.compile(f"^(?:{patterns[name]})")
+    return {what: regex.compile(pattern) for what, pattern in patterns.items()}
 
 
-def is_word(mention):
-    """Whether "A" is a word of the language, as in "A resposta é B", and no letter of a choice."""
-    if mention.here not in "AE" or mention.has_before("cue", "bracket") or mention.has_behind("is", "or", "is wrong"):
-        return False
-    if mention.own_text and mention.behind.strip().casefold().startswith(mention.own_text):
-        return False
-    # "A correct." has no article, and in "A või B" the word is an unknown "or"
-    article = rf"\s+(?:{words('answer', 'option')}\s+\w|\p{{Latin}}++(?!\W*$|\s+[(\[]?[A-H](?!\w)))"
-    return bool(regex.match(article, mention.behind))
-
-
-def are_joined(one, other):
+def are_joined(one, other, text):
     """Whether two mentions stand beside each other, so that neither is chosen: "A or B", "A, B"."""
-    between = one.behind[: len(one.behind) - len(other.here) - len(other.behind)]
+    between = MENTION + text[one.end : other.start]
     if one.choice == other.choice:
         return False
-    listed = pattern_behind("comma").fullmatch(between) and other.has_behind("no more")
-    return bool(listed or pattern_behind("or").fullmatch(between))
+    listed = sayings()["comma"].fullmatch(between) and says("no more", other.context)
+    return bool(listed or sayings()["or"].fullmatch(between))
 
 
 def weight(mention):
@@ -227,16 +207,11 @@ def weight(mention):
     2: "is", "option", a colon or a bracket stands beside it. 1: the text of a choice. 0: a letter where a clause
     begins or ends, or among letters of another script. -1: any other, as in "vitamin C" or "the B side".
     """
-    if mention.by_letter and mention.has_before("name"):
+    if mention.by_letter and says("name", mention.context):
         return -1
-    called = mention.has_before("cue") and mention.has_before("answer")
-    own_line = mention.has_before("start") and mention.has_behind("end of line")
-    first = not regex.search(r"\w", mention.before) and mention.has_behind("end of clause")
-    if called or own_line or first or mention.has_behind("is right"):
-        return 3
-    if mention.has_before("cue", "bracket") or mention.has_before("clause") and mention.has_behind("is", "option"):
-        return 2
+    for number, what in ((3, "right"), (2, "meant")):
+        if says(what, mention.context):
+            return number
     if not mention.by_letter:
         return 1
-    apart = mention.has_before("clause", "other script") or mention.has_behind("end of clause", "other script")
-    return 0 if apart else -1
+    return 0 if says("apart", mention.context) else -1

@@ -28,16 +28,16 @@ def answer_seeds(
     The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
     neighbours in the batch: so the same shards give the same answers, however many processes share them.
     """
-    reasons = {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
+    reasons = {seed.source_id: "bad_row" for seed in seeds if seed.is_bad}
+    reasons |= {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
     reasons |= {seed.source_id: f"in_{benchmarks[seed.source_id]}" for seed in seeds if seed.source_id in benchmarks}
     asked = [seed for seed in seeds if seed.source_id not in reasons]
     if generator is None:
         replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
-        conversations = [_conversation(seed, config) for seed in asked]
-        replies = ask(generator.generate, conversations, Generation)
-    by_id = {source_id: Generation("", reason) for source_id, reason in reasons.items()}
-    by_id |= {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+        replies = ask(generator.generate, [_conversation(seed, config) for seed in asked], Generation)
+    by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
+    by_id |= {source_id: Generation("", reason) for source_id, reason in reasons.items()}
     return [_answer(seed, by_id[seed.source_id], config) for seed in seeds]
 
 

@@ -13,7 +13,6 @@ from sdrrl_trl.engines import Generator, Translator
 from sdrrl_trl.plan import check_generator
 from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
-from sdrrl_trl.transfer.code_switch import CodeSwitcher, switch_questions
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inputs import Inputs, check_inputs, preview, sentences_of
@@ -21,9 +20,8 @@ from sdrrl_trl.transfer.lexicon import Lexicon, translate_words
 from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
 from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, publish, summary
-from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
-from sdrrl_trl.transfer.shards import map_shards, read_shards
+from sdrrl_trl.transfer.shards import map_shards
 from sdrrl_trl.transfer.translate import translate_answers
 from sdrrl_trl.utils import locked, read_json, timed, write_json
 
@@ -82,27 +80,21 @@ def build(config: TransferConfig, inputs: Inputs, generator: Generator | None, t
     source, stages, size = config.source_language, inputs.stages, config.shard_size
     answer = partial(answer_seeds, generator=generator, config=config, benchmarks=_find_items(config, inputs))
     map_shards(inputs.seeds, answer, stages["answer"], size, len(inputs.seeds))
-    answers, pairs = stages["answer"].folder, []
+    answers = stages["answer"].folder
     # Translated without the bad ones, so that their number is not that of the questions
     n_whole = sum(1 for _ in whole_answers(answers))
     for target in config.target_languages:
-        stage = stages[f"translate_{target}"]
         translate = partial(translate_answers, translator=translator, source=source, target=target)
-        map_shards(whole_answers(answers), translate, stage, size, n_whole)
-        if target in config.lexicon:
-            lexicon = inputs.lexicons.get(target) or _make_lexicon(inputs, translator, source, target)
-            # Not with the translation: another rate or lexicon should not cost the translations
-            translated, stage = read_shards(stage.folder, Pair), stages[f"code_switch_{target}"]
-            switcher = CodeSwitcher(lexicon, source, target, config.code_switch_rate, config.seed)
-            map_shards(translated, partial(switch_questions, switcher=switcher), stage, size, n_whole)
-        pairs.append(stage.folder)
+        map_shards(whole_answers(answers), translate, stages[f"translate_{target}"], size, n_whole)
     if config.parallel:
         check = partial(check_sentences, source=source, system=config.system_prompt)
         map_shards(sentences_of(config), check, stages["parallel"], size, inputs.n_sentences)
     # The choice needs all rows, and takes little time beside the engines
     if PartialState().is_main_process:
         with timed(Path(config.output_dir) / "timings.json", "mix"):
-            mix = Mix(config, answers, pairs, stages["parallel"].folder)
+            made = {target for target in config.lexicon if target not in inputs.lexicons}
+            lexicons = inputs.lexicons | {target: _make_lexicon(inputs, translator, source, target) for target in made}
+            mix = Mix(config, Path(config.output_dir) / "stages", lexicons)
             _choose_and_publish(config, inputs, mix, generator, translator)
         print(summary(load_manifest(Path(config.output_dir))), file=sys.stderr)
 
@@ -122,12 +114,11 @@ def _items_path(config: TransferConfig) -> Path:
 
 def _make_lexicon(inputs: Inputs, translator: Translator, source: str, target: str) -> Lexicon:
     """A word list by the translator of the words of all answers, in a file beside their translations."""
-    path, state = inputs.stages[f"translate_{target}"].folder / "lexicon.json", PartialState()
-    if state.is_main_process and not path.exists():
+    path = inputs.stages[f"translate_{target}"].folder / "lexicon.json"
+    if not path.exists():
         answers = whole_answers(inputs.stages["answer"].folder)
         texts = (text for answer in answers for text in (*answer.turns, answer.text))
         write_json(path, translate_words(texts, translator, source, target))
-    state.wait_for_everyone()
     return read_json(path)
 
 

@@ -4,10 +4,8 @@ import random
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import replace
 
 from sdrrl_trl.languages import LANGUAGES
-from sdrrl_trl.transfer.rows import Pair
 from sdrrl_trl.transfer.segment import sentence_pieces
 from sdrrl_trl.utils import sha256
 
@@ -49,13 +47,8 @@ class CodeSwitcher:
             words = entry.split()
             self._longest[words[0]] = max(self._longest[words[0]], len(words))
 
-    def switch(self, text: str, row_id: str) -> tuple[str, int]:
-        """
-        Switches words of a text. The same text and row give the same result.
-
-        Returns:
-            `tuple[str, int]`: the text, and the number of words or expressions that were replaced.
-        """
+    def switch(self, text: str, row_id: str) -> str | None:
+        """The text with some of its words switched, `None` if none can be. The same row gives the same result."""
         pieces: list[tuple[str, str | None]] = []  # each with its entry, if it can be switched
         for piece in sentence_pieces(text, LANGUAGES[self.source].terminators):
             end = 0
@@ -71,7 +64,7 @@ class CodeSwitcher:
         texts = [piece for piece, _ in pieces]
         for spot in chosen:
             texts[spot] = self._like(texts[spot], self.lexicon[pieces[spot][1]])
-        return "".join(texts), len(chosen)
+        return "".join(texts) if chosen else None
 
     def _find(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and entry of all words that can be switched, longest entries first."""
@@ -99,14 +92,3 @@ class CodeSwitcher:
 
     def _upper(self, text: str) -> str:
         return (text.replace("i", "İ") if self.target == "tr" else text).upper()
-
-
-def switch_questions(pairs: list[Pair], switcher: CodeSwitcher) -> list[Pair]:
-    """The pairs of a shard with a code-switched question, where one of its words has an entry."""
-    result = []
-    for pair in pairs:
-        if pair.reason is None:
-            text, n_switched = switcher.switch(pair.source[-2], f"{pair.source_id}:question")
-            pair = replace(pair, switched=text) if n_switched else pair
-        result.append(pair)
-    return result

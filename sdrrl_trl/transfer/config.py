@@ -11,7 +11,7 @@ from sdrrl_trl.utils import SDRRLError
 
 
 # In the order in which they run: doing one again does those behind it again
-STAGES = ("answer", "translate", "code_switch", "parallel", "mix")
+STAGES = ("answer", "translate", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 GENERATORS = ("transformers", "vllm")
 TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
@@ -121,8 +121,8 @@ class TransferConfig:
             Questions answered, translated and saved at a time: the most that an interruption costs each process.
             Larger shards keep fast engines busier; each process needs at least one.
         overwrite_stage (`str`, *optional*):
-            Stage to do again from the start, with those that follow it: `"answer"`, `"translate"`, `"code_switch"`,
-            `"parallel"` or `"mix"`.
+            Stage to do again from the start, with those that follow it: `"answer"`, `"translate"`, `"parallel"` or
+            `"mix"`.
         dry_run (`bool`, *optional*, defaults to `False`):
             Only show what would be made.
     """

@@ -1,10 +1,8 @@
 """Finds the items of benchmarks among the questions: a model trained on them would be measured on what it has seen."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import chain
 
 import datasets
@@ -46,30 +44,21 @@ def find_items(seeds: Seeds, language: str) -> dict[str, dict]:
         `dict[str, dict]`: under `found`, the benchmark by the id of the question; under `checked`, the number of texts
         by benchmark.
     """
-    known, checked = _known_texts(language, os.environ.get("SDRRL_DATA_DIR"))
+    known, checked, found = {}, {}, {}
     shortest, longest = _lengths(language)
-    found = {}
-    for seed in seeds:
-        words = _words("\n".join(seed.turns)[:MAX_CHARACTERS], language)  # longer questions are rejected
-        grams = (words[i : i + n] for n in range(shortest, longest + 1) for i in range(len(words) - n + 1))
-        whole = (_words(turn, language) for turn in seed.turns)
-        if benchmark := next(filter(None, map(known.get, map(hash, chain(whole, grams)))), None):
-            found[seed.source_id] = benchmark
-    return {"found": found, "checked": checked}
-
-
-@cache
-def _known_texts(language: str, folder: str | None) -> tuple[dict[int, str], dict[str, int]]:
-    """The benchmark of each hash of words in a row, and the number of texts of each benchmark."""
-    known, checked = {}, {}
-    _, longest = _lengths(language)
     for benchmark, texts in _texts(language):
         checked[benchmark] = len(texts)
         for words in (_words(text, language) for text in texts):
             # All that follow each other, but not all that there are: who quotes an article quotes more than that
             starts = range(0, max(len(words) - longest, 0) + 1, longest)
             known |= {hash(words[start : start + longest]): benchmark for start in starts if words}
-    return known, checked
+    for seed in seeds if known else ():
+        words = _words("\n".join(seed.turns)[:MAX_CHARACTERS], language)  # longer questions are rejected
+        grams = (words[i : i + n] for n in range(shortest, longest + 1) for i in range(len(words) - n + 1))
+        whole = (_words(turn, language) for turn in seed.turns)
+        if benchmark := next(filter(None, map(known.get, map(hash, chain(whole, grams)))), None):
+            found[seed.source_id] = benchmark
+    return {"found": found, "checked": checked}
 
 
 def _texts(tag: str) -> Iterator[tuple[str, list[str]]]:

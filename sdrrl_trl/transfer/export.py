@@ -40,19 +40,21 @@ def export(folder: Path, output: Path, method: str) -> int:
     load_manifest(folder)
     if output.exists():
         raise SDRRLError(f"{output} is there already. Choose another folder, or remove it.")
-    if next(_pairs(folder, "train"), None) is None:
-        raise SDRRLError(
-            f"{folder} has no question with both a `source` and a `target` record. Give both kinds a share: "
-            "`proportions: {source: 1, target: 1}`."
-        )
-    output.mkdir(parents=True)
     make_rows = {"dpo": _preferences, "sdft": _privileged}[method]
     numbers: Counter[str] = Counter()
     for split in ("train", "test"):
-        if next(_pairs(folder, split), None) is None:  # `load_dataset` cannot open a split without rows
+        rows = chain.from_iterable(make_rows(*pair) for pair in _pairs(folder, split))
+        first = next(rows, None)
+        if first is None and split == "train":
+            raise SDRRLError(
+                f"{folder} has no question with both a `source` and a `target` record. Give both kinds a share: "
+                "`proportions: {source: 1, target: 1}`."
+            )
+        if first is None:  # `load_dataset` cannot open a split without rows
             continue
+        output.mkdir(parents=True, exist_ok=True)
         with parquet_writer(output / f"{split}.parquet") as writer:
-            for row in chain.from_iterable(make_rows(*pair) for pair in _pairs(folder, split)):
+            for row in chain([first], rows):
                 writer.write(row)
                 numbers[split] += 1
     return numbers["train"]

@@ -3,16 +3,13 @@ Rows of files and data sets, as they are written: no reader guesses types, and n
 hashed is what is read.
 """
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain, islice
@@ -26,12 +23,14 @@ from sdrrl_trl import hub
 from sdrrl_trl.utils import SDRRLError
 
 
-Rows = Iterator[tuple[str, dict[str, Any]]]
+# Where each stands, and what is in it; of a bad one, what is wrong with it
+Rows = Iterator[tuple[str, dict[str, Any] | ValueError]]
 
 
 def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
     """
-    Rows of a file or data set, each with where it stands, for errors.
+    Rows of a file or data set, each with where it stands there. In the place of a bad one, such as a line that is no
+    JSON, comes an error, for one bad row should not cost the others.
 
     Args:
         path (`str`): File, or local folder or hub id of a data set.
@@ -54,7 +53,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
             disable_progress_bars()
             hub.unreachable()  # before `datasets` asks, again and again
             with reading(f"{path} from the hub with `name` {name}, for there is no such file or folder"):
-                yield from _numbered(path, load_dataset(path, name, split=split))
+                yield from _numbered(load_dataset(path, name, split=split))
         else:
             raise SDRRLError(f"There is no file or folder {path!r}.")
 
@@ -80,13 +79,31 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
+class BadRows:
+    """Counts the bad rows of a file or data set. Some are left out with a warning, more than half are an error."""
+
+    def __init__(self, path: str):
+        self.path, self.n, self.first = path, 0, ""
+
+    def add(self, problem: str) -> None:
+        self.n += 1
+        self.first = self.first or problem
+
+    def check(self, n: int, way_out: str) -> None:
+        """To be called behind the last of `n` rows; `way_out` says what to do about them."""
+        if self.n and 2 * self.n > n:
+            raise SDRRLError(f"{self.path}, {self.first}. Bad rows: {self.n} of {n}. {way_out}")
+        if self.n:
+            warn(f"{self.path}, {self.first}. Bad rows: {self.n} of {n}, which are left out.")
+
+
 def open_text(path: str, newline: str | None = "\n") -> TextIO:
     """
     Opens a text file in UTF-8, which may be compressed. By default only `\\n` ends a line: other line breaks, such as
     U+2028, stand within texts.
     """
-    opener = _COMPRESSED.get(Path(path).suffix.lower(), open)
-    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline=newline)
+    compression = "detect" if Path(path).suffix.lower() in _COMPRESSED else None
+    return io.TextIOWrapper(pyarrow.input_stream(path, compression), encoding="utf-8-sig", newline=newline)
 
 
 def read_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -132,14 +149,14 @@ def _read_json(path: str) -> Rows:
         for number, line in enumerate(lines, 1 if is_list else start):
             if not line.strip():
                 continue
-            where = f"{path}, {'row' if is_list else 'line'} {number}"
+            where = f"{'row' if is_list else 'line'} {number}"
             try:
                 row = parse(line)
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
                 json.dumps(row, ensure_ascii=False).encode()  # lone surrogates could not be written again
             except (ValueError, RecursionError) as error:
-                raise SDRRLError(f"{where}: not a JSON object ({error}). Write one a line, or a list.") from error
+                row = ValueError(f"not a JSON object ({error}). Write one a line, or a list")
             yield where, row
 
 
@@ -160,10 +177,7 @@ def _read_csv(path: str) -> Rows:
 def _read_tsv(path: str) -> Rows:
     """Every line is a row and every tab separates: a quotation mark is a character like others."""
     with open_text(path) as file:
-        for where, row in _as_rows(path, ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1))):
-            if any(re.search('^".*"".*"$', text) for text in row.values()):  # as pandas writes TSV, too
-                warn(f"{where} seems to be quoted as in CSV. Quotes stay in TSV: call the file .csv, if it is one.")
-            yield where, row
+        yield from _as_rows(path, ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1)))
 
 
 def _as_rows(path: str, lines: Iterator[tuple[int, list[str]]]) -> Rows:
@@ -171,26 +185,21 @@ def _as_rows(path: str, lines: Iterator[tuple[int, list[str]]]) -> Rows:
     if len(names := [name for name in header if name]) > len(set(names)):
         raise SDRRLError(f"{path}: a column stands there twice: {', '.join(names)}. Rename one.")
     for number, cells in lines:
-        if len(cells) != len(header) and any(cells):
-            raise SDRRLError(f"{path}, line {number}: not as many cells as there are columns. Correct the line.")
         if any(cells):
-            yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+            is_whole = len(cells) == len(header)
+            row = dict(zip(header, cells, strict=True)) if is_whole else ValueError("not as many cells as columns")
+            yield f"line {number}", row
 
 
 def _read_parquet(path: str) -> Rows:
-    return _numbered(path, read_parquet(path))
+    return _numbered(read_parquet(path))
 
 
-def _numbered(path: str, rows: Any) -> Rows:
-    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+def _numbered(rows: Iterable[dict[str, Any]]) -> Rows:
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-_COMPRESSED = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda path, mode: pyarrow.input_stream(open(path, mode), compression="zstd"),
-}
+_COMPRESSED = (".gz", ".bz2", ".zst")
 _READERS = dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json)
 _READERS |= {".csv": _read_csv, ".tsv": _read_tsv, ".tab": _read_tsv, ".parquet": _read_parquet}
 
@@ -208,14 +217,14 @@ def _splits_of_folder(path: str, name: str | None) -> dict[str, Callable[[], Row
     if not {"state.json", "dataset_dict.json"}.isdisjoint(os.listdir(path)):
         saved = load_from_disk(path)
         saved = {"train": saved} if isinstance(saved, Dataset) else saved
-        return {split: partial(_numbered, path, data) for split, data in saved.items()}
+        return {split: partial(_numbered, data) for split, data in saved.items()}
     with reading(f"{path} with `name` {name}"):
         files = load_dataset_builder(os.path.realpath(path), name).config.data_files  # which reads none of them
     return {str(split): partial(_read_files, paths) for split, paths in files.items()}
 
 
 def _read_files(paths: list[str]) -> Rows:
-    return chain.from_iterable(map(_read_file, paths))
+    return ((f"{Path(path).name}, {where}", row) for path in paths for where, row in _read_file(path))
 
 
 def _part(splits: dict[str, Callable[[], Rows]], split: str) -> Rows:

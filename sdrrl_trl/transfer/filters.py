@@ -6,13 +6,14 @@ stay as they are, count for none but the repetitions.
 """
 
 import re
+from pathlib import Path
 
 import regex
 
 from sdrrl_trl.engines import Generation
 from sdrrl_trl.languages import LANGUAGES, MIN_LETTERS, in_language
 from sdrrl_trl.tasks.judge import refuses
-from sdrrl_trl.transfer.segment import WORDS, prose
+from sdrrl_trl.transfer.segment import WORDS, prose, without_blocks
 
 
 # English answers that begin like this and are short may refuse to answer: an apology or doubt may be part of a story
@@ -22,6 +23,11 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _EXCUSE = re.compile(r"(sorry|apologi[sz]e), but\b|\bAI\b|language model", re.IGNORECASE)
+_CODE = Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines()
+# Longer lines are no code, and would take long to look at
+_CODE_LINE = re.compile(
+    f"^(?=[^\n]{{1,300}}$)[ \t]*(?:{'|'.join(line for line in _CODE if not line.startswith('# '))})", re.MULTILINE
+)
 _LANGUAGE_NAMES = "(?:" + "|".join(re.escape(language.name.lower()) for language in LANGUAGES.values()) + ")"
 _NO_CODE = r"\A(?!.*\b(?:function|program|algorithm|code|script|python|javascript|sql)\b).*"
 _SOURCE_BOUND = {
@@ -36,7 +42,8 @@ _NAME = regex.compile(
 )
 # 1,000.5 is 1 000,5 or 1.000,5 elsewhere, and the Indian 12,34,567 is 1,234,567
 _SEPARATOR = re.compile(r"(?<=\d)[.,'’·٫٬، \u00a0\u2009\u202f](?=(?:\d\d,)*\d{3}(?!\d))")
-_NUMBER = re.compile(r"(\d+)\s?([万萬亿億兆만억조]?)")  # with the units of ten thousand and more
+_NUMBER = re.compile(r"\d{1,300}")
+_DOUBLED = re.compile(r"\W*(\w.{0,100}?)[\s.,;:!?。！？।]+\1\W*", re.DOTALL | re.IGNORECASE)  # Sim. Sim.
 # Han characters say as much as three letters, kana and Hangul as two. With these weights, 2.5 is passed by at most
 # 0.5 % of the human translations between any two of 27 languages of FLORES-200
 _DENSE = regex.compile(r"(\p{Hani})|[\p{Hira}\p{Kana}\p{Hang}]")
@@ -87,7 +94,10 @@ def reject_translation(original: str, translation: str | None, language: str) ->
     """
     if translation is None or not translation.strip():
         return "empty"
-    if is_repetitive(translation, LANGUAGES[language].spaces):
+    if original and _CODE_LINE.search(without_blocks(original)):
+        return "code_without_fence"
+    is_doubled = _DOUBLED.fullmatch(translation) and not _DOUBLED.fullmatch(original)
+    if is_doubled or is_repetitive(translation, LANGUAGES[language].spaces):
         return "repetition"
     source, target = prose(original), prose(translation)
     longer, shorter = sorted((count_letters(source), count_letters(target)), reverse=True)
@@ -107,32 +117,30 @@ def reject_translation(original: str, translation: str | None, language: str) ->
 def changed_numbers(original: str, translation: str) -> bool:
     """
     Whether a translation lacks a number of the original, and has another one or the missing one is a long one that
-    nobody writes in words. On FLORES-200, this is so for 0.2 % of the human translations from English.
+    nobody writes in words. On FLORES-200, this is so for 0.3 % of the human translations from English.
     """
     before, after = _numbers(original), _numbers(translation)
-    lost = _lost(before, after)
-    return bool(lost) and (bool(_lost(after, before)) or any(number > 100 and number % 10 for number, _ in lost))
+    lost, new = _missing(before, after), _missing(after, before)
+    return bool(lost) and (bool(new) or any(len(number.rstrip("0")) > 2 for number in lost))
 
 
-def _numbers(text: str) -> set[tuple[int, bool]]:
-    """The numbers in a text, in any digits, each with whether its unit multiplies it. Decimals count by themselves."""
-    return {(int(number[:300]), unit > "") for number, unit in _NUMBER.findall(_SEPARATOR.sub("", text))}
+def _numbers(text: str) -> set[str]:
+    """The numbers in a text in Latin digits. Decimals count by themselves."""
+    return {str(int(number)) for number in _NUMBER.findall(_SEPARATOR.sub("", text))}
 
 
-def _lost(before: set[tuple[int, bool]], after: set[tuple[int, bool]]) -> list[tuple[int, bool]]:
-    return [one for one in before - after if not any(_same_number(one, other) for other in after)]
+def _missing(numbers: set[str], others: set[str]) -> list[str]:
+    return [number for number in numbers if not any(_same_number(number, other) for other in others)]
 
 
-def _same_number(one: tuple[int, bool], other: tuple[int, bool]) -> bool:
-    (small, _), (large, _) = sorted((one, other))
-    if one[1] or other[1]:  # 45 million = 4500万
-        return str(large).startswith(str(small).rstrip("0"))
-    # 12th century = 1200s, 400 thousand = 400,000, 1 lakh = 100,000. Ten times as much is a slip
-    scaled = small > 0 and large % small == 0 and re.fullmatch("100+", str(large // small))
-    decade = 1000 <= large < 10_000 and large % 100 == small >= 10  # the 1960s = die 60er
-    century = large == 100 * (small - 1)  # 15th century = the 1400s
-    offset = large - small == 12 and large < 24 or large - small == 543  # 10 pm = 22:00; years in Thailand
-    return bool(scaled or decade or century or offset) or large == small
+def _same_number(one: str, other: str) -> bool:
+    short, long = sorted((one, other), key=len)
+    # 45 million = 4500万, 12th century = 1200s, 1 lakh = 100,000. Ten times as much is a slip
+    scaled = short.rstrip("0") == long.rstrip("0") and len(long) != len(short) + 1
+    decade = len(short) == 2 and long.endswith(short)  # the 1960s = die 60er
+    difference = abs(int(long) - int(short))
+    hour = difference == 12 and len(long) == 2  # 10 pm = 22:00
+    return scaled or decade or hour or difference == 543  # years in Thailand
 
 
 def count_letters(text: str) -> int:

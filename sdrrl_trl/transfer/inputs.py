@@ -116,10 +116,10 @@ def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]
     """Training records by kind and language that the questions would give if nothing were rejected."""
     n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
     # One row of each shape stands for all
-    rows: list[Answer | Pair] = [Answer("", "", ("",), "")]
+    records = [*records_of(Answer("", "", ("",), ""), config.source_language)]
     for target in config.target_languages:
-        rows.append(Pair("", target, ("", ""), ("", ""), switched="x" if target in config.lexicon else None))
-    records = (record for row in rows for record in records_of(row, config.source_language))
+        switched = "x" if target in config.lexicon else None
+        records += records_of(Pair("", target, ("", ""), ("", "")), config.source_language, switched)
     return +Counter({cell: n * n_train for cell, n in Counter((r.kind, r.language) for r in records).items()})
 
 
@@ -151,17 +151,14 @@ def _make_stages(
     translate |= {"translator_weights": weights} if weights else {}
     # Rows made from others are refused with them
     translate |= {"answer_stage": _hash(answer)}
-    switch = options("code_switch_rate", "seed") | {"lexicon_sha256": lexicons_hash} if config.lexicon else {}
-    switch |= {"translate_stage": _hash(translate)}
     sentences = options("source_language", "target_languages", "system_prompt", "shard_size")
     sentences |= {"parallel_sha256": parallel_hash}
     mix = options("target_languages", "proportions", "size", "test_size", "seed")
-    mix |= {"code_switch_stage": _hash(switch), "parallel_stage": _hash(sentences)}
+    mix |= options("code_switch_rate") | {"lexicon_sha256": lexicons_hash} if config.lexicon else {}
+    mix |= {"translate_stage": _hash(translate), "parallel_stage": _hash(sentences)}
     root = Path(config.output_dir) / "stages"
     stages = [Stage("answer", root / "answer", answer)]
-    for target in config.target_languages:
-        stages.append(Stage("translate", root / f"translate_{target}", translate))
-        stages.append(Stage("code_switch", root / f"code_switch_{target}", switch))
+    stages += [Stage("translate", root / f"translate_{target}", translate) for target in config.target_languages]
     stages += [Stage("parallel", root / "parallel", sentences), Stage("mix", root / "mix", mix)]
     return {stage.folder.name: stage for stage in stages}
 

@@ -1,14 +1,13 @@
 """Bilingual word lists for code-switching. The paper's is not known."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 
 from sdrrl_trl.engines import Translator
 from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.transfer.code_switch import WORD, to_key
-from sdrrl_trl.transfer.files import open_text, reading
+from sdrrl_trl.transfer.files import BadRows, open_text, reading
 from sdrrl_trl.transfer.segment import WORDS, sentence_pieces
 from sdrrl_trl.transfer.translate import translate_texts
 from sdrrl_trl.utils import SDRRLError
@@ -33,10 +32,10 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
         target (`str`): Tag of the language of the translations.
 
     Raises:
-        `SDRRLError`: if more than 1 % of the lines are broken, naming the first, or if nothing is left.
+        `SDRRLError`: if most of the lines are broken, naming the first, or if nothing is left.
     """
     pairs: Lexicon = {}
-    broken, n = [], 0
+    bad, n = BadRows(path), 0
     with reading(f"the lexicon {path}"), open_text(path, newline=None) as file:
         for n, line in enumerate(file, 1):
             entries, translations = _parse(line)
@@ -44,12 +43,8 @@ def read_lexicon(path: str, source: str, target: str) -> Lexicon:
                 for entry in entries:
                     pairs.setdefault(to_key(entry), translations[0])
             elif line.strip():
-                broken.append(n)
-    if broken:
-        found = f"{path}, line {broken[0]}: not an entry; {len(broken)} of {n} left out"
-        print(f"warning: {found}", file=sys.stderr)
-    if len(broken) > max(1, 0.01 * n):
-        raise SDRRLError(f"{found}: too many. Give one entry a line, source and target separated by a tab.")
+                bad.add(f"line {n}: not an entry")
+    bad.check(n, "Give one entry a line, source and target separated by a tab.")
     # with the translations of the words listed, those words go, too
     function_words = {to_key(pairs[word]) for word in WORDS["stop_words"].get(source, "").split() if word in pairs}
     lexicon = {

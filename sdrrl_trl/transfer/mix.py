@@ -10,14 +10,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdrrl_trl.transfer.answer import read_answers
+from sdrrl_trl.transfer.code_switch import CodeSwitcher
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS
+from sdrrl_trl.transfer.lexicon import Lexicon
+from sdrrl_trl.transfer.parallel import MIN_COMPLETION_CHARACTERS, read_sentences
 from sdrrl_trl.transfer.prompts import completion_prompt, translation_prompt
 from sdrrl_trl.transfer.rows import Answer, Pair, Record, hash64, key_of, rejected_row
 from sdrrl_trl.transfer.shards import read_shards
@@ -25,6 +28,7 @@ from sdrrl_trl.utils import SDRRLError, sha256
 
 
 MAX_TEST_SENTENCES = 200  # for each language
+_QUESTIONS = "questions"
 
 
 class Mix:
@@ -34,12 +38,10 @@ class Mix:
     Args:
         config ([`TransferConfig`]):
             Options of the build.
-        answers (`Path`):
-            Folder of the answers.
-        pairs (`list[Path]`):
-            Folders of their translations, one for each target language.
-        sentences (`Path`):
-            Folder of the parallel sentences; there may be none.
+        stages (`Path`):
+            Folder of the stages: answers, their translations, and the parallel sentences, if there are any.
+        lexicons (`dict[str, Lexicon]`):
+            Word lists by target language, for code-switching.
 
     Attributes, after [`choose`]:
         available (`Counter[tuple[str, str]]`):
@@ -50,27 +52,35 @@ class Mix:
             Number of answers that were cut off. They are of use in records of the kind `source` alone.
     """
 
-    def __init__(self, config: TransferConfig, answers: Path, pairs: list[Path], sentences: Path):
-        self._config, self._answers, self._pairs, self._sentences = config, answers, pairs, sentences
+    def __init__(self, config: TransferConfig, stages: Path, lexicons: dict[str, Lexicon]):
+        self._config, self._stages = config, stages
+        self._switchers = {
+            target: CodeSwitcher(lexicon, config.source_language, target, config.code_switch_rate, config.seed)
+            for target, lexicon in lexicons.items()
+        }
         # The three kinds besides are those that the evaluation on held-out questions and sentences needs
         self._kinds = {*config.proportions, "source", "target", "translation"}
-        # Numbers of 64 bits in an array: a list of Python integers would take five times the memory
-        ranks = array("Q", (self._rank(answer) for answer in read_answers(answers) if answer.reason is None))
-        n_test = max(1, round(len(ranks) * config.test_size)) if config.test_size and ranks else 0
-        self._last_test_rank = _smallest(ranks, n_test)
-        of_language: dict[str, array[int]] = defaultdict(lambda: array("Q"))
-        for pair in read_shards(sentences, Pair):
-            if pair.reason is None and pair.source:
-                of_language[pair.language].append(self._rank(pair))
-        # All, if they are not trained on
-        share = (
-            config.test_size if {"translation", "completion"} & config.proportions.keys() else bool(config.test_size)
-        )
-        self._last_test_sentence = {
-            language: _smallest(found, min(round(len(found) * share), MAX_TEST_SENTENCES))
-            for language, found in of_language.items()
+        # Numbers of 64 bits in an array: a list of integers would take five times the memory
+        ranks: dict[str | None, array[int]] = defaultdict(lambda: array("Q"))
+        for row in chain(read_answers(stages / "answer"), read_sentences(stages / "parallel")):
+            if row.reason is None:
+                ranks[_group(row)].append(self._rank(row))
+        self._last_test_rank = {
+            name: _smallest(found, self._n_test(name, len(found))) for name, found in ranks.items()
         }
-        self._test_questions = set(self._find_test_questions())
+        tested = (row for row, is_test in self._all_rows() if is_test and row.reason is None)
+        self._test_questions = {_question_key(text) for row in tested for text in _questions(row)}
+
+    def _n_test(self, group: str | None, n: int) -> int:
+        """How many of the n rows of a group are held out."""
+        share = self._config.test_size
+        if group is None or not share:
+            return 0
+        if group == _QUESTIONS:
+            return max(1, round(n * share))
+        # All, if they are not trained on
+        share = share if {"translation", "completion"} & self._config.proportions.keys() else 1
+        return min(round(n * share), MAX_TEST_SENTENCES)
 
     def _rank(self, row: Answer | Pair) -> int:
         """
@@ -79,66 +89,40 @@ class Mix:
         """
         return hash64(f"{self._config.seed}:{row.key if isinstance(row, Answer) else row.source}")
 
-    def _questions(self) -> Iterator[tuple[Answer, tuple[Pair, ...], bool]]:
-        """Each question with its translations, and whether it is held out."""
-        pairs = zip(*(read_shards(folder, Pair) for folder in self._pairs), strict=True)
-        for answer in read_answers(self._answers):
+    def _is_test(self, row: Answer | Pair) -> bool:
+        return row.reason is None and self._rank(row) <= self._last_test_rank.get(_group(row), -1)
+
+    def _all_rows(self) -> Iterator[tuple[Answer | Pair, bool]]:
+        """Each question with its translations behind it, then the sentences; and whether they are held out."""
+        folders = [self._stages / f"translate_{target}" for target in self._config.target_languages]
+        pairs = zip(*(read_shards(folder, Pair) for folder in folders), strict=True)
+        for answer in read_answers(self._stages / "answer"):
             # Those that were cut off, too: without the long ones, drift would be measured on short answers alone
-            is_test = answer.reason is None and self._rank(answer) <= self._last_test_rank
+            is_test = self._is_test(answer)
             if answer.truncated and not is_test and "source" not in self._config.proportions:
                 answer = replace(answer, reason=answer.reason or "answer/truncated")  # there is no other use for it
+            yield answer, is_test
             if answer.reason is not None or answer.truncated:
-                yield answer, (), is_test
                 continue
             translated = next(pairs, ())
             # An answer made anew after damage may differ, and be good or bad when it was not before
-            if [pair.source_id for pair in translated] != [answer.source_id] * len(self._pairs):
+            if [pair.source_id for pair in translated] != [answer.source_id] * len(folders):
                 raise SDRRLError(
-                    f"The translations in {self._pairs[0].parent} are not those of the answers in {self._answers}. "
-                    "Do them again with `--overwrite_stage translate`."
+                    f"The translations in {self._stages} are not those of the answers there. Do them again with "
+                    "`--overwrite_stage translate`."
                 )
-            yield answer, translated, is_test
-
-    def _find_test_questions(self) -> Iterator[int]:
-        for answer, pairs, is_test in self._questions():
-            if is_test:
-                yield from map(_question_key, answer.turns[::2])
-                for pair in pairs:
-                    yield from map(_question_key, [] if pair.reason else pair.target[:-1:2])
-        for pair in read_shards(self._sentences, Pair):
-            if self._is_test_sentence(pair):
-                yield from map(_question_key, pair.source + pair.target)
-
-    def _is_test_sentence(self, pair: Pair) -> bool:
-        last = self._last_test_sentence.get(pair.language, -1)
-        return pair.reason is None and bool(pair.source) and self._rank(pair) <= last
+            yield from ((pair, is_test) for pair in translated)
+        yield from ((pair, self._is_test(pair)) for pair in read_sentences(self._stages / "parallel"))
 
     def __iter__(self) -> Iterator[tuple[Answer | Pair, bool]]:
         """
         All rows, and whether each is held out. What is a test question or sentence, too, in some turn or some
         language, is rejected: these come into training neither by other conversations nor by other sentences.
         """
-        for answer, pairs, is_test in self._questions():
-            # Every second turn is a question
-            if not is_test and self._asks_test_question(answer.turns[::2]):
-                yield replace(answer, reason=answer.reason or "mix/held_out"), False
-                continue
-            yield answer, is_test
-            for pair in pairs:
-                leaks = not is_test and self._asks_test_question(pair.target[:-1:2])
-                yield (replace(pair, reason=pair.reason or "mix/held_out") if leaks else pair), is_test
-        seen: set[int] = set()
-        for pair in read_shards(self._sentences, Pair):
-            key, is_test = hash64(repr((pair.language, pair.source, pair.target))), self._is_test_sentence(pair)
-            if pair.reason is None and key in seen:
-                pair = replace(pair, reason="parallel/duplicate")
-            elif pair.reason is None and not is_test and self._asks_test_question(pair.source + pair.target):
-                pair = replace(pair, reason="parallel/held_out")
-            seen.add(key)
-            yield pair, is_test
-
-    def _asks_test_question(self, texts: tuple[str, ...]) -> bool:
-        return any(_question_key(text) in self._test_questions for text in texts)
+        for row, is_test in self._all_rows():
+            if not is_test and any(_question_key(text) in self._test_questions for text in _questions(row)):
+                row = replace(row, reason=row.reason or "mix/held_out")
+            yield row, is_test
 
     def choose(self) -> dict[tuple[str, str], int]:
         """
@@ -168,7 +152,10 @@ class Mix:
 
     def records(self, row: Answer | Pair) -> Iterator[Record]:
         """The records of a row that can be of use."""
-        found = records_of(row, self._config.source_language)
+        switched = None
+        if isinstance(row, Pair) and not row.is_sentence and row.language in self._switchers:
+            switched = self._switchers[row.language].switch(row.source[-2], f"{row.source_id}:question")
+        found = records_of(row, self._config.source_language, switched)
         return (record for record in found if record.kind in self._kinds)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -186,6 +173,20 @@ class Mix:
                     yield "train", record.to_row()
 
 
+def _group(row: Answer | Pair) -> str | None:
+    """What a share is held out of: the questions, or the sentences of a language, but not those without a source."""
+    if isinstance(row, Answer):
+        return _QUESTIONS
+    return row.language if row.source else None
+
+
+def _questions(row: Answer | Pair) -> tuple[str, ...]:
+    """The texts of a row that must not be test questions: every second turn is a question."""
+    if isinstance(row, Answer):
+        return row.turns[::2]
+    return row.source + row.target if row.is_sentence else row.source[:-1:2] + row.target[:-1:2]
+
+
 def _question_key(text: str) -> int:
     return int(key_of(text)[:16], 16)
 
@@ -196,13 +197,14 @@ def _smallest(ranks: "array[int]", n: int) -> int:
     return int(np.partition(np.frombuffer(ranks, np.uint64), n - 1)[n - 1]) if n else -1
 
 
-def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
+def records_of(row: Answer | Pair, source: str, switched: str | None = None) -> Iterator[Record]:
     """
     All records that can be made of a good row: question and answer in all combinations of the two languages.
 
     Args:
         row ([`Answer`] or [`Pair`]): What they are made of.
         source (`str`): Tag of the source language.
+        switched (`str`, *optional*): The question of a pair with some words of the target language in it.
     """
     if isinstance(row, Answer):
         yield Record("source", row.turns, row.text, source, source, source, row.source_id, row.system, row.truncated)
@@ -217,8 +219,8 @@ def records_of(row: Answer | Pair, source: str) -> Iterator[Record]:
     yield record("target", (*translated_question,), translated_answer, target, target)
     yield record("target_to_source", (*translated_question,), answer, target, source)
     yield record("source_to_target", (*question,), translated_answer, source, target)
-    if row.switched:
-        switched_question = (*question[:-1], row.switched)
+    if switched:
+        switched_question = (*question[:-1], switched)
         yield record("code_switch", switched_question, answer, source, source)
         yield record("code_switch", switched_question, translated_answer, source, target)
 

