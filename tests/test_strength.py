@@ -50,7 +50,8 @@ def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, t
     )
     card = (folder / "README.md").read_text()
     assert f"`{kind}` at strength 0.75" in card and "base model `model`" in card
-    assert str(tmp_path) not in card and "merge" in metadata_load(folder / "README.md")["tags"]
+    about = metadata_load(folder / "README.md")
+    assert str(tmp_path) not in card and "merge" in about["tags"] and about["license"] == "other"
 
 
 @pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
@@ -79,14 +80,21 @@ def test_what_cannot_be_merged_is_named_before_anything_is_written(tiny_model, t
     other = tmp_path / "other"
     config = AutoModelForCausalLM.from_pretrained(tiny_model).config
     config.intermediate_size = 32
-    AutoModelForCausalLM.from_config(config).save_pretrained(other)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(other)
+    config.save_pretrained(other)  # without weights, which are not read
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.save_pretrained(tmp_path / "quantized")
+    for name in ("other", "quantized"):
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / name)
+    evaluate = ["evaluate", "--tasks", "sdrrl_heldout", "--transfer_set", "none", "--output_dir", "new", "--models"]
+    shapes, full = "do not have weights of the same shapes", tuned["full"]
     for arguments, named in (
-        ([tuned["full"], "new"], "give that: `--base`"),
-        ([tuned["adapter"] + "@2", "new"], "from 0"),
-        ([tuned["adapter"], tmp_path / "full"], "is not empty"),
-        ([tuned["full"], "new", "--base", other], "do not have weights of the same shapes"),
+        (["merge", full, "new"], "give that: `--base`"),
+        (["merge", tuned["adapter"] + "@2", "new"], "from 0"),
+        (["merge", tuned["adapter"], tmp_path / "full"], "is not empty"),
+        (["merge", full, "new", "--base", other], shapes),
+        ([*evaluate, f"base={other}", f"tuned={full}@0.5"], shapes),
+        ([*evaluate, f"base={tmp_path / 'quantized'}", f"tuned={full}@0.5"], "between quantized weights"),
     ):
         with pytest.raises(SystemExit):
-            main(["merge", *map(str, arguments)])
+            main([*map(str, arguments)])
         assert named.lower() in capsys.readouterr().err.lower()

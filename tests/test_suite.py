@@ -86,7 +86,7 @@ def test_a_server_can_be_evaluated_and_one_that_fails_is_named(tiny_model, tmp_p
         more = {"backend": "local-chat-completions", "model_args": model_args}
         with pytest.raises(SDRRLError, match="local-chat-completions' failed at the model 'x', asked sdrrl_mkqa_pt"):
             run(tiny_model, tmp_path / "x", ["sdrrl_mkqa_pt"], models=["x=other"], **more)
-        with pytest.raises(SDRRLError, match="Loglikelihood is not supported"):
+        with pytest.raises(SDRRLError, match="A chat server tells no likelihoods, which xnli_th need"):
             run(tiny_model, tmp_path / "y", ["xnli_th"], models=["x=my-model"], **more)
         server.requests.clear()
         served = load(

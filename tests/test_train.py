@@ -6,10 +6,12 @@ import os
 import re
 import resource
 import shutil
+import signal
 from fractions import Fraction
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_callbacks import TASKS
@@ -20,7 +22,9 @@ from trl import ModelConfig
 from sdrrl_trl import SDRRLConfig, SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl.trainer.callbacks import ProgressLines
 from sdrrl_trl.trainer.train import TrainArguments, in_a_line_if_full, make_trainer
+from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import sha256_of, write_json
 
 
@@ -61,7 +65,7 @@ def refused(command, capsys, *options, **kwargs):
 
 def trainer_of(transfer_set, model, folder):
     arguments = TrainArguments(str(transfer_set), forgetting_bound=0.1), SDRRLConfig(str(folder), **CPU)
-    return make_trainer(*arguments, ModelConfig(str(model)))
+    return make_trainer(*arguments, ModelConfig(str(model)), load_manifest(transfer_set))
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -225,6 +229,39 @@ def test_a_training_that_lost_its_model_or_was_killed_after_its_last_step_trains
     assert "goes on from step 2" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("times, saved", [(1, 2), (2, 0)])
+def test_ctrl_c_saves_a_checkpoint_and_says_what_is_kept(command, tmp_path, monkeypatch, capsys, times, saved):
+    def press(self, args, state, control, **kwargs):
+        for _ in range(times if state.global_step == 1 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    command("--max_steps", "4", "--output_dir", str(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(ProgressLines, "on_step_begin", press)
+        command("--max_steps", "4")
+    shown = capsys.readouterr().err
+    assert exit_info.value.code == 130 and f", saved at step {saved}\n" in shown and "command goes on" in shown
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    command("--max_steps", "4")
+    assert ("goes on from step 2" in capsys.readouterr().err) == (saved == 2)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("options, library", [((), "transformers"), (("--use_peft",), "peft")])
+def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
+    command, tiny_model, tmp_path, options, library
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model=folder)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    about = card.data.to_dict()
+    assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
+    assert "`base`, fine-tuned with SDRRL" in card.text and "| anchor_languages | ['en'] |" in card.text
+    assert "None" not in str(card) and str(tmp_path) not in str(card)
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The results in a tuned model's card, with metadata for the hub, and the upload."""
+"""The results in a tuned model's card, with metadata for the hub."""
 
 import re
 from pathlib import Path
@@ -7,28 +7,13 @@ from typing import Any
 import yaml
 
 from sdrrl_trl.evaluation.compare import Row
-from sdrrl_trl.evaluation.outputs import Output
-from sdrrl_trl.evaluation.suite import HARMFUL
+from sdrrl_trl.hub import licence_fields
 from sdrrl_trl.render import inline, render
 from sdrrl_trl.transfer.publish import is_non_commercial
-from sdrrl_trl.utils import SDRRLError, package_version, write_atomic
+from sdrrl_trl.utils import SDRRLError, on_hub, package_version, public_name, write_atomic
 
 
 BEGIN, END = "<!-- sdrrl report: begin -->", "<!-- sdrrl report: end -->"
-# Of a model's files, what only the training needs
-IGNORED = ["*.lock", ".*", "options*.json", "trainer_state.json", "timings.json", "training_args.bin"]
-IGNORED += ["optimizer.*", "scheduler.pt", "rng_state*"]
-
-
-class _Loader(yaml.SafeLoader):
-    """As the hub reads YAML, by its version 1.2: `no` is the tag of a language, not false."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.IGNORECASE), list("tTfF"))
 
 
 # Its metadata as they stand there, what they say, and the text below
@@ -51,7 +36,7 @@ def load(model: str) -> Card:
         text = path.read_text(encoding="utf-8-sig") if path.is_file() else f"# {inline(Path(model).name)}\n"
         found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$(.*)", text, re.DOTALL | re.MULTILINE)
         front, text = found.groups() if found else ("library_name: transformers\n", text)
-        metadata = yaml.load(front, _Loader) or {}  # noqa: S506 (it is a safe one)
+        metadata = yaml.safe_load(front) or {}
         _with_results(metadata, [], "")
         return front, metadata, text
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -83,7 +68,8 @@ def write(
     """
     rows = [row for row in rows if row.model == model]
     front, old, text = card
-    new = {"model-index": _with_results(old, rows, Path(content["models"][model]).name)}
+    base, tuned = (public_name(content["models"][name]) for name in (content["base"], model))
+    new: dict[str, Any] = {"licence": None}  # a slip of TRL's for `license`
     # PEFT notes the folder that the base model was loaded from, which the hub rejects
     bases = old.get("base_model") or []
     if not all(map(on_hub, [bases] if isinstance(bases, str) else bases)):
@@ -94,19 +80,25 @@ def write(
     non_commercial = [f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)]
     if data_set:
         new["language"] = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
-    if non_commercial and not old.get("license"):
+    if non_commercial and (not old.get("license") or "license_name" in old):
         new |= {"license": "other", "license_name": "non-commercial-parts"}
+    elif not old.get("license"):
+        new |= licence_fields(content["models"][content["base"]])
+    new["model-index"] = _with_results(old, rows, tuned)
     section = render(
         "card.md.jinja",
         sentences=content["summary"][model],
-        base=Path(content["models"][content["base"]]).name,
-        tuned=Path(content["models"][model]).name,
+        base=base,
+        tuned=tuned,
         rows=rows,
         data_set=data_set,
+        answered_by=public_name(data_set["options"]["model_name_or_path"]) if data_set else None,
         non_commercial=non_commercial,
-        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers", "trl", "torch")},
+        versions={name: package_version(name) for name in ("sdrrl-trl", "lm_eval", "transformers")},
         signatures=sorted(set(content["signatures"].values())),
     )
+    # TRL's card of a model that was trained from a folder
+    text = text.replace("[None](https://huggingface.co/None)", f"`{base}`").replace('"None"', f'"{tuned}"')
     # What is not changed stays as it was written, and is no YAML made anew: 1.10 would be 1.1
     kept = re.split(r"^(?=[^\s#\]}-])", front, flags=re.MULTILINE)
     kept = [block for block in kept if block.partition(":")[0].strip(" '\"") not in new]
@@ -116,11 +108,6 @@ def write(
     after = rest.partition(END)[2].rstrip()
     front = "".join(kept).strip()
     write_atomic(path, f"---\n{front}\n---\n{before.strip()}\n\n{BEGIN}\n{section}{END}{after}\n")
-
-
-def on_hub(model: str) -> bool:
-    """Whether a model is named by an id of the hub, not by a folder here."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
 
 
 def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[dict[str, Any]]:
@@ -151,54 +138,3 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
     first, *others = metadata.get("model-index") or [{"name": metadata.get("model_name") or name}]
     left = [result for result in first.get("results") or [] if not known & set(keys(result))]
     return [*([first | {"results": left + ours}] if left + ours else []), *others]
-
-
-def push(repo_id: str, tuned: Output, folder: Path, dry_run: bool) -> None:
-    """
-    Uploads model, card and report: the files at the top of the model's folder, as the folders in it may be checkpoints
-    or an evaluation with its samples, and the report, without the page if that shows harmful samples.
-
-    Args:
-        repo_id (`str`):
-            Model repository.
-        tuned ([`Output`]):
-            The tuned model; if it is on the hub already, only card and report are uploaded.
-        folder (`Path`):
-            Folder of the report.
-        dry_run (`bool`):
-            Only print what would be uploaded.
-
-    Raises:
-        `SDRRLError`: if the hub refuses.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi, metadata_load, metadata_update
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-
-    harmful = any(task.startswith(HARMFUL) for task in tuned.tasks)
-    report = [file for file in sorted(folder.glob("report.*")) if not (harmful and file.suffix == ".html")]
-    uploads = {f"report/{file.name}": file for file in report}
-    # A path in a results file may be any folder: only one that holds a model is uploaded
-    model = Path(tuned.model)
-    is_here = any((model / name).exists() for name in ("config.json", "adapter_config.json"))
-    if is_here:
-        files = {file.name: file for file in sorted(model.iterdir()) if file.is_file()}
-        uploads |= {name: files[name] for name in filter_repo_objects(files, ignore_patterns=IGNORED)}
-    uploads["README.md"] = folder / "README.md"
-    api = HfApi()
-    try:
-        validate_repo_id(repo_id)
-        if dry_run:
-            lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
-            lines += ["Not report.html: it shows harmful prompts and answers."] * harmful
-            print("\n".join([f"Would upload to {repo_id}:", *lines]))
-            return
-        api.create_repo(repo_id, exist_ok=True)
-        if not is_here and api.file_exists(repo_id, "README.md"):
-            card = uploads.pop("README.md")  # that of the hub stays, and gets the scores
-            if scores := metadata_load(card).get("model-index"):
-                metadata_update(repo_id, {"model-index": scores}, overwrite=True)
-        operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
-        api.create_commit(repo_id, operations, commit_message="Model and report")
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise SDRRLError(f"`push_to_hub`: the upload to {repo_id} failed: {error}") from error

@@ -211,6 +211,8 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
     # A pair that the judge failed on for either model is left out; n tells how many remain
     if len(scored) < len(pairs) and (not task.startswith(HARMFUL) or not scored):
         raise ValueError(f"{len(pairs) - len(scored)} of {len(pairs)} items have no score")
+    if len(scored) < 2:
+        raise ValueError("it has a single item, of which no interval can be told")
     scores = list(zip(*scored, strict=True))
     name = metric.partition(",")[0]
     found = [item_statistics(name, of_model) for of_model in scores]

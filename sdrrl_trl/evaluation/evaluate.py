@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import load_lm, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import base_path, check_strength, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import base_path, check_between, check_strength, is_adapter, split_strength
 from sdrrl_trl.hub import check_server
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
@@ -72,6 +73,8 @@ class EvaluationConfig:
             Ask through the model's chat template.
         skip_missing (`bool`, *optional*, defaults to `False`):
             Leave out tasks that cannot be loaded, and print which and why. Default: they are an error.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, and only show what would be asked and how long it may take.
     """
 
     models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
@@ -86,6 +89,7 @@ class EvaluationConfig:
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})
+    dry_run: bool = field(default=False, metadata={"help": "Only show what would be asked, and the time it takes."})
 
     def __post_init__(self):
         for model in self.models:
@@ -142,11 +146,14 @@ def evaluate(config: EvaluationConfig) -> Path:
 
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
+            if split_strength(path)[1] is not None:
+                check_between(path, base_path(path) if is_adapter(path) else config.model_paths["base"])
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
-    tasks = _load_tasks(config)
+    tasks = select([n for n in config.tasks if not is_held_out(n)], config.languages, config.skip_missing)
+    tasks |= load_held_out_tasks(config)
     likelihoods = [name for name, task in tasks.items() if task.get_config("output_type") != "generate_until"]
     if likelihoods and "chat-completions" in config.backend:
         raise SDRRLError(
@@ -159,6 +166,12 @@ def evaluate(config: EvaluationConfig) -> Path:
     together = {part: recorded[part] | now[part] for part in now}
     compared = {part: {name: together[part][name] for name in recorded[part]} for part in now}
     check_options(folder, options | compared, "evaluate")
+    system_prompt = options["system_prompt"]
+    if config.dry_run:
+        from sdrrl_trl.plan import plan_evaluation
+
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt))
+        return folder
     state = processes()
     # One process locks, records and writes; the others only ask
     with locked(folder) if state.is_main_process else nullcontext():
@@ -169,7 +182,7 @@ def evaluate(config: EvaluationConfig) -> Path:
                 shutil.rmtree(left)
         state.wait_for_everyone()
         with timed(folder / "timings.json", "evaluate") if state.is_main_process else nullcontext():
-            _run(config, tasks, options["system_prompt"])
+            _run(config, tasks, system_prompt)
     state.wait_for_everyone()
     return folder
 
@@ -201,10 +214,15 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     return options
 
 
-def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    tasks = select([x for x in config.tasks if not is_held_out(x)], config.languages, config.skip_missing)
-    names = list(filter(is_held_out, config.tasks))
-    if not names:
+def load_held_out_tasks(config: EvaluationConfig) -> dict[str, Any]:
+    """
+    The tasks of a configuration that are made of its transfer set.
+
+    Raises:
+        `SDRRLError`: for a name without a task there, in the languages of the configuration.
+    """
+    tasks: dict[str, Any] = {}
+    if not (names := list(filter(is_held_out, config.tasks))):
         return tasks
     wanted = {get_language(language).tag for language in config.languages or ()}
     # Made here and now: their data are a file of the user's
@@ -221,10 +239,14 @@ def _load_tasks(config: EvaluationConfig) -> dict[str, Any]:
 
 def _run(config: EvaluationConfig, tasks: dict[str, Any], system_prompt: str | None) -> None:
     """Evaluates what is not finished, chunk by chunk."""
+    from sdrrl_trl.plan import plan_evaluation
+
     folder, state = Path(config.output_dir), processes()
     left = {name: set(tasks) - finished_tasks(folder / name) for name in config.model_paths}
     state.wait_for_everyone()  # before the first result is written, so that all see the same
     prepare_tasks(tasks, config.limit, state.num_processes, config.generation)
+    if state.is_main_process and all(names == set(tasks) for names in left.values()):
+        print(plan_evaluation(config.model_paths, tasks, config, system_prompt), file=sys.stderr, flush=True)
 
     def chunk_by_chunk() -> Iterator[tuple[int, None]]:
         paths = config.model_paths

@@ -48,7 +48,7 @@ def held_out_tasks(transfer_set: Path) -> dict[str, Any]:
         for form in ("gen", "bpb", "text"):
             config, task = load_yaml(Path(__file__).with_name(f"heldout_{form}.yaml")), f"{HELD_OUT}_{form}_{language}"
             data = {"file": str(transfer_set / "test.parquet"), "kind": kind, "language": language}
-            data |= {"kind": "translation"} if form == "text" else {"whole": form == "gen"}
+            data |= config.get("dataset_kwargs", {})
             if not len(load_held_out(**data)["test"]):  # which lm-eval cannot load
                 if form != "text":
                     logger.warning(f"{task} has no items: all held-out answers were cut off or not translated.")

@@ -12,6 +12,7 @@ from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength, 
 from sdrrl_trl.utils import SDRRLError
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
 MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
 MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
@@ -101,6 +102,8 @@ def parse_arguments(backend: str, text: str | None) -> dict[str, Any]:
         known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
         known = {name for name in known if not _SECRET.search(name)} - {"trust_remote_code", *_NOT_SET}
     _check_names("model_args", found, known)
+    if found.get("dtype", "auto") not in DTYPES:
+        raise SDRRLError(f"`model_args`: dtype must be one of {', '.join(DTYPES)}, got {found['dtype']!r}.")
     for name, kind in (("enable_thinking", bool), ("chat_template_args", dict)):
         if not isinstance(found.get(name, kind()), kind):
             raise SDRRLError(f"`model_args`: {name} must be a {kind.__name__}, such as {kind()}.")

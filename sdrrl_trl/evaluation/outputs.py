@@ -217,7 +217,8 @@ def _labels(results: dict[str, Any], filters: set[str]) -> dict[tuple[str, str],
 
 
 def _item(row: dict[str, Any]) -> Item:
-    prompt, response = row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]
+    arguments, response = row["arguments"]["gen_args_0"], row["resps"][0][0]
+    prompt = arguments["arg_0"]
     return Item(
         doc_id=row["doc_id"],
         doc_hash=row["doc_hash"],
@@ -225,7 +226,8 @@ def _item(row: dict[str, Any]) -> Item:
         # Of chat servers, a list
         prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         target=row["target"],
-        response=response if isinstance(response, str) else None,
+        # The likelihood of a whole text is one string, too, but nothing was asked beside the text
+        response=response if isinstance(response, str) and "arg_1" in arguments else None,
         scores={},
     )
 

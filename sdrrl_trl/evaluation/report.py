@@ -14,11 +14,10 @@ from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
 from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.suite import HARMFUL
-from sdrrl_trl.evaluation.weights import split_strength
 from sdrrl_trl.languages import get_language, language_name
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, write_atomic, write_json
+from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
 
 
 RISE = 0.05  # of the share of empty or repetitive answers, from where on it is said; the number is not from the paper
@@ -38,17 +37,11 @@ class ReportConfig:
         transfer_set (`str`, *optional*):
             Folder made by `sdrrl build`: its source language is the one that must not be lost (else English), and the
             model card says what the model was trained on, under which licences.
-        push_to_hub (`str`, *optional*):
-            Id of a model repository that the tuned model, its card and the report are uploaded to.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Only print what `push_to_hub` would upload.
     """
 
     models: list[str] = field(metadata={"help": "Results of lm-eval as `name=folder`, the base model first."})
     output_dir: str = field(metadata={"help": "Folder of the report."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Model repository to upload model and report to."})
-    dry_run: bool = field(default=False, metadata={"help": "Only print what `push_to_hub` would upload."})
 
     def __post_init__(self):
         for model in self.models:
@@ -56,10 +49,6 @@ class ReportConfig:
                 raise SDRRLError(f"`models`: {model!r} is not of the form `name=folder`, as `tuned=results/tuned`.")
         if len(self.folders) < max(2, len(self.models)):
             raise SDRRLError("`models` must name at least two, each by its own name: there is nothing to compare.")
-        if self.push_to_hub and len(self.models) > 2:
-            raise SDRRLError(f"`push_to_hub` uploads one tuned model: name two `models`, not {len(self.models)}.")
-        if self.dry_run and self.push_to_hub is None:
-            raise SDRRLError("`dry_run` shows what `push_to_hub` would upload: give that, too.")
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -90,9 +79,6 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     # Everything is read and checked before the first file is written
     outputs = {name: load(path) for name, path in config.folders.items()}
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
-    model = list(outputs.values())[1].model
-    if config.push_to_hub and split_strength(model)[1] is not None:
-        raise SDRRLError(f"`push_to_hub`: there is no folder {model}. Write it with `sdrrl merge`, and evaluate that.")
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
 
@@ -107,8 +93,6 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
-    if config.push_to_hub:
-        card.push(config.push_to_hub, list(outputs.values())[1], folder, config.dry_run)
     return folder / "report.md"
 
 
@@ -117,7 +101,7 @@ def _content(
 ) -> dict[str, Any]:
     """All of the report as JSON."""
     base, *tuned = outputs
-    derived = ("verdict", "title", "worst_loss")
+    derived = ("verdict", "title", "digits", "worst_loss")
     content = {
         "version": package_version("sdrrl-trl"),
         "base": base,
@@ -136,6 +120,16 @@ def _content(
         "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
     return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
+
+
+def in_short(path: Path) -> str:
+    """What a terminal shows of a report: the summary, the ten most telling comparisons, and where all are."""
+    content = read_json(path.with_suffix(".json"))
+    rank = {"worse": 0, "better": 1}  # losses before gains
+    rows = sorted(
+        content["rows"], key=lambda row: (rank.get(row["verdict"], 2), row["p_holm"], row["comparison"]["p"])
+    )
+    return render("report.txt.jinja", content=content, rows=rows[:10], n_more=len(rows[10:]), path=path)
 
 
 def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]:

@@ -4,13 +4,26 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import safe_open
 
-from sdrrl_trl.evaluation.card import on_hub
+from sdrrl_trl.hub import licence_fields
 from sdrrl_trl.render import render
-from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic
+from sdrrl_trl.utils import (
+    SDRRLError,
+    check_output_dir,
+    on_hub,
+    package_version,
+    public_name,
+    read_json,
+    write_atomic,
+)
 
 
+_NOTHING_BETWEEN = (
+    "do not have weights of the same shapes, so there is nothing between them. Name the model that it was trained "
+    "from. With new tokens, a model has no strength."
+)
 STRENGTH = re.compile(r"(.+)@(0|1|1\.0+|0?\.\d+)")
 
 
@@ -30,6 +43,39 @@ def check_strength(model: str) -> None:
         raise SDRRLError(
             f"{model!r}: behind the `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75."
         )
+
+
+def check_between(model: str, base: str) -> None:
+    """
+    Raises [`SDRRLError`] if a model cannot be had at a strength, as far as configurations tell: no weights are read.
+    """
+    path, _ = split_strength(model)
+    if is_adapter(path) and only_adds(path):  # its own weights are scaled
+        return
+    models = [on_meta(name) for name in (base_path(path), base)]
+    if any("quantization_config" in vars(one.config) for one in models):
+        raise SDRRLError(
+            f"{model!r}: between quantized weights there is nothing. Use it without a strength, or name a base model "
+            "and a tuned one that are not quantized."
+        )
+    if _shapes(models[0]) != _shapes(models[1]):
+        raise SDRRLError(f"{path!r} and {base!r} {_NOTHING_BETWEEN}")
+
+
+def on_meta(name: str, loader: Any = None) -> Any:
+    """A model as its configuration describes it, without weights. `loader` is a class such as `AutoModel`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sdrrl_trl.engines.transformers import loading
+
+    with loading("the model", name), torch.device("meta"):
+        return (loader or AutoModelForCausalLM).from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    # With the head, even where the base ties it to the embeddings and training has parted them
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
 def is_adapter(model: str) -> bool:
@@ -66,18 +112,21 @@ def only_adds(path: str) -> bool:
         return all(".lora_" in name for name in weights.keys())  # noqa: SIM118 (it is no dict)
 
 
-def _resize(model: Any, n_tokens: int, adapter: Path) -> None:
-    """Gives a base the vocabulary of an adapter that was trained with another: that of its own embeddings, if any."""
+def put_adapter_on(model: Any, adapter: str, n_tokens: int, is_trainable: bool = False) -> Any:
+    """Puts an adapter on its base, with the vocabulary that it was trained with: that of its embeddings, if any."""
+    from peft import PeftModel
+
     embeddings = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    size = max(n_tokens, embeddings.num_embeddings)
-    if adapter.exists():
-        with safe_open(adapter, "pt") as weights:
+    size, file = max(n_tokens, embeddings.num_embeddings), Path(adapter) / "adapter_model.safetensors"
+    if file.exists():
+        with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (it is no dict)
                 if f".{name}." in key and ".lora_" not in key and key.endswith(".weight"):
                     size = weights.get_slice(key).get_shape()[0]
     if size != embeddings.num_embeddings:
-        model.resize_token_embeddings(size)
+        model.resize_token_embeddings(size, mean_resizing=False)  # the adapter has the weights of the new ones
+    return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
 def tune(
@@ -108,7 +157,6 @@ def tune(
     Raises:
         `SDRRLError`: if the two models do not have the same weights.
     """
-    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
@@ -116,9 +164,8 @@ def tune(
     if is_adapter(path):
         if (Path(path) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(path)
-        _resize(model, len(tokenizer), Path(path) / "adapter_model.safetensors")
         with loading("the adapter", path):
-            model = PeftModel.from_pretrained(model, path)
+            model = put_adapter_on(model, path, len(tokenizer))
         if strength is not None and only_adds(path):
             for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
                 layer.scale_layer(strength)
@@ -126,14 +173,10 @@ def tune(
     if strength is None:
         return model, tokenizer
     model = _merged(model) if is_adapter(path) else model
-    # With the head, even where the base ties it to the embeddings and training has parted them
-    both = (model, load_model(base, dtype=dtype)[0])
-    weights, starts = (dict(one.named_parameters(remove_duplicate=False)) for one in both)
-    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in starts.items()}:
-        raise SDRRLError(
-            f"{path!r} and {base!r} do not have weights of the same shapes, so there is nothing between them. Name "
-            "the model that it was trained from. With new tokens, a model has no strength."
-        )
+    start = load_model(base, dtype=dtype)[0]
+    if _shapes(model) != _shapes(start):
+        raise SDRRLError(f"{path!r} and {base!r} {_NOTHING_BETWEEN}")
+    starts = dict(start.named_parameters(remove_duplicate=False))
     for name, weight in model.named_parameters():  # each once
         weight.data = starts[name].data.to(weight.dtype).lerp(weight.data, strength)
     return model, tokenizer
@@ -186,6 +229,7 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
         raise SDRRLError(f"{output_dir} is not empty. Name a new folder.")
     check_output_dir(output_dir, needed_bytes=1_000_000_000)
     check_model(base, needs_chat_template=False)
+    check_between(model, base)
     strength = 1.0 if strength is None else strength
     merged, tokenizer = tune(*load_model(base if is_adapter(path) else path), path, strength, base)
     merged = _merged(merged) if isinstance(merged, PeftModel) else merged
@@ -196,8 +240,8 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
         name=output_dir.name,
         strength=strength,
         tuned=Path(path).name,
-        base=base if on_hub(base) else Path(base).name,  # a path here says nothing to others
-        on_hub=on_hub(base),
+        base=public_name(base),
+        metadata=yaml.safe_dump(licence_fields(base) | ({"base_model": base} if on_hub(base) else {})),
         version=package_version("sdrrl-trl"),
     )
     write_atomic(output_dir / "README.md", card)

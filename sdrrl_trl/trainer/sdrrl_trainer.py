@@ -26,9 +26,10 @@ from sdrrl_trl.trainer.groups import (
     has_groups,
     without_too_long,
 )
+from sdrrl_trl.trainer.model_card import model_card
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import initial_model, prepare_teacher, teacher_states
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, write_atomic
 
 
 class SDRRLTrainer(SFTTrainer):
@@ -82,15 +83,6 @@ class SDRRLTrainer(SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "sdrrl"]
-    _name = "SDRRL"
-    _paper = {
-        "title": (
-            "Enhancing Multilingual Capabilities of Large Language Models through Self-Distillation from "
-            "Resource-Rich Languages"
-        ),
-        "id": "2402.12204",
-        "citation": Path(__file__).with_name("citation.bib").read_text(encoding="utf-8"),
-    }
 
     def __init__(
         self,
@@ -283,3 +275,9 @@ class SDRRLTrainer(SFTTrainer):
             if resume_from_checkpoint is None:
                 raise SDRRLError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        if self.is_world_process_zero():
+            name = model_name or self.hub_model_id or Path(self.args.output_dir).name
+            languages = sorted({answer for _, _, answer in self._groups if answer})
+            write_atomic(Path(self.args.output_dir) / "README.md", model_card(self, name, languages, dataset_name))

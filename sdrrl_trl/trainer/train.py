@@ -1,7 +1,9 @@
 """`sdrrl train`: fine-tunes a model on a transfer set."""
 
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,15 +17,22 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from jinja2 import TemplateError
-from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, IntervalStrategy, PrinterCallback, TrainerState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    IntervalStrategy,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+)
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.chat import find_ends
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.evaluation.weights import base_path, is_adapter
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, put_adapter_on
+from sdrrl_trl.plan import plan_training
 from sdrrl_trl.stages import check_options, files_in, write_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
@@ -95,24 +104,26 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     is_main = PartialState().is_main_process
     with locked(folder) if is_main else nullcontext():
         PartialState().wait_for_everyone()
-        trainer = make_trainer(script_args, training_args, model_args)
+        trainer = make_trainer(script_args, training_args, model_args, manifest)
         checkpoint = last_complete_checkpoint(folder)
         if is_main:
             write_options(folder, options, "train", _WRITTEN)
-            if checkpoint is not None:
-                print(f"train: goes on from step {checkpoint.rpartition('-')[2]}", file=sys.stderr, flush=True)
+            step = checkpoint and f"train: goes on from step {checkpoint.rpartition('-')[2]}"
+            print(step or plan_training(trainer, model_args.model_name_or_path), file=sys.stderr, flush=True)
         if checkpoint is not None:
             state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
             if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to
                 trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         with timed(folder / "timings.json", "train") if is_main else nullcontext(), in_a_line_if_full():
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with stopped_by_ctrl_c(trainer):
+                trainer.train(resume_from_checkpoint=checkpoint)
             if not all(gather_object([_is_finite(trainer.model)])):
                 raise SDRRLError(
                     "The model's weights are no longer finite numbers: the training has diverged, or the model came "
                     "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
                 )
             trainer.save_model()
+            trainer.create_model_card()  # over that of PEFT, which names the folder of its base
         if is_main:
             before_end = {path for pattern in _WRITTEN for path in folder.glob(pattern)}
             files = [str(path.relative_to(folder)) for path in files_in(folder) if path not in before_end]
@@ -120,6 +131,40 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
             write_json(folder / "training.json", {"log": trainer.state.log_history, "files": files})
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+class _CtrlC(TrainerCallback):
+    asked = False
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("train: stops after this step, with a checkpoint. Ctrl-C again: at once", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= self.asked
+        control.should_training_stop |= self.asked
+
+
+@contextmanager
+def stopped_by_ctrl_c(trainer: SDRRLTrainer) -> Iterator[None]:
+    """Ctrl-C ends a training after the step that it is at, with a checkpoint; a second one, at once."""
+    callback, before = _CtrlC(), signal.getsignal(signal.SIGINT)
+    trainer.add_callback(callback)
+    # Several processes would not stop at the same step; and only the main thread may set it
+    if trainer.accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, callback.ask)
+    try:
+        yield
+        if callback.asked and trainer.state.global_step < trainer.state.max_steps:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            saved = (last_complete_checkpoint(Path(trainer.args.output_dir)) or "step-0").rpartition("-")[2]
+            print(f"train: stopped at step {trainer.state.global_step}, saved at step {saved}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -185,9 +230,8 @@ def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     return {name: value for name, value in given.items() if not _FREE_OPTIONS.fullmatch(name)}
 
 
-def _load_data(transfer_set: Path, with_test: bool) -> dict[str, Dataset]:
+def _load_data(transfer_set: Path, manifest: dict[str, Any], with_test: bool) -> dict[str, Dataset]:
     """The records to train on, and those to evaluate on, as the manifest of their set knows them."""
-    manifest = load_manifest(transfer_set)
     names = ["train", "test"] if with_test else ["train"]
     if f"{names[-1]}.parquet" not in manifest["sha256"]:
         raise SDRRLError(
@@ -227,29 +271,22 @@ def _tokenizer_path(model: str) -> str:
     return model if Path(model, "tokenizer_config.json").exists() else base_path(model)
 
 
-def _load_adapter(adapter: str, tokenizer: Any, training_args: SDRRLConfig, quantization: Any) -> PeftModel:
-    """An adapter on its base, to be trained on."""
-    options = training_args.model_init_kwargs | {"quantization_config": quantization}
-    base = AutoModelForCausalLM.from_pretrained(base_path(adapter), **options)
-    if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # it has added tokens, and weights for them
-        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
-
-
-def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> SDRRLTrainer:
-    """The trainer of a transfer set, with its callbacks."""
+def make_trainer(
+    script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig, manifest: dict[str, Any]
+) -> SDRRLTrainer:
+    """The trainer of a transfer set, whose manifest this is, with its callbacks."""
     if script_args.forgetting_bound is not None:
         training_args.eval_on_start = True
         if training_args.eval_strategy == "no":
             training_args.eval_strategy = IntervalStrategy.STEPS
-    training_args.disable_tqdm = training_args.disable_tqdm or not sys.stderr.isatty()
+    training_args.disable_tqdm = True  # [`ProgressLines`] are better than its bar, and no warning tears them
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         **(training_args.model_init_kwargs or {}),
     }
-    data = _load_data(Path(script_args.transfer_set), with_test=training_args.eval_strategy != "no")
+    data = _load_data(Path(script_args.transfer_set), manifest, with_test=training_args.eval_strategy != "no")
     model = name = model_args.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(_tokenizer_path(name), revision=model_args.model_revision)
     if training_args.chat_template_path is None:
@@ -257,7 +294,9 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
     quantization, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
     try:
         if is_adapter(name):
-            model = _load_adapter(name, tokenizer, training_args, quantization)
+            options = training_args.model_init_kwargs | {"quantization_config": quantization}
+            base = AutoModelForCausalLM.from_pretrained(base_path(name), **options)
+            model = put_adapter_on(base, name, len(tokenizer), is_trainable=True)
             training_args.model_init_kwargs = quantization = None  # the trainer would warn of them
         trainer = SDRRLTrainer(
             model,
@@ -275,9 +314,8 @@ def make_trainer(script_args: TrainArguments, training_args: SDRRLConfig, model_
     # Saved with the model: it has learned to end its turns as the template does, which base models do not know
     generation = trainer.model.generation_config
     generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)
-    if training_args.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ProgressLines())
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLines())
     if script_args.eval_tasks:
         trainer.add_callback(LMEvalCallback(trainer, script_args.eval_tasks))
     if script_args.forgetting_bound is not None:

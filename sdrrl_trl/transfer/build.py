@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
+from sdrrl_trl.plan import check_generator
 from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.config import TransferConfig
@@ -49,7 +50,7 @@ def build_transfer_set(
     """
     folder, inputs = Path(config.output_dir), check_inputs(config, generator, translator)
     if config.dry_run:
-        print(preview(config, inputs))
+        print(preview(config, inputs, generator, translator))
         return folder
     if not config.stages_to_do_again and (folder / "manifest.json").exists():
         load_manifest(folder)  # tells if a file was lost
@@ -58,6 +59,10 @@ def build_transfer_set(
     # Processes wait for each other at the end of a stage, however long the slowest takes
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     state.wait_for_everyone()  # none writes before all have looked
+    if state.is_main_process and generator is None and config.answer_source != "reference":
+        n = len(inputs.seeds)
+        expected = f"at most {n * config.max_new_tokens:,} tokens; {check_generator(config, n)}"
+        print(f"answer: {expected}", file=sys.stderr, flush=True)
     generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)
     # One lock for all processes of this build

@@ -147,11 +147,13 @@ class TransferConfig:
     translator: dict | str | None = field(
         default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."}
     )
-    translator_model: dict | str | None = field(default=None, metadata={"help": "Its model, or models by language."})
+    translator_model: dict | str | None = field(default=None, metadata={"help": "Its model. (default: MADLAD-400 3B)"})
     lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
-    proportions: dict | str | None = field(default=None, metadata={"help": "Share of each kind of record (JSON)."})
-    size: int | None = field(default=None, metadata={"help": "Number of training records."})
+    proportions: dict | str | None = field(
+        default=None, metadata={"help": f"Share of each kind, as JSON. (default: {json.dumps(PROPORTIONS)})"}
+    )
+    size: int | None = field(default=None, metadata={"help": "Number of training records. (default: all)"})
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions held out, in all languages."})
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
     shard_size: int = field(default=512, metadata={"help": "Questions answered, translated and saved at a time."})

@@ -167,10 +167,29 @@ def _hash(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True))
 
 
-def preview(config: TransferConfig, inputs: Inputs) -> str:
-    """What would be made, if nothing were rejected, how long the answers may take, and how long they may become."""
+def preview(
+    config: TransferConfig, inputs: Inputs, generator: Generator | None = None, translator: Translator | None = None
+) -> str:
+    """
+    What would be made, if nothing were rejected, by what, how long the answers may take, and how long they may become.
+    `generator` and `translator` are engines that the caller gives.
+
+    Raises:
+        `SDRRLError`: for a server or a translator that is not there.
+    """
+    from sdrrl_trl.plan import check_generator, check_translators
+
     tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
     if is_address(config.generator) and Path(model).is_dir():  # a server's name for it can also be any
         tokenizer = load_tokenizer(model)
-    found = fertilities(tokenizer, inputs.seeds, config) if tokenizer else {}
-    return render("transfer_preview.txt", inputs=inputs, config=config, fertilities=found, max_length=MAX_LENGTH)
+    own = config.answer_source != "reference"
+    return render(
+        "transfer_preview.txt",
+        inputs=inputs,
+        config=config,
+        n_tokens=len(inputs.seeds) * config.max_new_tokens if own else 0,
+        generator=generator.describe()["engine"] if generator else own and check_generator(config, len(inputs.seeds)),
+        translators={} if translator else check_translators(config),
+        fertilities=fertilities(tokenizer, inputs.seeds, config) if tokenizer else {},
+        max_length=MAX_LENGTH,
+    )

@@ -8,12 +8,12 @@ from sdrrl_trl.transfer.files import read_parquet
 from sdrrl_trl.transfer.publish import load_manifest, summary
 
 
-def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
+def inspect_transfer_set(folder: str | Path, n: int = 2, width: int = 600) -> str:
     """
     Summary of a transfer set, and samples of each kind and languages and of the rejected rows by reason.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder made by `sdrrl build`.
         n (`int`, *optional*, defaults to `2`):
             Samples of each.
@@ -23,6 +23,7 @@ def inspect_transfer_set(folder: Path, n: int = 2, width: int = 600) -> str:
     Raises:
         `SDRRLError`: if the folder holds no finished transfer set.
     """
+    folder = Path(folder)
     manifest = load_manifest(folder)
     samples: dict[str, list[dict[str, Any]]] = {}
     for name in ("train", "rejected"):

@@ -11,7 +11,15 @@ from typing import Any
 
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.config import TransferConfig
-from sdrrl_trl.utils import SDRRLError, package_version, read_json, sha256_of, write_atomic, write_json
+from sdrrl_trl.utils import (
+    SDRRLError,
+    package_version,
+    public_name,
+    read_json,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
 
 
 DATA_FILES = ("train.parquet", "test.parquet", "rejected.parquet")
@@ -53,7 +61,8 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
         del manifest["options"][name]
     # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
     # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
-    card = render("transfer_card.md", manifest=manifest, summary=summary(manifest))
+    model = public_name(config.model_name_or_path)
+    card = render("transfer_card.md", manifest=manifest, model=model, summary=summary(manifest))
     write_atomic(folder / "README.md", card + "\n")
     write_json(folder / "manifest.json", manifest)
 

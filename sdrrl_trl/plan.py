@@ -1,0 +1,176 @@
+"""`--dry_run`: what a run takes, told before it starts: models with size and licence, items, tokens, time."""
+
+import time
+from collections import Counter
+from functools import cache
+from statistics import mean
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+from trl import SFTTrainer
+
+from sdrrl_trl import hub
+from sdrrl_trl.engines.seq2seq import TranslationModel
+from sdrrl_trl.engines.transformers import load_tokenizer, own_device
+from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
+from sdrrl_trl.evaluation.models import processes, wrap
+from sdrrl_trl.evaluation.weights import base_path, on_meta
+from sdrrl_trl.render import render
+from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
+from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
+from sdrrl_trl.transfer.inputs import Inputs, preview
+from sdrrl_trl.utils import public_name
+
+
+READ = 512  # rows of a matrix, as when whole texts are read
+SAMPLED = 20  # items of a task whose tokens are counted, for all of them
+
+
+def about(model: str) -> str:
+    """Name, size and licence of a model."""
+    licence = hub.licence_of(base_path(model)) or "not stated"
+    size = on_meta(base_path(model)).num_parameters() / 1e6
+    return f"{public_name(model)} ({size:,.0f} M parameters, licence: {licence})"
+
+
+@cache
+def _rate(rows: int, dtype: str) -> float:
+    """Parameters times rows that this machine multiplies in a second, measured on matrices of 2048 × 2048."""
+    kind = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else torch.bfloat16
+    size, device = 2048, own_device()
+    # So many that no cache holds them: of few rows, the time is that of reading weights
+    weights = [torch.randn(size, size, device=device).to(kind) for _ in range(16)]
+    x = torch.randn(rows, size, device=device).to(kind)
+    for _ in range(2):  # the first round is for warming up
+        start = time.perf_counter()
+        total = sum((x @ matrix).sum() for matrix in weights)
+        total.item()  # waits for the device
+    return rows * len(weights) * size**2 / (time.perf_counter() - start)
+
+
+def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype: str) -> str:
+    """
+    Time that a model takes at least: that of its matrix multiplications, at the rate measured here.
+
+    Args:
+        model (`str`): Path or hub id.
+        n_read (`float`): Tokens that are read at once.
+        n_written (`float`): Tokens that are written one after the other.
+        batch_size (`int`): Texts written at a time.
+        dtype (`str`): Data type of the weights.
+    """
+    seconds = n_read / _rate(READ, dtype) + (n_written / _rate(batch_size, dtype) if n_written else 0)
+    seconds *= on_meta(base_path(model)).num_parameters()
+    unit, size = ("h", 3600) if seconds > 7200 else ("min", 60) if seconds > 120 else ("s", 1)
+    return f"at least {seconds / size:.0f} {unit}"
+
+
+def plan_training(trainer: SFTTrainer, model: str) -> str:
+    """Tokens and time of a training of a model, of which the path or hub id is given, that is about to begin."""
+    args, data = trainer.args, trainer.train_dataset
+    n_rows = len(data) * args.num_train_epochs
+    if args.max_steps > 0:
+        n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
+    # Forwards, and backwards to the hidden states; to the weights, unless those are frozen; the initial model forwards
+    passes = (2 if isinstance(trainer.model, PeftModel) else 3) + (args.kl_coef > 0)
+    dtype = "bfloat16" if args.bf16 else "float32"
+    expected = duration(model, passes * n_tokens / args.world_size, 0, 1, dtype)
+    return f"train: {n_tokens:,.0f} tokens, {expected}"
+
+
+def check_generator(config: TransferConfig, n_questions: int) -> str:
+    """What answers the questions, and the time that it takes. Raises [`SDRRLError`] for a server that is not there."""
+    if is_address(config.generator):
+        hub.check_server(config.generator)
+        return config.generator
+    # Batches of `transformers` are of some 64 rows
+    n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
+    longest = duration(model, 0, n_tokens, min(64, config.shard_size), config.dtype)
+    return f"{about(model)}, {longest} if all are as long"
+
+
+def check_translators(config: TransferConfig) -> dict[str, str]:
+    """
+    The translator of each target language with size and licence, checked without its weights.
+
+    Raises:
+        `SDRRLError`: for a server that does not answer, and a model that is not there or does not know a language.
+    """
+    found = {}
+    for target in config.target_languages:
+        engine, model = config.translator_of(target)
+        found[target] = engine if model is None else f"{engine}, {public_name(model)}"
+        if is_address(engine):
+            hub.check_server(engine)
+        if engine == "seq2seq":
+            name = model or DEFAULT_TRANSLATOR_MODEL
+            translator = TranslationModel(name, name)
+            translator.check(config.source_language, target)
+            size = on_meta(name, AutoModelForSeq2SeqLM).num_parameters() / 1e6
+            found[target] = f"{public_name(name)} ({size:,.0f} M parameters, licence: {translator.licence})"
+    return found
+
+
+def plan_evaluation(
+    models: dict[str, str], tasks: dict[str, Any], config: Any, system_prompt: str | None = None
+) -> str:
+    """
+    Items, tokens and time of an evaluation.
+
+    Args:
+        models (`dict[str, str]`):
+            Path or hub id of each model by its name.
+        tasks (`dict[str, Any]`):
+            lm-eval task objects by name. Their requests are made, so that they cannot be asked afterwards.
+        config ([`EvaluationConfig`]):
+            Options.
+        system_prompt (`str`, *optional*):
+            Asked before every question.
+    """
+    lm, arguments = None, config.arguments
+    if config.backend == "hf":
+        path = base_path(next(iter(models.values())))
+        lm = wrap(on_meta(path), load_tokenizer(path), processes(), **arguments)
+    prepare_tasks(tasks, config.limit, 1, config.generation)
+    counts = Counter(tasks=len(tasks), items=0, requests=0, read=0, written=0)
+    for task in tasks.values():
+        n = n_items(task, config.limit)
+        task.build_all_requests(
+            limit=min(SAMPLED, n),
+            system_instruction=system_prompt,
+            apply_chat_template=lm is not None and config.apply_chat_template,
+            chat_template=lm and lm.apply_chat_template,
+        )
+        share = n / min(SAMPLED, n)
+        counts["items"] += n
+        counts["requests"] += share * len(task.instances)
+        for request in task.instances:
+            *texts, options = request.args
+            texts += [options] if isinstance(options, str) else []
+            # Of other backends, four characters are taken for a token
+            length = sum(len(lm.tok_encode(text)) if lm else len(text) / 4 for text in texts)
+            counts["read"] += share * length
+            counts["written"] += share * options.get("max_gen_toks", 256) if isinstance(options, dict) else 0
+    if lm is not None:
+        size, dtype = config.batch_size, arguments.get("dtype", "auto")
+        times = {m: duration(m, counts["read"], counts["written"], size, dtype) for m in models.values()}
+        models = {name: f"{about(model)}, {times[model]}" for name, model in models.items()}
+    return render("evaluation_plan.txt", models=models, **{name: round(n) for name, n in counts.items()})
+
+
+def plan_run(
+    build: TransferConfig, inputs: Inputs, training: SDRRLConfig, evaluation: Any, tasks: dict[str, Any]
+) -> str:
+    """What the stages of `sdrrl run` take, of [`plan_evaluation`] what does not wait for held-out questions."""
+    model, n_rows = build.model_name_or_path, sum(inputs.quotas.values()) * training.num_train_epochs
+    if training.max_steps > 0:
+        n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    # A question has four characters a token; the answer is as long as it may be
+    n_tokens = n_rows * (inputs.seeds.n_characters / len(inputs.seeds) / 4 + build.max_new_tokens)
+    # Backwards takes twice the time of forwards, and the initial model is another forwards
+    n_read, dtype = (4 if training.kl_coef else 3) * n_tokens, "bfloat16" if training.bf16 else "float32"
+    train = f"train: {about(model)}, at most {n_tokens:,.0f} tokens, {duration(model, n_read, 0, 1, dtype)}"
+    return "\n".join([preview(build, inputs), train, plan_evaluation({"base and tuned": model}, tasks, evaluation)])

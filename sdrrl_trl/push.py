@@ -1,0 +1,95 @@
+"""`sdrrl push_to_hub`: uploads a transfer set, or a report with its model and card."""
+
+from pathlib import Path
+
+from sdrrl_trl import hub
+from sdrrl_trl.evaluation.suite import HARMFUL
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength
+from sdrrl_trl.render import inline
+from sdrrl_trl.transfer.publish import load_manifest
+from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub, read_json
+
+
+_WEIGHTS = {"config.json", "adapter_config.json"}  # what is in every folder with a model
+# Of its files, what only the training needs
+_IGNORED = ["*.lock", ".*", "options*.json", "training.json", "timings.json", "trainer_state.json"]
+_IGNORED += ["training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*"]
+
+
+def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None:
+    """
+    Uploads what `sdrrl build` or `sdrrl report` has made, in one commit.
+
+    Of a transfer set, the data with manifest and card. Of a report, that and the tuned model with its card: the files
+    at the top of the model's folder, as the folders in it may be checkpoints; not the page, if it shows harmful texts.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a transfer set or of a report.
+        repo_id (`str`):
+            Repository, which is made if there is none. If it has a card and the model is not in a folder here, the
+            card stays and gets the scores.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Only print what would be uploaded.
+
+    Raises:
+        `SDRRLError`: for a folder that holds neither, a report of several models, an adapter on a base that is not on
+            the hub, and if the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, metadata_load, metadata_update
+    from huggingface_hub.utils import validate_repo_id
+
+    folder = Path(folder)
+    is_report = (folder / "report.json").exists()
+    uploads = _of_report(folder) if is_report else _of_transfer_set(folder)
+    kind, api = "model" if is_report else "dataset", HfApi()
+    try:
+        validate_repo_id(repo_id)
+        if dry_run:
+            lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
+            print("\n".join([f"Would upload to the {kind} repository {repo_id}:", *lines]))
+            return
+        if why := hub.unreachable():
+            raise OSError(why)
+        api.create_repo(repo_id, repo_type=kind, exist_ok=True)
+        if is_report and not _WEIGHTS & uploads.keys() and api.file_exists(repo_id, "README.md"):
+            if scores := metadata_load(uploads.pop("README.md")).get("model-index"):
+                metadata_update(repo_id, {"model-index": scores}, overwrite=True)
+        operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
+        message = "Model and report" if is_report else "Transfer set"
+        api.create_commit(repo_id, operations, repo_type=kind, commit_message=message)
+    except Exception as error:  # of any HTTP library; a name that cannot be one
+        raise SDRRLError(f"The upload to {repo_id} failed: {hub.explain(error) or in_a_line(error)}") from error
+
+
+def _of_transfer_set(folder: Path) -> dict[str, Path]:
+    """Path in the repository and here of each file of a transfer set."""
+    names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
+    return {name: folder / name for name in names}
+
+
+def _of_report(folder: Path) -> dict[str, Path]:
+    """The same of a report and its model."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    content = read_json(folder / "report.json", expect=("models", "tuned", "signatures"))
+    if len(content["tuned"]) > 1:
+        raise SDRRLError(f"{folder} compares {len(content['tuned'])} tuned models. Report on the one to upload alone.")
+    model = content["models"][content["tuned"][0]]
+    if split_strength(model)[1] is not None:
+        raise SDRRLError(f"There is no folder {model}. Write it with `sdrrl merge`, evaluate that, and report on it.")
+    if is_adapter(model) and not on_hub(base_path(model)):
+        raise SDRRLError(
+            f"The adapter {model} is of a base in a folder here, which nobody else has. Put the base's id on the hub "
+            "into `base_model_name_or_path` of its adapter_config.json, or upload what `sdrrl merge` makes of it."
+        )
+    harmful = any(task.startswith(HARMFUL) for task in content["signatures"])
+    shown = [file for file in folder.glob("report.*") if not (harmful and file.suffix == ".html")]
+    uploads = {f"report/{file.name}": file for file in shown} | {"README.md": folder / "README.md"}
+    # A path in a results file may be any folder: only one that holds a model is uploaded
+    if not any((Path(model) / name).exists() for name in _WEIGHTS):
+        print(f"Without the model: {inline(model)} is no folder with one here")
+    else:
+        files = {file.name: file for file in Path(model).iterdir() if file.is_file()}
+        uploads = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=_IGNORED)} | uploads
+    return uploads

@@ -1,0 +1,63 @@
+"""The card of a trained model: what it is made of, and how. `sdrrl report` adds what it is worth."""
+
+import yaml
+from peft import LoraConfig, PeftModel
+from trl import SFTTrainer
+
+from sdrrl_trl.hub import licence_fields
+from sdrrl_trl.render import render
+from sdrrl_trl.utils import on_hub, package_version, public_name
+
+
+# Of the configuration, what a model depends on most
+_RECIPE = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_length", "packing")
+_RECIPE += ("kl_coef", "anchor_languages", "seed")
+
+
+def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str | None) -> str:
+    """
+    A card in Markdown, with metadata for the hub.
+
+    Args:
+        trainer ([`~trl.SFTTrainer`]):
+            Trainer of the model.
+        name (`str`):
+            Name of the model.
+        languages (`list[str]`):
+            Tags of the languages that were answered in.
+        data (`str`, *optional*):
+            Hub id of the data set; a folder here is not named.
+    """
+    args, options, adapter = trainer.args, trainer.args.to_dict(), None
+    base = trainer.model.config._name_or_path
+    if isinstance(trainer.model, PeftModel):
+        adapter = trainer.model.active_peft_config
+    licence = licence_fields(base)
+    metadata = {
+        "library_name": "peft" if adapter else "transformers",
+        "base_model": base if on_hub(base) else None,
+        "datasets": [data] if data and on_hub(data) else None,
+        "language": languages,
+        "pipeline_tag": "text-generation",
+        "tags": ["sdrrl", "trl", "sft"],
+    }
+    recipe = {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0, 2),
+        "rows of a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+    }
+    recipe |= {option: options.get(option) for option in _RECIPE}
+    recipe["weights"] = "all" if adapter is None else type(adapter).__name__.removesuffix("Config")
+    if isinstance(adapter, LoraConfig):
+        recipe["weights"] += f", r={adapter.r}, alpha={adapter.lora_alpha}"
+    versions = ("sdrrl-trl", "trl", "transformers", "torch", "peft")
+    return render(
+        "model_card.md.jinja",
+        metadata=yaml.safe_dump({k: v for k, v in (metadata | licence).items() if v}, sort_keys=False),
+        name=name,
+        base=public_name(base),
+        licence=licence,
+        languages=languages,
+        recipe={fact: value for fact, value in recipe.items() if value is not None},
+        versions=", ".join(f"{package} {package_version(package)}" for package in versions),
+    )

