@@ -169,6 +169,11 @@ def wrap(model: Any, tokenizer: Any, accelerator: Any, **arguments: Any) -> Any:
     if accelerator.num_processes > 1:  # HFLM shares the items among the processes only for models that it loads itself
         lm.accelerator, lm._device = accelerator, accelerator.device
         lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
+    ask = lm._loglikelihood_tokens
+    # Of whole texts it asks in batches of a given size, and would draw a bar for each
+    lm._loglikelihood_tokens = lambda requests, disable_tqdm=False, override_bs=None: ask(
+        requests, disable_tqdm=disable_tqdm or override_bs is not None, override_bs=override_bs
+    )
     return lm
 
 
