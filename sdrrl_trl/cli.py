@@ -298,7 +298,7 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--model", help="local path or hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output_dir", default="sdrrl_demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--overwrite_stage", choices=STAGES, help="stage to do again, with those that follow")
-    parser.add_argument("--full", action="store_true", help="more records, and what the models write: half an hour")
+    parser.add_argument("--full", action="store_true", help="more records, and what the models write; much longer")
     options = parser.parse_args(arguments)
     from sdrrl_trl.render import render
     from sdrrl_trl.run import demo, demo_dir
