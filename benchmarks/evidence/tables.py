@@ -8,7 +8,6 @@ plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import decide
@@ -41,7 +40,8 @@ OTHERS = {
 }
 # Of single runs on the test items, all with the seed of stage 1: what each pair tells apart
 PAIRS = {
-    "sampled answers and an anchor": ("anchored", "paper"),
+    "sampled answers": ("sampled", "paper"),
+    "the whole recipe": ("anchored", "paper"),
     "own answers": ("target_sampled", "t_sft"),
     "the anchor and English questions": ("anchored", "target_sampled"),
     "the anchor and fewer kinds": ("anchored", "sampled"),
@@ -91,10 +91,10 @@ def stage_1_table() -> str:
         found, (composite, drift) = decide.read(run, "dev"), decide.dev_scores(run)
         ratios = [decide.nats(found["likelihoods"][name]) / decide.nats(before[name]) for name in decide.TEXTS]
         changes = [f"{100 * value:+.2f}" for value in (composite, *np.log(ratios))]
-        cost = [f"{found['training'][name] or math.nan:,.0f}" for name in ("tokens", "supervised_tokens", "seconds")]
-        rows.append([f"{run.arm}, {run.rate:g}", changes[0], f"{drift:.4f}", *changes[1:], *cost])
+        n_tokens = f"{found['training']['supervised_tokens']:,}"
+        rows.append([f"{run.arm}, {run.rate:g}", changes[0], f"{drift:.4f}", *changes[1:], n_tokens])
     texts = [f"{name}, %" for name in decide.TEXTS]
-    return table(["arm, rate", "composite, %", "drift", *texts, "tokens", "supervised", "seconds"], rows)
+    return table(["arm, rate", "composite, %", "drift", *texts, "supervised tokens"], rows)
 
 
 def strengths_table() -> str:
@@ -195,8 +195,17 @@ def decision_table(model: str) -> str:
         return "Not decided yet."
     found, c = decide.decision(ours, theirs, control), decide.contrast(ours, theirs, decide.T)
     rows = [["C(winner) - C(t_sft)", f"{100 * c.delta:+.2f} %, bound {100 * c.upper:+.2f} %"]]
+    for name, (a, b) in {"seeds 11 to 14": (ours, theirs), "seed 10, of stage 1": _of_stage_1(ours[0].arm)}.items():
+        deltas = [100 * decide.contrast([x], [y], decide.T).delta for x, y in zip(a, b, strict=True)]
+        rows.append([f"the same, {name}", ", ".join(f"{delta:+.2f}" for delta in deltas) + " %"])
     rows += [[name, {True: "yes", False: "no", None: "unknown"}[holds]] for name, holds in found.items()]
     return table(["condition", "holds"], [*rows, ["decision", decide.verdict(found)]])
+
+
+def _of_stage_1(arm: str) -> tuple[list[Run], list[Run]]:
+    """Runs of an arm and of T-SFT in stage 1, if they were measured on the test items."""
+    runs = {run.arm: run for run in decide.best_runs() if decide.is_done(run, "test")}
+    return ([runs[arm]], [runs["t_sft"]]) if {arm, "t_sft"} <= runs.keys() else ([], [])
 
 
 def blocks() -> dict[str, str]:
