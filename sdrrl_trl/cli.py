@@ -397,7 +397,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()  # else a process whose threads still listen can abort at its exit
     except SDRRLError as error:
-        _stop(f"sdrrl {arguments.command}: error: {error}", 2)
+        message = str(error).removeprefix(f"sdrrl {arguments.command}: ")  # of the parser
+        _stop(f"sdrrl {arguments.command}: error: {message}", 2)
     except BrokenPipeError:  # as in `sdrrl inspect DIR | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

