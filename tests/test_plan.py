@@ -79,6 +79,6 @@ def test_a_dry_run_finds_engines_that_are_not_there(run, tmp_path, capsys, build
 def test_a_run_that_cannot_be_evaluated_as_asked_is_not_trained(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sdrrl_trl.transfer.build.make_generator", lambda config: CannedGenerator())
     with pytest.raises(SystemExit):
-        run(evaluate={"tasks": ["sdrrl_heldout_text"]})
-    assert "Unknown task 'sdrrl_heldout_text'" in capsys.readouterr().err
+        run(evaluate={"tasks": ["sdrrl_heldout_bpb_th"]})
+    assert "Unknown task 'sdrrl_heldout_bpb_th'" in capsys.readouterr().err
     assert (tmp_path / "out" / "transfer_set" / "manifest.json").exists() and not (tmp_path / "out" / "model").exists()
