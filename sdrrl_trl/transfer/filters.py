@@ -46,7 +46,11 @@ _SEPARATOR = re.compile(r"(?<=\d)[.,'’·٫٬،\u00a0\u2009\u202f](?=(?:\d\d,)*
 _SPACE = re.compile(r"(?<=\d) (?=\d{3}(?!\d))")
 _LARGE = re.compile(rf"(\d)[.,٫](\d{{1,3}})(?=[\s-]?(?:{'|'.join(WORDS['large_units'].split())}))", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,300}")
-_DOUBLED = re.compile(r"\W*(\w.{0,100}?)[\s.,;:!?。！？।]+\1\W*", re.DOTALL | re.IGNORECASE)  # Sim. Sim.
+# Sim. Sim. and longer ones, but not haraka haraka: many languages say some words twice
+_DOUBLED = re.compile(
+    r"\W*(?:(\w.{0,100}?)[\s,;:]*[.!?。！？।][\s.,;:!?。！？।]*\1|(\w.{12,100}?)[\s,;:]+\2)\W*",
+    re.DOTALL | re.IGNORECASE,
+)
 # Han characters say as much as three letters, kana and Hangul as two. With these weights, 2.5 is passed by at most
 # 0.5 % of the human translations between any two of 27 languages of FLORES-200
 _DENSE = regex.compile(r"(\p{Hani})|[\p{Hira}\p{Kana}\p{Hang}]")
