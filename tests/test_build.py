@@ -214,17 +214,19 @@ def test_bad_seeds_are_refused_with_file_and_line_and_nothing_is_written(tmp_pat
 def test_a_few_bad_rows_are_rejected_with_their_reason_and_the_others_are_built(tmp_path, capsys):
     seeds = Path(questions(tmp_path, n=9))
     first, *others = seeds.read_text().splitlines()
-    seeds.write_text("\n".join(['{"id": "q1"', first, *others, '{"instruction": " "}', first]))
+    own = json.dumps({"id": "row-1", "instruction": sentence("own")})  # as a row without an id is named
+    seeds.write_text("\n".join(['{"id": "q1"', first, *others, '{"instruction": " "}', first, own]))
     parallel = write_json_lines(tmp_path / "p.jsonl", [{"en": sentence(c), "pt": "O céu é azul."} for c in "abc"])
     parallel.write_text(parallel.read_text() + '{"en": [3]}\n[]')
     folder = build(str(seeds), tmp_path / "set", parallel=str(parallel), **PLAIN)
     bad = {row["source_id"]: row["question"] for row in rows_of(folder, "rejected") if row["reason"] == "bad_row"}
     for number, problem in {1: "not a JSON object", 11: "no text", 12: "the id 'q0' stands there twice"}.items():
         assert bad[f"row-{number}"].startswith(f"line {number}: {problem}")
-    assert len(rows_of(folder)) == 9 and reasons(folder, "parallel")["no_pair"] == 2
+    assert len(rows_of(folder)) == 10 and reasons(folder, "parallel")["no_pair"] == 2
+    assert "row-1" in {row["source_id"] for row in rows_of(folder)}
     said = capsys.readouterr().err
     assert "answer/bad_row en: 3" in said and "p.jsonl, line 4: the sentences must be text. Bad rows: 2 of 5" in said
-    assert re.search("questions.jsonl, line 1: not a JSON object .*Bad rows: 3 of 12, which are left out", said)
+    assert re.search("questions.jsonl, line 1: not a JSON object .*Bad rows: 3 of 13, which are left out", said)
 
 
 @pytest.mark.parametrize("name", ["seeds", "parallel", "parallel, aligned", "lexicon"])

@@ -141,6 +141,26 @@ def test_held_out_questions_stay_held_out_when_others_come_and_are_never_chosen(
     assert len(held_out(mix_of(tmp_path, range(3), test_size=0.1))) == 1
 
 
+@pytest.mark.parametrize("greeting, request_", [("Hi", "Go on, please!"), ("你好", "请继续")])
+def test_short_turns_are_in_training_though_held_out_conversations_have_them(tmp_path, greeting, request_):
+    long = "Why is the sky so blue?"
+    conversations = [(greeting, "Yes?", f"Question {i}?", "So.", request_) for i in range(40)]
+    conversations += [(greeting, "Yes?", long, "So.", f"Is it {i}?") for i in range(20)]
+    rows = [
+        Answer(f"{system}{i}", key_of(f"{system} {turns}"), turns, "So.", system)
+        for system in ("Be kind.", "Be short.")
+        for i, turns in enumerate(conversations)
+    ]
+    write(tmp_path / "answer", rows)
+    write(tmp_path / "translate_pt", [Pair(r.source_id, "pt", (*r.turns, r.text), (*r.turns, r.text)) for r in rows])
+    mix = list(Mix(config(tmp_path, parallel=None, test_size=0.2), tmp_path, {}))
+    test = {row.turns for row, is_test in mix if is_test and isinstance(row, Answer)}
+    left_out = {row.turns for row, _ in mix if row.reason == "mix/held_out" and isinstance(row, Answer)}
+    # The same conversation under the other system message, and those with the same long question
+    assert any(long in turns for turns in test) and any(long not in turns for turns in left_out & test)
+    assert left_out - test == {turns for turns in conversations if long in turns} - test
+
+
 def test_translations_of_other_answers_are_refused(tmp_path):
     mix_of(tmp_path)
     write(tmp_path / "translate_pt", [pair(i) for i in range(1, 101)])

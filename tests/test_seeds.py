@@ -3,6 +3,7 @@ import gzip
 import io
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -182,12 +183,26 @@ def test_files_that_are_not_aligned_or_lack_a_language_are_refused(tmp_path, ali
     (tmp_path / "pt").write_text("Um.\n")
     with pytest.raises(SDRRLError, match="line 2: one file is shorter"):
         sentences([aligned])
-    for row, named in (
-        ({"de": "Ja."}, "p.jsonl: no column pt, but de"),
-        ({"en": [1], "pt": "x"}, "line 1: .* must be text"),
+    for rows, named in (
+        ([{"de": "Ja."}], "p.jsonl: no column pt, but de"),
+        ([{"en": [1]}, {"de": "Ja."}, {"de": "Nein."}], "p.jsonl: no column pt, but de"),
+        ([{"en": [1], "pt": "x"}], "line 1: .* must be text"),
+        ([{"translation": "x"}], "line 1: .* must be text"),
+        ([], "p.jsonl is empty"),
     ):
         with pytest.raises(SDRRLError, match=named):
-            sentences([str(write_json_lines(tmp_path / "p.jsonl", [row]))])
+            sentences([str(write_json_lines(tmp_path / "p.jsonl", rows))])
+    for file in aligned.values():
+        Path(file).write_text("")
+    with pytest.raises(SDRRLError, match="en and .*pt is empty"):
+        sentences([aligned])
+
+
+@pytest.mark.parametrize("cell", [None, "x", ["x"]])
+def test_a_broken_translation_is_a_bad_row_or_beside_the_columns_of_the_languages(tmp_path, capsys, cell):
+    rows = [{"translation": cell}, *({"translation": pair} for pair in PAIRS), PAIRS[0] | {"translation": cell}]
+    found = sentences([str(write_json_lines(tmp_path / "p.jsonl", rows))])
+    assert found == [{"en": "", "": ""}, *PAIRS, PAIRS[0]] and "Bad rows: 1 of 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,24 @@ def answer_seeds(
     The questions go to the engine at once, which batches them by length. In low precision an answer depends on its
     neighbours in the batch: so the same shards give the same answers, however many processes share them.
     """
-    reasons = {seed.source_id: "bad_row" for seed in seeds if seed.is_bad}
-    reasons |= {seed.source_id: "prompt_too_long" for seed in seeds if sum(map(len, seed.turns)) > MAX_CHARACTERS}
-    reasons |= {seed.source_id: f"in_{benchmarks[seed.source_id]}" for seed in seeds if seed.source_id in benchmarks}
-    asked = [seed for seed in seeds if seed.source_id not in reasons]
+    reasons = [_reject_seed(seed, benchmarks) for seed in seeds]
+    asked = [seed for seed, reason in zip(seeds, reasons, strict=True) if reason is None]
     if generator is None:
         replies = [Generation(seed.reference or "", "stop") for seed in asked]
     else:
         replies = ask(generator.generate, [_conversation(seed, config) for seed in asked], Generation)
-    by_id = {seed.source_id: reply for seed, reply in zip(asked, replies, strict=True)}
-    by_id |= {source_id: Generation("", reason) for source_id, reason in reasons.items()}
-    return [_answer(seed, by_id[seed.source_id], config) for seed in seeds]
+    next_reply = iter(replies)
+    found = [next(next_reply) if reason is None else Generation("", reason) for reason in reasons]
+    return [_answer(seed, reply, config) for seed, reply in zip(seeds, found, strict=True)]
+
+
+def _reject_seed(seed: Seed, benchmarks: dict[str, str]) -> str | None:
+    """Reason not to ask a question. What a bad row has for an id may be that of another row."""
+    if seed.is_bad:
+        return "bad_row"
+    if sum(map(len, seed.turns)) > MAX_CHARACTERS:
+        return "prompt_too_long"
+    return f"in_{benchmarks[seed.source_id]}" if seed.source_id in benchmarks else None
 
 
 def _conversation(seed: Seed, config: TransferConfig) -> list[dict[str, str]]:

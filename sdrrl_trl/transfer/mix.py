@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sdrrl_trl.languages import count_words
 from sdrrl_trl.transfer.answer import read_answers
 from sdrrl_trl.transfer.code_switch import CodeSwitcher
 from sdrrl_trl.transfer.config import TransferConfig
@@ -28,6 +29,7 @@ from sdrrl_trl.utils import SDRRLError, sha256
 
 
 MAX_TEST_SENTENCES = 200  # for each language
+MIN_WORDS = 4  # of a turn that a conversation has in common with a held-out one and is left out for
 _QUESTIONS = "questions"
 
 
@@ -116,8 +118,8 @@ class Mix:
 
     def __iter__(self) -> Iterator[tuple[Answer | Pair, bool]]:
         """
-        All rows, and whether each is held out. What is a test question or sentence, too, in some turn or some
-        language, is rejected: these come into training neither by other conversations nor by other sentences.
+        All rows, and whether each is held out. What is a test question or sentence, too, in some language or some
+        turn that is not short, is rejected: these come into training neither by other conversations nor by sentences.
         """
         for row, is_test in self._all_rows():
             if not is_test and any(_question_key(text) in self._test_questions for text in _questions(row)):
@@ -180,11 +182,18 @@ def _group(row: Answer | Pair) -> str | None:
     return row.language if row.source else None
 
 
-def _questions(row: Answer | Pair) -> tuple[str, ...]:
-    """The texts of a row that must not be test questions: every second turn is a question."""
+def _questions(row: Answer | Pair) -> list[str]:
+    """The texts of a row that must not be test questions or sentences, in both languages."""
     if isinstance(row, Answer):
-        return row.turns[::2]
-    return row.source + row.target if row.is_sentence else row.source[:-1:2] + row.target[:-1:2]
+        return _questions_in(row.turns)
+    return [*row.source, *row.target] if row.is_sentence else _questions_in(row.source[:-1], row.target[:-1])
+
+
+def _questions_in(*conversations: tuple[str, ...]) -> list[str]:
+    found = ["\n".join(turns) for turns in conversations]  # alone, or with all that came before
+    # Every second turn is a question, but "Hi" and "Go on, please" stand in many conversations
+    turns = (turn for turns in conversations for turn in turns[::2])
+    return found + [turn for turn in turns if count_words(turn) >= MIN_WORDS]
 
 
 def _question_key(text: str) -> int:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from sdrrl_trl.languages import in_language
 from sdrrl_trl.transfer.files import BadRows, open_text, read_rows, reading
@@ -33,29 +34,53 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
             Tags of the target languages.
 
     Raises:
-        `SDRRLError`: for files of different lengths, a corpus without any of the languages, and if most of its rows
-            are bad: broken lines, columns that are not text. Fewer are left out, as sentences without a translation.
+        `SDRRLError`: for files of different lengths, a corpus that is empty or without any of the languages, and if
+            most of its rows are bad: broken lines, columns that are not text. Fewer are left out, as sentences without
+            a translation.
     """
     number = 0
     for corpus in corpora:
         data_set = {"path": corpus} if isinstance(corpus, str) else corpus
         bad = BadRows(data_set.get("path") or " and ".join(data_set.values()))
         rows = read_rows(**data_set) if "path" in data_set else _read_aligned(data_set)
-        for row_number, (where, row) in enumerate(rows, 1):
-            row = row.get("translation", row) if isinstance(row, dict) else row
-            if isinstance(row, ValueError) or not all(
-                isinstance(row.get(tag), str | None) for tag in (source, *targets)
-            ):
-                bad.add(f"{where}: {row if isinstance(row, ValueError) else 'the sentences must be text'}")
+        n_rows = 0
+        for n_rows, (where, row) in enumerate(rows, 1):
+            try:
+                row = _by_language(row, (source, *targets))
+            except ValueError as error:
+                bad.add(f"{where}: {error}")
                 row = {}
-            elif row_number == 1 and not any(tag in row for tag in targets):
-                raise SDRRLError(f"{bad.path}: no column {' or '.join(targets)}, but {', '.join(row)}. Name them so.")
+            else:
+                is_first = n_rows == bad.n + 1  # of the good ones
+                if is_first and not any(tag in row for tag in targets):
+                    names = f"no column {' or '.join(targets)}, but {', '.join(row)}"
+                    raise SDRRLError(f"{bad.path}: {names}. Name them so.")
             number += 1
             texts = {tag: (row[tag].strip(),) for tag in (source, *targets) if (row.get(tag) or "").strip()}
             for target in [tag for tag in targets if tag in texts] or [""]:  # without a translation, to be rejected
                 original, translation = texts.get(source, ()), texts.get(target, ())
                 yield Pair(f"parallel-{number}", target, original, translation, is_sentence=True)
-        bad.check(row_number, "Correct or remove them.")
+        if not n_rows:
+            raise SDRRLError(
+                f"{bad.path} is empty. Give a sentence with its translation on each line, or leave it out."
+            )
+        bad.check(n_rows, "Correct or remove them.")
+
+
+def _by_language(row: dict[str, Any] | ValueError, tags: tuple[str, ...]) -> dict[str, str | None]:
+    """
+    The sentences of a row by the tags of their languages.
+
+    Raises:
+        `ValueError`: saying what is wrong with it.
+    """
+    if isinstance(row, ValueError):
+        raise row
+    cells = row["translation"] if isinstance(row.get("translation"), dict) else row
+    has_none = "translation" in cells and not any(tag in cells for tag in tags)  # a text or list, and no columns
+    if has_none or not all(isinstance(cells.get(tag), str | None) for tag in tags):
+        raise ValueError("the sentences must be text")
+    return cells
 
 
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:

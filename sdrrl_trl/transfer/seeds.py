@@ -94,9 +94,9 @@ class Seeds:
                 seed, unused = _seed(row, columns, f"row-{number}")
                 if hash64(seed.source_id) in ids:
                     raise ValueError(f"the id {seed.source_id!r} stands there twice")
+                ids.add(hash64(seed.source_id))
             except ValueError as error:
                 seed, unused = Seed(f"row-{number}", (f"{where}: {error}{names}",), is_bad=True), []
-            ids.add(hash64(seed.source_id))
             yield seed, unused
 
 

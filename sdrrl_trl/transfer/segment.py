@@ -39,7 +39,8 @@ _SPAN = re.compile(_PATTERNS["span"], re.ASCII)
 # Most sentences have no span: two quick looks tell
 _SIGN = re.compile(r"[`$\\<{%&\[\]_/@#\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001ffff]")
 _SIGNS = re.compile(
-    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|[=<>~!]=\d|\d[a-f]|[a-f]\d|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]",
+    r"\.(?<=\w\w\.)[a-z\d]|-(?<![\w-]-)[-A-Za-z]|:[a-z+-]|[=<>~!]=\d|\d[a-f]|[a-f]\d|-[\dA-F]{4}-"
+    r"|\(\)|\w\([^()]*[\"'\d=]|SELECT|[Zz][Xx]",
     re.ASCII,
 )
 
