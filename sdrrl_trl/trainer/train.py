@@ -311,6 +311,7 @@ def make_trainer(
         raise
     except Exception as error:  # mistakes in options of libraries, damaged files, too little memory: it can be any
         raise SDRRLError(f"Cannot start the training of {name!r}: {in_a_line(error)}") from error
+    trainer.manifest = manifest
     # Saved with the model: it has learned to end its turns as the template does, which base models do not know
     generation = trainer.model.generation_config
     generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)
