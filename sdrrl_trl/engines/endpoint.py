@@ -28,6 +28,24 @@ _REFUSALS = {
 }
 
 
+def server_key() -> str:
+    """
+    The key for servers in the environment variable `OPENAI_API_KEY`; empty if there is none.
+
+    Raises:
+        `SDRRLError`: if it has characters that cannot be sent. It is not shown.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
+    return key
+
+
+def hide_key(text: str, key: str) -> str:
+    """A text of a server or library, which may repeat the key."""
+    return text.replace(key, "***") if key else text
+
+
 class EndpointGenerator:
     """
     Answers through an OpenAI-compatible server.
@@ -55,9 +73,7 @@ class EndpointGenerator:
                 "query: it goes into the manifest. Put the key into the environment variable OPENAI_API_KEY."
             )
         self._url = httpx.URL(url.rstrip("/") + "/chat/completions")
-        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
+        self._key = server_key()
         check_server(url)
         self.model, self.sampling = model, sampling
 
@@ -126,7 +142,7 @@ class EndpointGenerator:
 
     def _shown(self, text: str) -> str:
         """The server's own words, shortened, without control characters, and without the key, which some repeat."""
-        text = text.replace(self._key, "***") if self._key else text
+        text = hide_key(text, self._key)
         text = "".join(char if char.isprintable() else " " for char in text[:1000])
         return " ".join(text.split())[:300] or "no message"
 
