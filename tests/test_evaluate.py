@@ -344,6 +344,9 @@ def test_arguments_of_template_and_generation_take_effect_and_are_recorded(tiny_
     template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
     asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
     more = {"models": [f"base={model}"], "model_args": asked, "languages": ["pt"], "limit": 2}
+    sampling = "max_gen_toks=3,until=x,do_sample=true,temperature=2,top_p=1,min_p=1,top_k=9,repetition_penalty=2"
+    sampled = evaluate(options(tmp_path / "s", **more, gen_kwargs=f"{sampling},num_beams=2,no_repeat_ngram_size=2"))
+    assert "'temperature':2.0" in tasks_of(sampled, "base")["sdrrl_heldout_gen_pt"].signature["generation"]
     folder = evaluate(options(tmp_path / "e", **more, gen_kwargs="max_gen_toks=3"))
     tasks = tasks_of(folder, "base")
     for form in ("gen", "bpb"):
