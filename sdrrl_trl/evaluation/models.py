@@ -20,9 +20,9 @@ MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_th
 
 # How answers are generated: numbers above 0, their type and the largest; and what only sampling reads
 MAX_GEN_TOKS = {"max_gen_toks": (int, math.inf)}
-NUMBERS = {name: (float, math.inf) for name in ("temperature", "repetition_penalty")}
-NUMBERS |= {name: (float, 1) for name in ("top_p", "min_p")}
-NUMBERS |= {name: (int, math.inf) for name in ("top_k", "no_repeat_ngram_size", "num_beams")}
+NUMBERS = dict.fromkeys(("temperature", "repetition_penalty"), (float, math.inf))
+NUMBERS |= dict.fromkeys(("top_p", "min_p"), (float, 1))
+NUMBERS |= dict.fromkeys(("top_k", "no_repeat_ngram_size", "num_beams"), (int, math.inf))
 OF_SAMPLING = ("temperature", "top_p", "min_p", "top_k")
 
 # Must not be in files
