@@ -255,11 +255,15 @@ def test_ctrl_c_saves_a_checkpoint_and_says_what_is_kept(command, tmp_path, monk
 
 @pytest.mark.parametrize("options, library", [((), "transformers"), (("--use_peft",), "peft")])
 def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
-    command, tiny_model, tmp_path, options, library
+    command, tiny_model, tmp_path, monkeypatch, options, library
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "base")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model=folder)
+    monkeypatch.chdir(tmp_path)
+    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model="base")
+    if library == "peft":  # it is found from any other folder
+        about_adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert about_adapter["base_model_name_or_path"] == str(folder)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     about = card.data.to_dict()
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)

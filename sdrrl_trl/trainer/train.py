@@ -287,7 +287,9 @@ def make_trainer(
         **(training_args.model_init_kwargs or {}),
     }
     data = _load_data(Path(script_args.transfer_set), manifest, with_test=training_args.eval_strategy != "no")
-    model = name = model_args.model_name_or_path
+    name = model_args.model_name_or_path
+    # An adapter notes where its base is, and a path from here would look like an id of the hub elsewhere
+    model = name = str(Path(name).absolute()) if Path(name).is_dir() else name
     tokenizer = AutoTokenizer.from_pretrained(_tokenizer_path(name), revision=model_args.model_revision)
     if training_args.chat_template_path is None:
         _check_conversations(tokenizer, data)
