@@ -11,7 +11,6 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.hub import check_server
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -62,8 +61,8 @@ class EndpointGenerator:
             How to answer.
 
     Raises:
-        `SDRRLError`: for an address or key that cannot be used, and if no server is there; while generating, if it
-            refuses a request, or stays broken.
+        `SDRRLError`: for an address or key that cannot be used; while generating, if the server refuses a request, or
+            stays broken.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling):
@@ -74,7 +73,6 @@ class EndpointGenerator:
             )
         self._url = httpx.URL(url.rstrip("/") + "/chat/completions")
         self._key = server_key()
-        check_server(url)
         self.model, self.sampling = model, sampling
 
     def describe(self) -> dict[str, Any]:
