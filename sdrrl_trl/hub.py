@@ -148,23 +148,38 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-@cache  # asked at each checkpoint
-def licence_of(model: str) -> str | None:
-    """Licence that the card of a model names, in its folder, or on the hub if that can be asked."""
-    import yaml
-    from huggingface_hub import ModelCard
+# Of a model with parts that its base model's licence does not cover
+NON_COMMERCIAL = {"license": "other", "license_name": "non-commercial-parts"}
 
-    folder = Path(model)
-    if not folder.is_dir():
-        unreachable()  # before it is asked
+
+@cache  # asked at each checkpoint
+def _metadata(model: str) -> dict[str, Any]:
+    """Metadata of a model's card, in its folder, or on the hub if that can be asked. Empty if they cannot be read."""
+    import yaml
+    from huggingface_hub import hf_hub_download, metadata_load
+
     try:
-        licence = ModelCard.load(folder / "README.md" if folder.is_dir() else model).data.license
-    except (OSError, ValueError, yaml.YAMLError):  # none, or one that cannot be read
-        return None
+        if (folder := Path(model)).is_dir():
+            return metadata_load(folder / "README.md") or {}
+        unreachable()  # before it is asked
+        return metadata_load(hf_hub_download(model, "README.md")) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def licence_of(model: str) -> str | None:
+    """Licence that the card of a model names."""
+    licence = _metadata(model).get("license")
     return licence if isinstance(licence, str) else None
 
 
 def licence_fields(base: str) -> dict[str, str]:
     """Metadata of a model that is made of another: the same licence, whether that can be read or not."""
-    licence = licence_of(base)
-    return {"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}
+    if not (licence := licence_of(base)):
+        return {"license": "other", "license_name": "that-of-the-base-model"}
+    fields, card = {"license": licence}, _metadata(base)
+    if name := card.get("license_name"):  # what `other` stands for
+        fields["license_name"] = str(name)
+    if "://" in (link := str(card.get("license_link"))):  # that to a file beside the card would lead nowhere
+        fields["license_link"] = link
+    return fields

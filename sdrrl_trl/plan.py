@@ -82,10 +82,9 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     return f"train: {n_tokens:,.0f} tokens, {expected}"
 
 
-def check_generator(config: TransferConfig, n_questions: int) -> str:
-    """What answers the questions, and the time that it takes. Raises [`SDRRLError`] for a server that is not there."""
+def describe_generator(config: TransferConfig, n_questions: int) -> str:
+    """What answers the questions, and the time that it takes."""
     if is_address(config.generator):
-        hub.check_server(config.generator)
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
@@ -98,14 +97,12 @@ def check_translators(config: TransferConfig) -> dict[str, str]:
     The translator of each target language with size and licence, checked without its weights.
 
     Raises:
-        `SDRRLError`: for a server that does not answer, and a model that is not there or does not know a language.
+        `SDRRLError`: for a model that is not there or does not know a language.
     """
     found = {}
     for target in config.target_languages:
         engine, model = config.translator_of(target)
         found[target] = engine if model is None else f"{engine}, {public_name(model)}"
-        if is_address(engine):
-            hub.check_server(engine)
         if engine == "seq2seq":
             name = model or DEFAULT_TRANSLATOR_MODEL
             translator = TranslationModel(name, name)

@@ -73,7 +73,7 @@ def _of_report(folder: Path) -> dict[str, Path]:
     from huggingface_hub.utils import filter_repo_objects
 
     content = read_json(folder / "report.json", expect=("models", "tuned", "signatures"))
-    if len(content["tuned"]) > 1:
+    if len(content["tuned"]) != 1:
         raise SDRRLError(f"{folder} compares {len(content['tuned'])} tuned models. Report on the one to upload alone.")
     model = content["models"][content["tuned"][0]]
     if split_strength(model)[1] is not None:

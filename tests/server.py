@@ -22,6 +22,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             sleep(self.server.pause)
 
+    def do_HEAD(self):
+        self.server.probes += 1
+        self.send_response(405)
+        self.end_headers()
+
     def trickle_head(self):
         """Writes the head; on a server that pauses in it, line by line, and for ever."""
         while self.server.pause_head:
@@ -42,6 +47,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, reply, pause=0.0):
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.pause, self.pause_head, self.requests = reply, pause, False, []
+        self.probes = 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 

@@ -294,6 +294,23 @@ def test_servers_are_given_by_their_addresses_and_secrets_in_them_are_refused(
     assert "secret" not in str(error.value)
 
 
+def test_a_server_is_probed_once_and_no_time_is_told_for_answers_that_are_there(stub_seeds, tmp_path, capsys):
+    def reply(number, body):
+        head, _, text = body["messages"][-1]["content"].rpartition("\n\n")
+        return completion(StubTranslator.translate_words(text) if head else f"{sentence(text)} {sentence(text[::-1])}")
+
+    with Server(reply) as server:
+        options = {"generator": server.url, "translator": server.url, "translator_model": "m", "lexicon": None}
+        config = stub_config(stub_seeds, tmp_path / "set", **options)
+        build_transfer_set(config)
+        assert server.probes == 1 and "answer: at most" in capsys.readouterr().err
+        build_transfer_set(replace(config, overwrite_stage="translate"))
+        assert "answer: at most" not in capsys.readouterr().err
+        build_transfer_set(replace(config, overwrite_stage="answer"))
+        assert "answer: at most" in capsys.readouterr().err
+    assert load_manifest(tmp_path / "set")["counts"]["train"]["target pt-pt"] > 20
+
+
 def test_a_non_commercial_translator_is_told(stub_seeds, tmp_path, capsys):
     build(stub_seeds, tmp_path / "set", translator=StubTranslator(licence="CC-BY-NC-4.0"))
     assert "warning: the translator is under CC-BY-NC-4.0" in capsys.readouterr().err

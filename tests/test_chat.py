@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from sdrrl_trl import SDRRLConfig, SDRRLError, SDRRLTrainer, build_transfer_set
 from sdrrl_trl.engines import Sampling
+from sdrrl_trl.engines.chat import fix_date
 from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat, load_model
 from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.evaluation.models import processes, wrap
@@ -142,10 +143,16 @@ def test_arguments_of_the_template_take_effect_or_are_refused(model):
             load_chat(name, Sampling(chat_template_kwargs={wrong: False}))
 
 
-def test_the_date_in_a_template_is_the_same_every_day_in_build_training_and_evaluation(model, tmp_path):
-    date = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+DATE = "{% if strftime_now is defined %}{{ strftime_now(FORMAT) }}{% endif %}"
+
+
+@pytest.mark.parametrize("asked", ["'%d %b %Y'", "format='%-d %b %Y'", "['%d', '%b', '%Y'] | join(' ')"])
+def test_the_date_in_a_template_is_the_same_every_day_in_build_training_and_evaluation(model, tmp_path, asked):
+    date = "\n" + DATE.replace("FORMAT", asked)
     name = with_template(model, "{% for", date + "{% for")
     chat = load_chat(name, Sampling())
+    once = chat.tokenizer.get_chat_template
+    assert fix_date(chat.tokenizer).get_chat_template is once
     prompts = {chat.tokenizer.decode(chat.prompts([ASK])[0])}
     row = {"prompt": ASK, "completion": [{"role": "assistant", "content": ""}]}
     options = SDRRLConfig(output_dir=str(tmp_path / "tuned"), report_to="none", use_cpu=True)

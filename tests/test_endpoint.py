@@ -13,6 +13,7 @@ from sdrrl_trl import SDRRLError
 from sdrrl_trl.engines import Generation, Sampling, endpoint
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.prompted import PromptedTranslator
+from sdrrl_trl.transfer.select_engines import check_engine
 
 
 KEY = "sk-secret"
@@ -133,7 +134,7 @@ def test_a_server_that_is_not_there_is_told_at_once_but_one_that_was_there_is_wa
     with Server(echo) as server:
         generator = engine(server.url)
     with pytest.raises(SDRRLError, match=f"No server answers at {server.url}: ConnectError.*Start it"):
-        engine(server.url)
+        check_engine(server.url)
     with pytest.raises(SDRRLError, match="after 4 attempts .ConnectError"):
         generator.generate(questions(1))
 

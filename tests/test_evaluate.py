@@ -344,6 +344,9 @@ def test_arguments_of_template_and_generation_take_effect_and_are_recorded(tiny_
     template.write_text(template.read_text().removesuffix("{% endif %}") + thought)
     asked = 'dtype=float32,enable_thinking=False,chat_template_args={"effort": "low"}'
     more = {"models": [f"base={model}"], "model_args": asked, "languages": ["pt"], "limit": 2}
+    sampling = "max_gen_toks=3,until=x,do_sample=true,temperature=2,top_p=1,min_p=1,top_k=9,repetition_penalty=2"
+    sampled = evaluate(options(tmp_path / "s", **more, gen_kwargs=f"{sampling},num_beams=2,no_repeat_ngram_size=2"))
+    assert "'temperature':2.0" in tasks_of(sampled, "base")["sdrrl_heldout_gen_pt"].signature["generation"]
     folder = evaluate(options(tmp_path / "e", **more, gen_kwargs="max_gen_toks=3"))
     tasks = tasks_of(folder, "base")
     for form in ("gen", "bpb"):
@@ -411,6 +414,22 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
         (_, _, asked, _), *_ = server.requests
     assert sorted(item.response for item in tasks["sdrrl_heldout_gen_pt"].items) == ["", "Lisboa"]
     assert [message["role"] for message in asked["messages"]] == ["system", "user"] and asked["max_tokens"] == 64
+
+
+def test_the_key_of_a_server_is_sent_but_never_shown(options, tmp_path, monkeypatch, capfd):
+    """Not by lm-eval or its libraries either, here of a redirection to an address that holds it."""
+    with Server(lambda *_: (302, {"Location": "/v1/sk-secret"}, "")) as server:
+        arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
+        arguments |= {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 1}
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-s\necret")
+        with pytest.raises(SDRRLError, match="OPENAI_API_KEY has characters"):
+            evaluate(options(tmp_path, **arguments))
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+        with pytest.raises(SDRRLError, match=r"failed at the model 'served'.*HTTPError.*/v1/\*\*\*\)"):
+            evaluate(options(tmp_path, **arguments))
+        assert {headers["Authorization"] for _, headers, *_ in server.requests} == {"Bearer sk-secret"}
+    output = capfd.readouterr()
+    assert "sk-secret" not in output.out + output.err
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

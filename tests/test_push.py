@@ -17,6 +17,7 @@ from test_report import run as report_on
 from sdrrl_trl import SDRRLError
 from sdrrl_trl.evaluation.card import BEGIN
 from sdrrl_trl.push import push_to_hub
+from sdrrl_trl.utils import write_json
 
 
 @pytest.fixture
@@ -132,6 +133,9 @@ def test_what_cannot_be_of_use_on_the_hub_is_refused(hub, tmp_path, tiny_model):
     two = dict(list(models.items())[:2])
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny_model}))
+    write_json(tmp_path / "report.json", {"models": {}, "tuned": [], "signatures": {}})
+    with pytest.raises(SDRRLError, match="compares 0 tuned models"):
+        push_to_hub(tmp_path, "me/it")
     for i, (results, paths, repo_id, named) in enumerate(
         [
             (models, {}, "me/it", "compares 2 tuned models"),

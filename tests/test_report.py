@@ -222,20 +222,28 @@ def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
     assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
 
 
-def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, monkeypatch):
+@pytest.fixture
+def manifest(monkeypatch):
+    """That of any transfer set."""
     parts = ("train", "test", "rejected", "translated", "left_out", "benchmarks")
-    options = dict.fromkeys(("answer_source", "temperature", "top_p", "max_new_tokens", "seed"), 1)
-    manifest = {
+    options = dict.fromkeys(("temperature", "top_p", "max_new_tokens", "seed"), 1) | {"answer_source": "own"}
+    content = {
         "options": options | {"source_language": "pt", "target_languages": ["en"], "model_name_or_path": "/x/base"},
         "engines": {"translator": {"engine": "a translator"}},
         "licences": {"seeds": "cc-by-nc-4.0"},
         "counts": {"seeds": 24} | {part: {} for part in parts},
+        "sha256": {},
     }
-    monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: manifest | {"sha256": {}})
+    monkeypatch.setattr("sdrrl_trl.evaluation.report.load_manifest", lambda folder: content)
+    return content
+
+
+def test_the_source_language_is_that_of_the_transfer_set(models, tmp_path, manifest):
     content, path = run(tmp_path, models, transfer_set="set")
     assert "Portuguese, the source language, shows no evidence of loss on 3" in " ".join(content["summary"]["tuned"])
     card = (path.parent / "README.md").read_text()
-    assert "24 questions; rejected: 0" in card and "parts are non-commercial**: `seeds (cc-by-nc-4.0)`" in card
+    assert "24 questions; rejected: 0" in card and "Made of answers of `base`, translated" in card
+    assert "parts are non-commercial**: `seeds (cc-by-nc-4.0)`" in card
     assert metadata_load(path.parent / "README.md")["language"] == ["pt", "en"]
 
 
@@ -541,6 +549,19 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
     (model_folder / "README.md").write_text(text)
     run(tmp_path, models, {"tuned": str(model_folder)})
     assert card.read_text() == text
+
+
+@pytest.mark.parametrize("tags, licence, name", [("sdrrl", "other", "non-commercial-parts"), ("mine", "mit", None)])
+def test_a_licence_that_a_card_of_ours_took_from_the_base_gives_way_to_non_commercial_parts(
+    models, model_folder, manifest, tmp_path, tags, licence, name
+):
+    front = f"license: mit\nlicense_link: https://example.com\ntags: [{tags}]"
+    (model_folder / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    manifest["options"]["answer_source"] = "reference"
+    _, path = run(tmp_path, models, {"tuned": str(model_folder)}, transfer_set="set")
+    about = metadata_load(path.parent / "README.md")
+    assert (about["license"], about.get("license_name"), "license_link" in about) == (licence, name, name is None)
+    assert "Made of reference answers, translated by a translator" in (path.parent / "README.md").read_text()
 
 
 def test_a_card_keeps_the_results_and_metadata_of_others_as_they_were_written(models, model_folder, tmp_path):

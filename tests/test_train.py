@@ -11,7 +11,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, metadata_load
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_callbacks import TASKS
@@ -22,13 +23,14 @@ from trl import ModelConfig
 from sdrrl_trl import SDRRLConfig, SDRRLError
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.heldout import load_held_out
+from sdrrl_trl.evaluation.weights import merge
 from sdrrl_trl.trainer.callbacks import ProgressLines
 from sdrrl_trl.trainer.train import TrainArguments, in_a_line_if_full, make_trainer
 from sdrrl_trl.transfer.publish import load_manifest
 from sdrrl_trl.utils import sha256_of, write_json
 
 
-def write_set(folder, train, test=None, **options):
+def write_set(folder, train, test=None, licences=None, **options):
     """A transfer set of two data sets."""
     folder.mkdir(exist_ok=True)
     hashes = {}
@@ -38,7 +40,8 @@ def write_set(folder, train, test=None, **options):
             os.utime(folder / name, (0, 0))
             hashes[name] = sha256_of(folder / name)
     manifest = {"options": {"source_language": "en"} | options, "sha256": hashes}
-    write_json(folder / "manifest.json", manifest | dict.fromkeys(("engines", "licences", "counts"), {}))
+    manifest |= {"engines": {}, "licences": licences or {}, "counts": {}}
+    write_json(folder / "manifest.json", manifest)
     return folder
 
 
@@ -252,16 +255,49 @@ def test_ctrl_c_saves_a_checkpoint_and_says_what_is_kept(command, tmp_path, monk
 
 @pytest.mark.parametrize("options, library", [((), "transformers"), (("--use_peft",), "peft")])
 def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
-    command, tiny_model, tmp_path, options, library
+    command, tiny_model, tmp_path, monkeypatch, options, library
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "base")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model=folder)
+    monkeypatch.chdir(tmp_path)
+    command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model="base")
+    if library == "peft":  # it is found from any other folder
+        about_adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert about_adapter["base_model_name_or_path"] == str(folder)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     about = card.data.to_dict()
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
     assert "`base`, fine-tuned with SDRRL" in card.text and "| anchor_languages | ['en'] |" in card.text
     assert "None" not in str(card) and str(tmp_path) not in str(card)
+
+
+OTHER = {"license": "other", "license_name": "llama3.2", "license_link": "https://example.com/LICENSE"}
+NON_COMMERCIAL = {"license": "other", "license_name": "non-commercial-parts"}
+
+
+@pytest.mark.parametrize(
+    "licence, front, expected",
+    [
+        ("MIT", "license: apache-2.0\nmodel-index: broken", {"license": "apache-2.0"}),
+        ("MIT", yaml.safe_dump(OTHER), OTHER),
+        ("MIT", "license: other\nlicense_link: LICENSE", {"license": "other"}),
+        ("CC-BY-NC-4.0", "license: apache-2.0", NON_COMMERCIAL),
+    ],
+)
+def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commercial(
+    command, transfer_set, tiny_model, tmp_path, licence, front, expected
+):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "README.md").write_text(f"---\n{front}\n---\n")
+    write_set(transfer_set, rows(), licences={"translator": licence}, answer_source="reference")
+    command("--max_steps", "1", model=base)
+    merge(str(tmp_path / "out"), tmp_path / "merged", str(base))
+    for folder in ("out", "merged"):
+        about = metadata_load(tmp_path / folder / "README.md")
+        assert {name: value for name, value in about.items() if name.startswith("license")} == expected
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("non-commercial**: `translator (CC-BY-NC-4.0)`" in card) == (expected == NON_COMMERCIAL)
+    assert "fine-tuned on reference answers and their translations, the baseline of SDRRL" in card
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_model, tmp_path, capsys):

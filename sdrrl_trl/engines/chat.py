@@ -17,6 +17,11 @@ from sdrrl_trl.utils import SDRRLError
 
 # The day that templates take for today: answers must not depend on that of the run. Llama 3 itself falls back to it
 TODAY = datetime(2024, 7, 26)
+# Takes the place of the function that tells templates the date, however it is called
+_PARTS = {f"%{part}": TODAY.strftime(f"%{part}") for part in "aAbBdjmyYHIMSpFD"}
+_PARTS |= {"%-d": str(TODAY.day), "%-m": str(TODAY.month)}  # which Python does not know everywhere
+_DATE = "{% macro strftime_now(format) %}{{ format"
+_DATE += "".join(f" | replace('{part}', '{text}')" for part, text in _PARTS.items()) + " }}{% endmacro +%}"
 # Special tokens around thoughts, and of channels (gpt-oss), by which thoughts are told from the answer later
 _THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad|channel|<\|(start|message|end)\|>", re.IGNORECASE)
 _WORD = "Sdrrl"  # that is looked for in what a template makes of it
@@ -24,14 +29,16 @@ _WORD = "Sdrrl"  # that is looked for in what a template makes of it
 
 def fix_date(tokenizer: Any) -> Any:
     """Makes the chat template of a tokenizer say the same on every day, though it asks for the date. Not saved."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase):  # lm-eval and TRL have others, too
+    # lm-eval and TRL have others, too; and one may come here twice
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and not isinstance(tokenizer.get_chat_template, partial):
         tokenizer.get_chat_template = partial(_with_fixed_date, tokenizer.get_chat_template)
     return tokenizer
 
 
 def _with_fixed_date(get_chat_template: Callable[..., str], *args: Any, **options: Any) -> str:
-    date = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
-    return re.sub(date, lambda call: repr(TODAY.strftime(call[2])), get_chat_template(*args, **options))
+    template = get_chat_template(*args, **options)
+    # Only where it is asked for, so that other templates stay as they are
+    return _DATE + template if "strftime_now" in template else template
 
 
 def check_template_arguments(tokenizer: Any, model: str, names: Iterable[str]) -> None:

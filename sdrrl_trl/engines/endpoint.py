@@ -11,7 +11,6 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from sdrrl_trl.engines import Generation, Sampling
-from sdrrl_trl.hub import check_server
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -26,6 +25,24 @@ _REFUSALS = {
     r"(prompt|input)s?\b.{0,80}(too long|longer|exceeds|must (be|have) (<|less))",
     "content_filter": "content_filter|content management policy",
 }
+
+
+def server_key() -> str:
+    """
+    The key for servers in the environment variable `OPENAI_API_KEY`; empty if there is none.
+
+    Raises:
+        `SDRRLError`: if it has characters that cannot be sent. It is not shown.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
+    return key
+
+
+def hide_key(text: str, key: str) -> str:
+    """A text of a server or library, which may repeat the key."""
+    return text.replace(key, "***") if key else text
 
 
 class EndpointGenerator:
@@ -44,8 +61,8 @@ class EndpointGenerator:
             How to answer.
 
     Raises:
-        `SDRRLError`: for an address or key that cannot be used, and if no server is there; while generating, if it
-            refuses a request, or stays broken.
+        `SDRRLError`: for an address or key that cannot be used; while generating, if the server refuses a request, or
+            stays broken.
     """
 
     def __init__(self, url: str, model: str, sampling: Sampling):
@@ -55,10 +72,7 @@ class EndpointGenerator:
                 "query: it goes into the manifest. Put the key into the environment variable OPENAI_API_KEY."
             )
         self._url = httpx.URL(url.rstrip("/") + "/chat/completions")
-        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise SDRRLError("The key in OPENAI_API_KEY has characters that cannot be sent. Copy it again.")
-        check_server(url)
+        self._key = server_key()
         self.model, self.sampling = model, sampling
 
     def describe(self) -> dict[str, Any]:
@@ -126,7 +140,7 @@ class EndpointGenerator:
 
     def _shown(self, text: str) -> str:
         """The server's own words, shortened, without control characters, and without the key, which some repeat."""
-        text = text.replace(self._key, "***") if self._key else text
+        text = hide_key(text, self._key)
         text = "".join(char if char.isprintable() else " " for char in text[:1000])
         return " ".join(text.split())[:300] or "no message"
 

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from sdrrl_trl.evaluation.compare import Row
-from sdrrl_trl.hub import licence_fields
+from sdrrl_trl.hub import NON_COMMERCIAL, licence_fields
 from sdrrl_trl.render import inline, render
-from sdrrl_trl.transfer.publish import is_non_commercial
+from sdrrl_trl.transfer.publish import non_commercial_parts
 from sdrrl_trl.utils import SDRRLError, on_hub, package_version, public_name, write_atomic
 
 
@@ -76,12 +76,12 @@ def write(
         new["base_model"] = None
         tags = map(str, old.get("tags") or [])
         new["tags"] = [tag for tag in tags if not tag.startswith("base_model:") or on_hub(tag.rpartition(":")[2])]
-    licences = data_set["licences"] if data_set else {}
-    non_commercial = [f"{name} ({licence})" for name, licence in licences.items() if is_non_commercial(licence)]
+    non_commercial = non_commercial_parts(data_set) if data_set else []
     if data_set:
         new["language"] = [data_set["options"]["source_language"], *data_set["options"]["target_languages"]]
-    if non_commercial and (not old.get("license") or "license_name" in old):
-        new |= {"license": "other", "license_name": "non-commercial-parts"}
+    # That of a card of ours is the base model's; somebody else's was chosen
+    if non_commercial and (not old.get("license") or "license_name" in old or "sdrrl" in (old.get("tags") or [])):
+        new |= NON_COMMERCIAL | {"license_link": None}
     elif not old.get("license"):
         new |= licence_fields(content["models"][content["base"]])
     new["model-index"] = _with_results(old, rows, tuned)

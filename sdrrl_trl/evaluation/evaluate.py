@@ -23,6 +23,7 @@ from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl.engines.endpoint import hide_key, server_key
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import load_lm, parse_arguments, parse_gen_kwargs, processes
@@ -141,6 +142,8 @@ def evaluate(config: EvaluationConfig) -> Path:
     check_output_dir(folder, needed_bytes=100_000_000)
     if url := config.arguments.get("base_url"):
         check_server(url)
+    if config.backend != "hf" and (key := server_key()):
+        os.environ["OPENAI_API_KEY"] = key  # without the end of its line, for lm-eval reads it itself
     if config.backend == "hf":
         from sdrrl_trl.engines.transformers import check_model
 
@@ -284,7 +287,8 @@ def _ask_and_save(
             raise
         raise SDRRLError(  # lm-eval hands on what any library raises, after three attempts
             f"The backend {config.backend!r} failed at the model {name!r}, asked {', '.join(tasks)} "
-            f"({type(error).__name__}: {error}). What was finished is kept: the same command goes on."
+            f"({type(error).__name__}: {hide_key(str(error), server_key())}). What was finished is kept: the same "
+            "command goes on."
         ) from error
     if found_nan:
         raise SDRRLError(

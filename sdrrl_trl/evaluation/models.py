@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import math
 import re
 from typing import Any
 
@@ -16,6 +17,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Arguments of lm-eval's `hf` backend that count for a model that is loaded already; it passes over the others
 MODEL_ARGS = ("dtype", "max_length", "truncation", "logits_cache", "softmax_dtype", "mixed_precision_dtype")
 MODEL_ARGS += ("add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args")
+
+# How answers are generated: numbers above 0, their type and the largest; and what only sampling reads
+MAX_GEN_TOKS = {"max_gen_toks": (int, math.inf)}
+NUMBERS = dict.fromkeys(("temperature", "repetition_penalty"), (float, math.inf))
+NUMBERS |= dict.fromkeys(("top_p", "min_p"), (float, 1))
+NUMBERS |= dict.fromkeys(("top_k", "no_repeat_ngram_size", "num_beams"), (int, math.inf))
+OF_SAMPLING = ("temperature", "top_p", "min_p", "top_k")
 
 # Must not be in files
 _SECRET = re.compile(r"header|auth|api_?key|passw|secret|hf_token|^token$", re.IGNORECASE)
@@ -63,15 +71,28 @@ def parse_gen_kwargs(backend: str, text: str | None) -> dict[str, Any]:
     Raises:
         `SDRRLError`: for what lm-eval would pass over, or find out once a model is loaded.
     """
-    from transformers import GenerationConfig
-
     found = _parse("gen_kwargs", text)
-    known = {"until", "max_gen_toks", *(vars(GenerationConfig()) if backend == "hf" else found)}
+    numbers = MAX_GEN_TOKS | (NUMBERS if backend == "hf" else {})  # of others, the backend knows
+    known = {"until", "do_sample", *numbers, *(found if backend != "hf" else ())}
     known -= {"max_new_tokens", "max_length", "max_tokens", "max_completion_tokens"}  # the tasks set `max_gen_toks`
     _check_names("gen_kwargs", found, known)
-    n_tokens = found.get("max_gen_toks", 1)
-    if type(n_tokens) is not int or n_tokens < 1:
-        raise SDRRLError(f"`gen_kwargs`: max_gen_toks must be a whole number above 0, got {n_tokens!r}.")
+    for name in found.keys() & numbers.keys():
+        (kind, most), value = numbers[name], found[name]
+        if type(value) not in (int, kind) or not 0 < value <= most:
+            number = f"{'whole ' * (kind is int)}number above 0{', at most 1' * (most == 1)}"
+            raise SDRRLError(f"`gen_kwargs`: {name} must be a {number}, got {value!r}.")
+        found[name] = kind(value)  # transformers refuses 2 for 2.0
+    until = found.get("until", [])
+    if not all(isinstance(end, str) and end for end in (until if isinstance(until, list) else [until])):
+        raise SDRRLError(f"`gen_kwargs`: until must be a text or a list of texts, got {until!r}.")
+    # The tasks set `do_sample: false`, with which lm-eval takes the temperature for 0 and says nothing
+    given = [name for name in OF_SAMPLING if name in found]
+    if backend in ("hf", "vllm") and (given or found.get("do_sample")):
+        if found.get("do_sample") is not True or "temperature" not in found:
+            raise SDRRLError(
+                f"`gen_kwargs`: {', '.join(given) or 'do_sample'} would do nothing alone. To sample, set `do_sample="
+                "true` and a `temperature`."
+            )
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from sdrrl_trl.hub import licence_fields
+from sdrrl_trl.hub import licence_fields, licence_of
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import (
     SDRRLError,
@@ -235,13 +235,14 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
     merged = _merged(merged) if isinstance(merged, PeftModel) else merged
     merged.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    licence = licence_fields(path if licence_of(path) else base)  # that of the tuned model may be stricter
     card = render(
         "merged_card.md",
         name=output_dir.name,
         strength=strength,
         tuned=Path(path).name,
         base=public_name(base),
-        metadata=yaml.safe_dump(licence_fields(base) | ({"base_model": base} if on_hub(base) else {})),
+        metadata=yaml.safe_dump(licence | ({"base_model": base} if on_hub(base) else {})),
         version=package_version("sdrrl-trl"),
     )
     write_atomic(output_dir / "README.md", card)

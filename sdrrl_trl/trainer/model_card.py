@@ -1,11 +1,14 @@
 """The card of a trained model: what it is made of, and how. `sdrrl report` adds what it is worth."""
 
+from typing import Any
+
 import yaml
 from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
-from sdrrl_trl.hub import licence_fields
+from sdrrl_trl.hub import NON_COMMERCIAL, licence_fields
 from sdrrl_trl.render import render
+from sdrrl_trl.transfer.publish import non_commercial_parts
 from sdrrl_trl.utils import on_hub, package_version, public_name
 
 
@@ -14,7 +17,9 @@ _RECIPE = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
 _RECIPE += ("kl_coef", "anchor_languages", "seed")
 
 
-def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str | None) -> str:
+def model_card(
+    trainer: SFTTrainer, name: str, languages: list[str], data: str | None, manifest: dict[str, Any] | None
+) -> str:
     """
     A card in Markdown, with metadata for the hub.
 
@@ -27,12 +32,15 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
             Tags of the languages that were answered in.
         data (`str`, *optional*):
             Hub id of the data set; a folder here is not named.
+        manifest (`dict[str, Any]`, *optional*):
+            Manifest of the transfer set, if the data are one.
     """
     args, options, adapter = trainer.args, trainer.args.to_dict(), None
     base = trainer.model.config._name_or_path
     if isinstance(trainer.model, PeftModel):
         adapter = trainer.model.active_peft_config
-    licence = licence_fields(base)
+    non_commercial = non_commercial_parts(manifest) if manifest else []
+    licence = NON_COMMERCIAL if non_commercial else licence_fields(base)
     metadata = {
         "library_name": "peft" if adapter else "transformers",
         "base_model": base if on_hub(base) else None,
@@ -57,6 +65,8 @@ def model_card(trainer: SFTTrainer, name: str, languages: list[str], data: str |
         name=name,
         base=public_name(base),
         licence=licence,
+        non_commercial=non_commercial,
+        answer_source=manifest["options"].get("answer_source") if manifest else None,
         languages=languages,
         recipe={fact: value for fact, value in recipe.items() if value is not None},
         versions=", ".join(f"{package} {package_version(package)}" for package in versions),

@@ -103,6 +103,7 @@ class SDRRLTrainer(SFTTrainer):
         given = (model, args, data_collator, train_dataset, eval_dataset, *rest)
         peft_config = inspect.signature(super().__init__).bind(*given, **kwargs).arguments.get("peft_config")
         self._origin = (model, ref_model, peft_config)
+        self.manifest: dict[str, Any] | None = None  # of the transfer set, for the card
         if args.kl_coef:
             initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
@@ -280,4 +281,5 @@ class SDRRLTrainer(SFTTrainer):
         if self.is_world_process_zero():
             name = model_name or self.hub_model_id or Path(self.args.output_dir).name
             languages = sorted({answer for _, _, answer in self._groups if answer})
-            write_atomic(Path(self.args.output_dir) / "README.md", model_card(self, name, languages, dataset_name))
+            card = model_card(self, name, languages, dataset_name, self.manifest)
+            write_atomic(Path(self.args.output_dir) / "README.md", card)

@@ -287,7 +287,9 @@ def make_trainer(
         **(training_args.model_init_kwargs or {}),
     }
     data = _load_data(Path(script_args.transfer_set), manifest, with_test=training_args.eval_strategy != "no")
-    model = name = model_args.model_name_or_path
+    name = model_args.model_name_or_path
+    # An adapter notes where its base is, and a path from here would look like an id of the hub elsewhere
+    model = name = str(Path(name).absolute()) if Path(name).is_dir() else name
     tokenizer = AutoTokenizer.from_pretrained(_tokenizer_path(name), revision=model_args.model_revision)
     if training_args.chat_template_path is None:
         _check_conversations(tokenizer, data)
@@ -311,6 +313,7 @@ def make_trainer(
         raise
     except Exception as error:  # mistakes in options of libraries, damaged files, too little memory: it can be any
         raise SDRRLError(f"Cannot start the training of {name!r}: {in_a_line(error)}") from error
+    trainer.manifest = manifest
     # Saved with the model: it has learned to end its turns as the template does, which base models do not know
     generation = trainer.model.generation_config
     generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)

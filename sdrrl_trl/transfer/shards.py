@@ -81,6 +81,11 @@ def map_shards(
         state.wait_for_everyone()
 
 
+def is_complete(stage: Stage, size: int, total: int) -> bool:
+    """Whether all shards of a stage of `total` rows are there. They are not read: a damaged one counts."""
+    return all(_path(stage.folder, number).exists() for number in range(-(-total // size)))
+
+
 def read_shards(folder: Path, shape: type[Row]) -> Iterator[Row]:
     """
     The rows of a finished stage, one shard after the other.
