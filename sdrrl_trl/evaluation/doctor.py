@@ -40,7 +40,7 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         else:
             # The same reason but for the name of the file is one
             code = rf"(?<=[/_-]){language or '!'}(?![a-z])|(?<![a-z])[a-z]{{3}}_[A-Z][a-z]{{3}}(?![a-z])"
-            reason = re.sub(code, "*", problems[name])
+            reason = re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     return render(
         "doctor.txt.jinja",
