@@ -100,8 +100,8 @@ def demo_transfer_set(folder, quick):
     """The demo's training data and model."""
     from datasets import Dataset
 
-    from sdrrl_trl.cli import parse, read_yaml
     from sdrrl_trl.engines.fast_translate import smollm2
+    from sdrrl_trl.options import parse, read_yaml
     from sdrrl_trl.run import demo_dir
     from sdrrl_trl.transfer.build import build_transfer_set
     from sdrrl_trl.transfer.config import TransferConfig

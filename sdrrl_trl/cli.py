@@ -1,96 +1,21 @@
 """The command `sdrrl`. Heavy imports wait until a stage needs them."""
 
 import argparse
-import difflib
 import errno
-import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from copy import copy
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
 
 from sdrrl_trl import __version__
+from sdrrl_trl.options import HelpFormatter, parse_command, read_yaml
 from sdrrl_trl.utils import SDRRLError
 
 
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
 STAGES = ("answer", "translate", "parallel", "mix", "train", "evaluate")
-
-
-def parse(dataclasses: tuple[type, ...], section: dict[str, Any], arguments: Sequence[str], prog: str) -> tuple:
-    """
-    Instances of option classes, from a YAML section and command-line arguments, which win. A `recipe` in the section
-    stands for the options that `recipes.yaml` has under its name; those of the section win.
-
-    The section is read as if it stood on the command line, so that types and choices are checked alike.
-
-    Raises:
-        `SDRRLError`: for unknown options and recipes, and for values of a wrong type.
-    """
-    from trl.scripts.utils import TrlParser
-
-    class Parser(TrlParser):
-        def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
-            raise SDRRLError(f"{self.prog}: {message}")
-
-    command = prog.rpartition(" ")[2]  # of `sdrrl build`; of `build` in a run
-    parser = Parser(
-        dataclasses, allow_abbrev=False, formatter_class=_HelpFormatter, **_about(command) | {"prog": prog}
-    )
-    for action in parser._actions:
-        if any(name.startswith("--no_") for name in action.option_strings):  # by another name, `--name false`
-            action.help = argparse.SUPPRESS
-    section = _with_recipe(section, command)
-    actions = {action.dest: action for action in parser._actions}
-    given = []
-    for name, value in section.items():
-        if name not in actions:
-            close = difflib.get_close_matches(str(name), actions, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise SDRRLError(f"Unknown option `{name}` in the configuration of `{prog}`.{hint}")
-        if value is None:
-            if actions[name].default is not None:
-                raise SDRRLError(f"`{name}` is empty. Give it a value, or leave the option out.")
-            continue
-        values = value if isinstance(value, list) else [value]
-        is_list = isinstance(value, list) and actions[name].nargs != "+"
-        if actions[name].type is str and (is_list or any(isinstance(item, bool) for item in values)):
-            raise SDRRLError(f"`{name}`: YAML reads {value!r} there. Put it in quotes if it is text, such as `'no'`.")
-        if isinstance(value, list) and actions[name].nargs == "+":
-            given += [f"--{name}", *map(str, value)]
-        else:
-            given.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
-    try:
-        return parser.parse_args_into_dataclasses([*given, *arguments], look_for_args_file=False)
-    except (TypeError, ImportError, ValueError) as error:  # of the option classes themselves
-        raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
-
-
-def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
-    """The options of the section's recipe, and those of the section over them."""
-    if "recipe" not in section or command not in ("build", "train"):
-        return section
-    recipes, recipe = read_yaml(str(Path(__file__).with_name("recipes.yaml"))), str(section["recipe"])
-    if recipe not in recipes:
-        raise SDRRLError(f"Unknown recipe {recipe!r}. Known: {', '.join(recipes)}.")
-    own = {name: value for name, value in section.items() if name != "recipe"}
-    return recipes[recipe][command] | own
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults where there are any, and each option under one name. argparse has no public hooks for either."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
-
-    def _format_action_invocation(self, action):
-        action = copy(action)
-        action.option_strings = [name for name in action.option_strings if "-" not in name.strip("-")]
-        return super()._format_action_invocation(action)
 
 
 def _about(command: str) -> dict[str, str]:
@@ -99,38 +24,11 @@ def _about(command: str) -> dict[str, str]:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"sdrrl {command}", formatter_class=_HelpFormatter, **_about(command))
+    return argparse.ArgumentParser(prog=f"sdrrl {command}", formatter_class=HelpFormatter, **_about(command))
 
 
-def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str) -> tuple:
-    """Parses `--config FILE`, `--recipe NAME` and the options of one command."""
-    config = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
-    config.add_argument("--recipe")
-    found, rest = config.parse_known_args(arguments)
-    section = read_yaml(found.config) if found.config is not None else {}
-    if found.recipe is not None:
-        section["recipe"] = found.recipe
-    return parse(dataclasses, section, rest, prog)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """
-    Content of a YAML file.
-
-    Raises:
-        `SDRRLError`: if it cannot be read or is not a mapping.
-    """
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:  # such as bytes that are no UTF-8
-        raise SDRRLError(f"Cannot read the configuration {path!r}: {error}") from error
-    if not isinstance(content, dict):
-        raise SDRRLError(f"The configuration {path} must be a YAML mapping of options.")
-    return content
+def _options(dataclasses: tuple[type, ...], arguments: list[str], command: str) -> tuple:
+    return parse_command(dataclasses, arguments, f"sdrrl {command}", **_about(command))
 
 
 def _build(arguments: list[str]) -> None:
@@ -138,11 +36,10 @@ def _build(arguments: list[str]) -> None:
     Make a transfer set: the model answers, the answers are translated, records are mixed.
 
     sdrrl build --model_name_or_path MODEL --seeds questions.jsonl --target_languages pt sw --output_dir transfer_set
-    --config FILE reads options from YAML; --recipe paper or anchored sets several at once.
     """
     from sdrrl_trl.transfer.config import TransferConfig
 
-    (config,) = parse_command((TransferConfig,), arguments, "sdrrl build")
+    (config,) = _options((TransferConfig,), arguments, "build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
     build_transfer_set(config)
@@ -196,7 +93,7 @@ def _train(arguments: list[str]) -> None:
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, train
 
-    configs = parse_command((TrainArguments, SDRRLConfig, ModelConfig), arguments, "sdrrl train")
+    configs = _options((TrainArguments, SDRRLConfig, ModelConfig), arguments, "train")
     print(f"Model: {train(*configs)}")
 
 
@@ -205,11 +102,10 @@ def _evaluate(arguments: list[str]) -> None:
     Run lm-eval tasks on several models in one process.
 
     sdrrl evaluate --models base=MODEL tuned=model --tasks sdrrl_multilingual --languages en pt --output_dir results
-    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate
 
-    (config,) = parse_command((EvaluationConfig,), arguments, "sdrrl evaluate")
+    (config,) = _options((EvaluationConfig,), arguments, "evaluate")
     folder = evaluate(config)
     if not config.dry_run:
         print(f"Results: {folder}")
@@ -220,13 +116,12 @@ def _report(arguments: list[str]) -> None:
     Compare base and tuned, from any outputs of lm-eval: page, tables, JSON, plot, model card.
 
     sdrrl report base=results/base tuned=results/tuned --output_dir report
-    --config FILE reads options from YAML.
     """
     from sdrrl_trl.evaluation.report import ReportConfig, report
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
-    (config,) = parse_command((ReportConfig,), arguments, "sdrrl report")
+    (config,) = _options((ReportConfig,), arguments, "report")
     _print_report(report(config))
 
 

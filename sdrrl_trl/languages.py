@@ -105,7 +105,10 @@ def get_language(tag: str) -> Language:
     if language == "zh" and parsed.maximize().script == "Hant":
         raise SDRRLError(f"{tag!r} is Chinese in traditional characters, the table has only `zh`, simplified.")
     if language not in LANGUAGES:
-        raise SDRRLError(f"Unknown language {tag!r}, with no row in the table. Known: {', '.join(sorted(LANGUAGES))}.")
+        raise SDRRLError(
+            f"Unknown language {tag!r}, with no row in the table. Known: {', '.join(sorted(LANGUAGES))}. A row in "
+            "sdrrl_trl/languages.txt adds one, see docs/howto.md."
+        )
     return LANGUAGES[language]
 
 

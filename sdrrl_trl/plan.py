@@ -75,11 +75,14 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     if args.max_steps > 0:
         n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
-    # Forwards, and backwards to the hidden states; to the weights, unless those are frozen; the initial model forwards
-    passes = (2 if isinstance(trainer.model, PeftModel) else 3) + (args.kl_coef > 0)
-    dtype = "bfloat16" if args.bf16 else "float32"
-    expected = duration(model, passes * n_tokens / args.world_size, 0, 1, dtype)
+    expected = _duration_of_training(model, n_tokens / args.world_size, args, isinstance(trainer.model, PeftModel))
     return f"train: {n_tokens:,.0f} tokens, {expected}"
+
+
+def _duration_of_training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool) -> str:
+    # Forwards, and backwards to the hidden states; to the weights, unless those are frozen; the initial model forwards
+    passes = (2 if is_adapter else 3) + (args.kl_coef > 0)
+    return duration(model, passes * n_tokens, 0, 1, "bfloat16" if args.bf16 else "float32")
 
 
 def describe_generator(config: TransferConfig, n_questions: int) -> str:
@@ -160,7 +163,12 @@ def plan_evaluation(
 
 
 def plan_run(
-    build: TransferConfig, inputs: Inputs, training: SDRRLConfig, evaluation: Any, tasks: dict[str, Any]
+    build: TransferConfig,
+    inputs: Inputs,
+    training: SDRRLConfig,
+    is_adapter: bool,
+    evaluation: Any,
+    tasks: dict[str, Any],
 ) -> str:
     """What the stages of `sdrrl run` take, of [`plan_evaluation`] what does not wait for held-out questions."""
     model, n_rows = build.model_name_or_path, sum(inputs.quotas.values()) * training.num_train_epochs
@@ -170,10 +178,8 @@ def plan_run(
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
         length = training.max_length if training.packing else length
     n_tokens = n_rows * length
-    # Backwards takes twice the time of forwards, and the initial model is another forwards
-    n_read, dtype = (4 if training.kl_coef else 3) * n_tokens, "bfloat16" if training.bf16 else "float32"
-    train = f"train: {about(model)}, some {n_tokens:,.0f} tokens, {duration(model, n_read, 0, 1, dtype)}"
-    lines = [preview(build, inputs), train]
+    expected = _duration_of_training(model, n_tokens, training, is_adapter)
+    lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))
     if any(map(is_held_out, evaluation.tasks)):

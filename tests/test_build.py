@@ -417,11 +417,11 @@ def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypa
     found = {row["source_id"]: row["reason"] for row in rows_of(folder, "rejected")}
     assert found == {"q0": "in_mkqa", "q1": "in_xlsum"} and not any(item in log.read_text() for item in items)
     card = (folder / "README.md").read_text()
-    assert "answer/in_mkqa en: 1" in card and "looked for in those of: mkqa, xlsum\n" in card
+    assert "answer/in_mkqa en: 1" in card and "items of these benchmarks are rejected: mkqa, xlsum\n" in card
     # Data that come later change nothing
     monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))
     assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
-    assert "looked for in those of: no benchmark" in summary(load_manifest(build(path, tmp_path / "other", **PLAIN)))
+    assert "benchmarks were not looked for" in summary(load_manifest(build(path, tmp_path / "other", **PLAIN)))
 
 
 def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, monkeypatch):

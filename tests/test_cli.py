@@ -12,7 +12,8 @@ from trl.scripts.utils import TrlParser
 
 import sdrrl_trl
 from sdrrl_trl import SDRRLConfig
-from sdrrl_trl.cli import COMMANDS, main, parse_command
+from sdrrl_trl.cli import COMMANDS, main
+from sdrrl_trl.options import parse_command
 from sdrrl_trl.trainer.train import TrainArguments
 from sdrrl_trl.transfer.config import TransferConfig
 

@@ -33,7 +33,7 @@ def test_a_dry_run_of_an_evaluation_counts_what_is_asked_then_and_leaves_nothing
 def test_tasks_without_data_are_left_out_on_demand(benchmarks, tiny_model, tmp_path, capsys):
     command = ["evaluate", "--models", f"base={tiny_model}", "--tasks", "sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"]
     main([*command, "--output_dir", str(tmp_path / "out"), "--limit", "2", "--skip_missing", "--dry_run"])
-    assert "evaluate: 1 tasks, 2 items" in capsys.readouterr().out
+    assert "evaluate: 1 task, 2 items" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
         return task
 
     for name, level, verdict, said in (
-        ("up", 1.4, "worse", "The model drifted from the base model: 0.2"),
+        ("up", 1.4, "drifted", "The model drifted from the base model: 0.2"),
         ("down", 1.0, "no drift measured", "No significant drift from the base model was measured: -0.2"),
     ):
         content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
@@ -263,7 +263,7 @@ def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
     assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
     _, sentences = answer("", "sdrrl_belebele_gen_pt", "sdrrl_multijail_pt", "sdrrl_xlsum_pt")
     assert "empty in Portuguese (100.0%, 0.6% before), Thai" in sentences and "0.0% are" not in sentences
-    assert "In no target language did both models write anything" in sentences
+    assert "What the models write in the target languages was not measured" in sentences
 
 
 @pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70%"), (-3.0, "none")])

@@ -61,8 +61,8 @@ class Row:
             return FEW
         if self.role == "agreement":
             return "no verdict"
-        if self.role == "drift":  # nothing is better than none: below zero is noise
-            return "worse" if self.p_holm < ALPHA and self.comparison.delta > 0 else "no drift measured"
+        if self.role == "drift":  # below zero is noise
+            return "drifted" if self.p_holm < ALPHA and self.comparison.delta > 0 else "no drift measured"
         if not self.p_holm < ALPHA:
             return "no evidence of change"
         return "better" if (self.comparison.delta > 0) == self.higher_is_better else "worse"

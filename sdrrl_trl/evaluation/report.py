@@ -125,7 +125,7 @@ def _content(
 def in_short(path: Path) -> str:
     """What a terminal shows of a report: the summary, the ten most telling comparisons, and where all are."""
     content = read_json(path.with_suffix(".json"))
-    rank = {"worse": 0, "better": 1}  # losses before gains
+    rank = {"worse": 0, "drifted": 0, "better": 1}  # losses before gains
     rows = sorted(
         content["rows"], key=lambda row: (rank.get(row["verdict"], 2), row["p_holm"], row["comparison"]["p"])
     )

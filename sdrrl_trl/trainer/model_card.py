@@ -49,10 +49,11 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["sdrrl", "trl", "sft"],
     }
+    n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     recipe = {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
-        "rows of a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        f"{'packs' if args.packing else 'rows'} of a step": n_rows,
     }
     recipe |= {option: options.get(option) for option in _RECIPE}
     recipe["weights"] = "all" if adapter is None else type(adapter).__name__.removesuffix("Config")

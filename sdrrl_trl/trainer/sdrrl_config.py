@@ -2,6 +2,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from sdrrl_trl.utils import SDRRLError
@@ -16,7 +17,8 @@ class SDRRLConfig(SFTConfig):
     please refer to the [`~trl.SFTConfig`] documentation. With none of the parameters below set, [`SDRRLTrainer`]
     trains exactly as [`~trl.SFTTrainer`] does. None of them is in the paper as far as we know. `greater_is_better`
     defaults to `False` for a `metric_for_best_model` such as `eval_bpb/pt`, `eval_nll/pt` or `eval_kl/pt`. A
-    `save_total_limit` of 1 becomes 2: the checkpoint before the last stays until the last one is complete.
+    `save_total_limit` of 1 becomes 2: the checkpoint before the last stays until the last one is complete. Where
+    no GPU has bfloat16, `bf16` defaults to `False`; TRL stops there.
 
     Parameters:
         kl_coef (`float`, *optional*, defaults to `0.0`):
@@ -40,6 +42,8 @@ class SDRRLConfig(SFTConfig):
         # A kill before a checkpoint is sealed must not leave that one alone
         if self.save_total_limit == 1:
             self.save_total_limit = 2
+        if self.bf16 is None and not (self.use_cpu or is_torch_bf16_gpu_available()):
+            self.bf16 = False
         # transformers takes the largest value of everything but a loss for the best
         if self.greater_is_better is None and re.search("(nll|bpb|kl|drift)/", self.metric_for_best_model or ""):
             self.greater_is_better = False

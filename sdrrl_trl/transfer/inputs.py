@@ -16,7 +16,7 @@ from sdrrl_trl.stages import check_options, recorded_options
 from sdrrl_trl.transfer.config import TRANSLATOR, TransferConfig, is_address
 from sdrrl_trl.transfer.fertility import MAX_LENGTH, fertilities
 from sdrrl_trl.transfer.lexicon import Lexicon, read_lexicon
-from sdrrl_trl.transfer.mix import quotas, records_of
+from sdrrl_trl.transfer.mix import n_held_out, quotas, records_of
 from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import DATA_FILES
 from sdrrl_trl.transfer.rows import Answer, Pair
@@ -114,7 +114,7 @@ def sentences_of(config: TransferConfig) -> Iterator[Pair]:
 
 def _records_of_seeds(config: TransferConfig, n: int) -> Counter[tuple[str, str]]:
     """Training records by kind and language that the questions would give if nothing were rejected."""
-    n_train = n - (max(1, round(n * config.test_size)) if config.test_size else 0)
+    n_train = n - n_held_out(n, config.test_size)
     # One row of each shape stands for all
     records = [*records_of(Answer("", "", ("",), ""), config.source_language)]
     for target in config.target_languages:
@@ -177,6 +177,7 @@ def preview(
     Raises:
         `SDRRLError`: for a translator that is not there.
     """
+    from sdrrl_trl.evaluation.compare import MIN_ITEMS
     from sdrrl_trl.plan import check_translators, describe_generator
 
     tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
@@ -192,4 +193,6 @@ def preview(
         translators={} if translator else check_translators(config),
         fertilities=fertilities(tokenizer, inputs.seeds, config) if tokenizer else {},
         max_length=MAX_LENGTH,
+        n_held_out=n_held_out(n, config.test_size),
+        min_items=MIN_ITEMS,
     )

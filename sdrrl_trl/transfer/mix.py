@@ -79,7 +79,7 @@ class Mix:
         if group is None or not share:
             return 0
         if group == _QUESTIONS:
-            return max(1, round(n * share))
+            return n_held_out(n, share)
         # All, if they are not trained on
         share = share if {"translation", "completion"} & self._config.proportions.keys() else 1
         return min(round(n * share), MAX_TEST_SENTENCES)
@@ -148,7 +148,10 @@ class Mix:
         self.available = Counter({cell: len(found) for cell, found in ranks.items()})
         self.rejected = dict(sorted(rejected.items()))
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.rejected.items())
-        chosen = quotas(self.available, self._config, f" Rejected: {reasons or 'nothing'}.")
+        lost = f" Rejected: {reasons or 'nothing'}."
+        if self.n_truncated:
+            lost += f" Cut off at `max_new_tokens`, and so not translated: {self.n_truncated} answers."
+        chosen = quotas(self.available, self._config, lost)
         self._last_ranks = {cell: _smallest(ranks[cell], n) for cell, n in chosen.items()}
         return chosen
 
@@ -173,6 +176,11 @@ class Mix:
                     yield "test", record.to_row()
                 elif record.rank(self._config.seed) <= last_rank:
                     yield "train", record.to_row()
+
+
+def n_held_out(n: int, share: float) -> int:
+    """How many of n questions are held out."""
+    return max(1, round(n * share)) if share else 0
 
 
 def _group(row: Answer | Pair) -> str | None:
@@ -296,8 +304,9 @@ def quotas(
                 missing.append(f"{kind} {language}")
     if missing:
         raise SDRRLError(
-            f"The training set would have no record of: {', '.join(missing)}. Available: {cells(available)}.{rejected}"
-            " Use more seeds, a larger `max_new_tokens`, or another `size`, `test_size` or `proportions`."
+            f"The training set would have no record of: {', '.join(missing)}. Available: {cells(available)}, which in "
+            f"the proportions asked for makes a set of {size:.0f}.{rejected} Use more seeds, a larger "
+            "`max_new_tokens`, or another `size`, `test_size` or `proportions`."
         )
     return chosen
 
