@@ -278,10 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.command is None:
         parser.print_help()
         return
-    # Before tqdm is imported: lines of ours instead of bars. lm-eval's cannot be turned off, only slowed; those of
-    # downloads stay on a terminal
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TQDM_MININTERVAL", "10")
+    _lines_for_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script
@@ -303,6 +300,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         again = " Leave out `--overwrite_stage` if that stage had begun." if "--overwrite_stage" in rest else ""
         _stop(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.{again}", 130)
+
+
+def _lines_for_bars() -> None:
+    """
+    Before tqdm is imported: lines of ours in the place of bars. Those that cannot be turned off, as lm-eval's, become
+    lines, too, once they have lasted ten seconds: warnings would tear them, and in a log they are none.
+    """
+    looks = {"DISABLE": "1", "DELAY": "10", "MININTERVAL": "10", "LEAVE": "", "POSITION": "1"}
+    looks["BAR_FORMAT"] = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
+    for name, value in looks.items():
+        os.environ.setdefault(f"TQDM_{name}", value)
+    from tqdm import tqdm
+
+    def display(bar: tqdm, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # else it is to be wiped out
+            print(bar, file=sys.stderr, flush=True)
+
+    tqdm.display = display
 
 
 def _stop(message: str, code: int) -> None:

@@ -22,7 +22,7 @@ from sdrrl_trl.render import render
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.transfer.inputs import Inputs, preview
-from sdrrl_trl.utils import public_name
+from sdrrl_trl.utils import in_time, public_name
 
 
 READ = 512  # rows of a matrix, as when whole texts are read
@@ -64,8 +64,7 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     """
     seconds = n_read / _rate(READ, dtype) + (n_written / _rate(batch_size, dtype) if n_written else 0)
     seconds *= on_meta(base_path(model)).num_parameters()
-    unit, size = ("h", 3600) if seconds > 7200 else ("min", 60) if seconds > 120 else ("s", 1)
-    return f"at least {seconds / size:.0f} {unit}"
+    return f"at least {in_time(seconds)}"
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:

@@ -200,6 +200,18 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, e
         # Lines, on a terminal, too: a bar would be torn by the warnings of libraries
         if is_main and (now - last >= every or finished == total):
             last = now
-            rate = (finished - done) / max(now - start, 1e-9)
-            left = f"{rate:.1f}/s, {(total - finished) / rate:.0f} s left"
-            print(f"{what}: {finished}/{total} {unit}, {left}", file=sys.stderr, flush=True)
+            pace = rate_and_rest(finished - done, total - finished, now - start)
+            print(f"{what}: {finished}/{total} {unit}, {pace}", file=sys.stderr, flush=True)
+
+
+def rate_and_rest(done: int, left: int, seconds: float) -> str:
+    """How fast it goes, and how long what is left will take."""
+    rate = done / max(seconds, 1e-9)
+    pace = f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
+    return f"{pace}, {in_time(left / rate)} left"
+
+
+def in_time(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    unit, size = ("h", 3600) if seconds > 7200 else ("min", 60) if seconds > 120 else ("s", 1)
+    return f"{seconds / size:.0f} {unit}"

@@ -54,6 +54,23 @@ def test_the_help_of_train_names_options_that_exist_with_their_defaults():
                 assert not default or default == str(defaults[f"--{name}"]), name
 
 
+def test_bars_of_libraries_become_lines_once_they_last():
+    code = (
+        "import time\nfrom sdrrl_trl.cli import _lines_for_bars\n_lines_for_bars()\nfrom tqdm import tqdm\n"
+        "for delay in (0, 10):\n"
+        "    for _ in tqdm([1] * 4, desc=str(delay), disable=False, delay=delay, mininterval=0.1): time.sleep(0.15)"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split("\n")
+    assert lines[0].startswith("0: 0/4, ") and lines[-2].startswith("0: 4/4, ") and lines[-1] == ""
+    assert all(re.fullmatch(r"0: \d/4, .*it/s, .* left", line) for line in lines[:-1])
+
+
+def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
+    with pytest.raises(SystemExit):
+        main([*BUILD, "--seeds", "x", "--output_dir", "out", "--proportion", "3"])
+    assert "Unknown option --proportion. Did you mean --proportions?" in capsys.readouterr().err
+
+
 def test_importing_the_package_loads_no_torch():
     code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

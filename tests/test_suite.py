@@ -55,8 +55,8 @@ def test_only_our_tasks_are_indexed_as_long_as_no_other_is_asked_for():
 
 def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
     assert set(select(["sdrrl_xnli_gen_th", "sdrrl_xnli_gen_fr"], skip_missing=True)) == {"sdrrl_xnli_gen_th"}
-    assert "1 tasks are left out, as they cannot be loaded:\nsdrrl_xnli_gen_fr: " in capsys.readouterr().err
-    with pytest.raises(SDRRLError, match="1 tasks cannot be loaded"):
+    assert "Left out, as they cannot be loaded (1):\nsdrrl_xnli_gen_fr: " in capsys.readouterr().err
+    with pytest.raises(SDRRLError, match="Of the tasks, 1 cannot be loaded"):
         select(["sdrrl_xnli_gen_fr"], skip_missing=True)
 
 

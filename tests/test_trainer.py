@@ -67,6 +67,15 @@ def assert_equal_weights(one, other):
         assert torch.equal(p, q)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_trains_in_float32_where_trl_stops(tmp_path):
+    with pytest.raises(ValueError, match="bf16"):
+        SFTConfig(str(tmp_path))
+    assert SDRRLConfig(str(tmp_path)).bf16 is False and SDRRLConfig(str(tmp_path), use_cpu=True).bf16 is True
+    with pytest.raises(ValueError, match="bf16"):
+        SDRRLConfig(str(tmp_path), bf16=True)
+
+
 def test_an_answer_that_was_cut_off_is_trained_without_an_end_of_turn(tiny_model, tmp_path):
     dataset = rows(4).add_column("truncated", [False, True, False, True])
     trainer = make(tiny_model, tmp_path, dataset)

@@ -26,8 +26,7 @@ python examples/scripts/sdrrl.py \
     --lora_target_modules all-linear \
     --output_dir SmolLM2-135M-SDRRL
 
-It also runs under `accelerate launch` and `torchrun --nproc_per_node 2`. On a computer without an accelerator add
-`--use_cpu`.
+It also runs under `accelerate launch` and `torchrun --nproc_per_node 2`.
 """
 
 import argparse

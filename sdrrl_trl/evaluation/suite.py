@@ -134,7 +134,8 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
             specs[name] = name
         else:
             close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
-            raise SDRRLError(f"Unknown task {name!r}.{f' Did you mean {close}?' if close else ''}")
+            hint = f" Did you mean {close}?" if close else ""
+            raise SDRRLError(f"Unknown task {name!r}.{hint} `languages` chooses among those of a group.")
     loaded, problems = load_tasks(manager, specs)
     # Which tasks are in a group of lm-eval's own is known only now
     tasks = {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}
@@ -152,12 +153,13 @@ def select(names: list[str], languages: list[str] | None = None, skip_missing: b
     tasks, problems = find(names, languages)
     if problems and tasks and skip_missing:
         lines = [f"{task}: {problem}" for task, problem in problems.items()]
-        print("\n".join([f"{len(problems)} tasks are left out, as they cannot be loaded:", *lines]), file=sys.stderr)
+        print("\n".join([f"Left out, as they cannot be loaded ({len(problems)}):", *lines]), file=sys.stderr)
     elif problems:
         first = next(iter(problems.values()))
         raise SDRRLError(
-            f"{len(problems)} tasks cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl doctor` lists "
-            "what can be loaded here; name those, choose `languages`, or leave out the others (`skip_missing`)."
+            f"Of the tasks, {len(problems)} cannot be loaded: {', '.join(problems)}. The first: {first} `sdrrl "
+            "doctor` lists what can be loaded here; name those, choose `languages`, or leave out the others "
+            "(`skip_missing`)."
         )
     return tasks
 

@@ -20,7 +20,7 @@ from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.trainer.teacher import base_of, evaluation_mode
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, rate_and_rest
 
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ class ProgressLines(TrainerCallback):
             return
         line = f"train: {state.global_step}/{state.max_steps} steps"
         if done := state.global_step - self._first_step:
-            rate = done / (time.monotonic() - self._start)
-            line += f", {rate:.2f}/s, {(state.max_steps - state.global_step) / rate:.0f} s left"
+            line += f", {rate_and_rest(done, state.max_steps - state.global_step, time.monotonic() - self._start)}"
         print(", ".join([line, *figures]), file=sys.stderr, flush=True)
 
 
