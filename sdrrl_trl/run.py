@@ -47,9 +47,8 @@ def run(
     import torch
     from trl import ModelConfig
 
-    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_held_out_tasks
+    from sdrrl_trl.evaluation.evaluate import EvaluationConfig, evaluate, load_benchmarks, load_held_out_tasks
     from sdrrl_trl.evaluation.heldout import is_held_out
-    from sdrrl_trl.evaluation.suite import select
     from sdrrl_trl.plan import plan_run
     from sdrrl_trl.trainer.groups import check_anchors
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
@@ -76,8 +75,7 @@ def run(
         answered_in |= {*build_config.target_languages} if kinds - {"source", "target_to_source"} else set()
         check_anchors([source if language == "source" else language for language in anchors], answered_in)
     inputs = check_inputs(build_config)
-    names = [name for name in evaluation_config.tasks if not is_held_out(name)]
-    tasks = select(names, evaluation_config.languages, evaluation_config.skip_missing)
+    tasks = load_benchmarks(evaluation_config)
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or script_args.forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:

@@ -418,18 +418,19 @@ def test_held_out_questions_are_answered_by_a_chat_server(options, tmp_path):
 
 def test_the_key_of_a_server_is_sent_but_never_shown(options, tmp_path, monkeypatch, capfd):
     """Not by lm-eval or its libraries either, here of a redirection to an address that holds it."""
-    with Server(lambda *_: (302, {"Location": "/v1/sk-secret"}, "")) as server:
+    with Server(lambda *_: (302, {"Location": "/v1/sk-secret/of-another"}, "")) as server:
         arguments = {"backend": "local-chat-completions", "model_args": f"base_url={server.url}/chat/completions"}
         arguments |= {"models": ["served=m"], "tasks": ["sdrrl_heldout_gen_pt"], "limit": 1}
         monkeypatch.setenv("OPENAI_API_KEY", "sk-s\necret")
         with pytest.raises(SDRRLError, match="OPENAI_API_KEY has characters"):
             evaluate(options(tmp_path, **arguments))
         monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
-        with pytest.raises(SDRRLError, match=r"failed at the model 'served'.*HTTPError.*/v1/\*\*\*\)"):
+        monkeypatch.setenv("SERVICE_TOKEN", "of-another")
+        with pytest.raises(SDRRLError, match=r"failed at the model 'served'.*HTTPError.*/v1/\*\*\*/\*\*\*\)"):
             evaluate(options(tmp_path, **arguments))
         assert {headers["Authorization"] for _, headers, *_ in server.requests} == {"Bearer sk-secret"}
     output = capfd.readouterr()
-    assert "sk-secret" not in output.out + output.err
+    assert not any(key in output.out + output.err for key in ("sk-secret", "of-another"))
 
 
 def test_the_report_of_an_evaluation_holds_every_comparison(transfer_set, evaluation, tmp_path):

@@ -58,6 +58,7 @@ def test_what_is_missing_is_left_out_and_listed_on_demand(capsys):
     assert "Left out, as they cannot be loaded (1):\nsdrrl_xnli_gen_fr: " in capsys.readouterr().err
     with pytest.raises(SDRRLError, match="Of the tasks, 1 cannot be loaded"):
         select(["sdrrl_xnli_gen_fr"], skip_missing=True)
+    assert select(["sdrrl_xnli_gen_fr"], skip_missing=True, are_all=False) == {}
 
 
 @pytest.mark.parametrize("names, languages, named", cases("tasks"))

@@ -40,9 +40,12 @@ def server_key() -> str:
     return key
 
 
-def hide_key(text: str, key: str) -> str:
-    """A text of a server or library, which may repeat the key."""
-    return text.replace(key, "***") if key else text
+def hide_keys(text: str) -> str:
+    """A text of a server or library, which may repeat a key, without those in the environment."""
+    for name, value in os.environ.items():
+        if re.search("KEY|TOKEN|SECRET|PASSW", name) and len(value.strip()) > 5:  # no switch such as `false`
+            text = text.replace(value.strip(), "***")
+    return text
 
 
 class EndpointGenerator:
@@ -140,7 +143,7 @@ class EndpointGenerator:
 
     def _shown(self, text: str) -> str:
         """The server's own words, shortened, without control characters, and without the key, which some repeat."""
-        text = hide_key(text, self._key)
+        text = hide_keys(text)
         text = "".join(char if char.isprintable() else " " for char in text[:1000])
         return " ".join(text.split())[:300] or "no message"
 

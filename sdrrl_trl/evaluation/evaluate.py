@@ -23,13 +23,21 @@ from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.engines.endpoint import hide_key, server_key
+from sdrrl_trl.engines.chat import check_template_arguments
+from sdrrl_trl.engines.endpoint import hide_keys, server_key
 from sdrrl_trl.evaluation.ask import ask, n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import held_out_tasks, is_held_out
 from sdrrl_trl.evaluation.models import load_lm, parse_arguments, parse_gen_kwargs, processes
 from sdrrl_trl.evaluation.outputs import UNFINISHED, finished_tasks, save
 from sdrrl_trl.evaluation.suite import language_of, select
-from sdrrl_trl.evaluation.weights import base_path, check_between, check_strength, is_adapter, split_strength
+from sdrrl_trl.evaluation.weights import (
+    base_path,
+    check_between,
+    check_strength,
+    is_adapter,
+    split_strength,
+    tokenizer_path,
+)
 from sdrrl_trl.hub import check_server
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
@@ -145,18 +153,20 @@ def evaluate(config: EvaluationConfig) -> Path:
     if config.backend != "hf" and (key := server_key()):
         os.environ["OPENAI_API_KEY"] = key  # without the end of its line, for lm-eval reads it itself
     if config.backend == "hf":
-        from sdrrl_trl.engines.transformers import check_model
+        from sdrrl_trl.engines.transformers import check_model, load_tokenizer
 
+        arguments = config.arguments
+        of_template = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & arguments.keys())}
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
+            check_template_arguments(load_tokenizer(tokenizer_path(path)), path, sorted(of_template))
             if split_strength(path)[1] is not None:
                 check_between(path, base_path(path) if is_adapter(path) else config.model_paths["base"])
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None
     # What a server calls a model is no path, even if it looks like one
     known_by = _fingerprint if config.backend in ("hf", "vllm") else str
     options, models = _options(config, transfer_set), {n: known_by(path) for n, path in config.model_paths.items()}
-    tasks = select([n for n in config.tasks if not is_held_out(n)], config.languages, config.skip_missing)
-    tasks |= load_held_out_tasks(config)
+    tasks = load_benchmarks(config) | load_held_out_tasks(config)
     likelihoods = [name for name, task in tasks.items() if task.get_config("output_type") != "generate_until"]
     if likelihoods and "chat-completions" in config.backend:
         raise SDRRLError(
@@ -215,6 +225,12 @@ def _options(config: EvaluationConfig, transfer_set: dict[str, Any] | None) -> d
     if any(map(is_held_out, config.tasks)) and "test.parquet" not in transfer_set["sha256"]:
         raise SDRRLError(f"{config.transfer_set} holds no questions out. Build it with a `test_size` above 0.")
     return options
+
+
+def load_benchmarks(config: EvaluationConfig) -> dict[str, Any]:
+    """The tasks of a configuration that are not about a transfer set."""
+    names = [name for name in config.tasks if not is_held_out(name)]
+    return select(names, config.languages, config.skip_missing, are_all=len(names) == len(config.tasks))
 
 
 def load_held_out_tasks(config: EvaluationConfig) -> dict[str, Any]:
@@ -287,7 +303,7 @@ def _ask_and_save(
             raise
         raise SDRRLError(  # lm-eval hands on what any library raises, after three attempts
             f"The backend {config.backend!r} failed at the model {name!r}, asked {', '.join(tasks)} "
-            f"({type(error).__name__}: {hide_key(str(error), server_key())}). What was finished is kept: the same "
+            f"({type(error).__name__}: {hide_keys(str(error))}). What was finished is kept: the same "
             "command goes on."
         ) from error
     if found_nan:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from sdrrl_trl import hub
-from sdrrl_trl.engines.chat import check_template_arguments, find_ends, fix_date
+from sdrrl_trl.engines.chat import find_ends, fix_date
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength, tune
 from sdrrl_trl.utils import SDRRLError
 
@@ -169,8 +169,6 @@ def load_lm(spec: str, backend: str, arguments: dict[str, Any], batch_size: int,
     start, dtype = base_path(spec), arguments.get("dtype", "auto")
     model, tokenizer = load_model(start, dtype=dtype)
     model, tokenizer = tune(model, tokenizer, path, strength, start if is_adapter(spec) else full_base, dtype)
-    of_template = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & arguments.keys())}
-    check_template_arguments(tokenizer, spec, sorted(of_template))
     return wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
 
 

@@ -142,16 +142,18 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
     return tasks, problems
 
 
-def select(names: list[str], languages: list[str] | None = None, skip_missing: bool = False) -> dict[str, Any]:
+def select(
+    names: list[str], languages: list[str] | None = None, skip_missing: bool = False, are_all: bool = True
+) -> dict[str, Any]:
     """
     The tasks that [`find`] finds.
 
     Raises:
         `SDRRLError`: if data are not here; all that are missing are named at once. With `skip_missing`, only if all
-            are missing: else they are left out, and printed with the reason.
+            are missing, and these are all there are: else they are left out, and printed with the reason.
     """
     tasks, problems = find(names, languages)
-    if problems and tasks and skip_missing:
+    if problems and skip_missing and (tasks or not are_all):
         lines = [f"{task}: {problem}" for task, problem in problems.items()]
         print("\n".join([f"Left out, as they cannot be loaded ({len(problems)}):", *lines]), file=sys.stderr)
     elif problems:

@@ -92,6 +92,12 @@ def base_path(model: str) -> str:
     return read_json(adapter, ("base_model_name_or_path",))["base_model_name_or_path"]
 
 
+def tokenizer_path(model: str) -> str:
+    """Path or hub id of a model's tokenizer: an adapter may have one of its own, with another chat template."""
+    path, _ = split_strength(model)
+    return path if (Path(path) / "tokenizer_config.json").exists() else base_path(model)
+
+
 def only_adds(path: str) -> bool:
     """
     Whether an adapter is LoRA that only adds to its base: then it can be scaled, and its base is as it was once it is
@@ -151,8 +157,7 @@ def tune(
             Data type of the weights.
 
     Returns:
-        `tuple`: the model, on which an adapter may still lie, and its tokenizer: that in an adapter's folder, which
-        may have another chat template than the base's.
+        `tuple`: the model, on which an adapter may still lie, and its tokenizer, see [`tokenizer_path`].
 
     Raises:
         `SDRRLError`: if the two models do not have the same weights.
@@ -162,8 +167,7 @@ def tune(
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
 
     if is_adapter(path):
-        if (Path(path) / "tokenizer_config.json").exists():
-            tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(tokenizer_path(path))
         with loading("the adapter", path):
             model = put_adapter_on(model, path, len(tokenizer))
         if strength is not None and only_adds(path):

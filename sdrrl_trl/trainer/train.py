@@ -31,7 +31,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sdrrl_trl.engines.chat import find_ends
 from sdrrl_trl.engines.transformers import check_model
 from sdrrl_trl.evaluation.suite import select
-from sdrrl_trl.evaluation.weights import base_path, is_adapter, put_adapter_on
+from sdrrl_trl.evaluation.weights import base_path, is_adapter, put_adapter_on, tokenizer_path
 from sdrrl_trl.plan import plan_training
 from sdrrl_trl.stages import check_options, files_in, write_options
 from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
@@ -266,11 +266,6 @@ def _check_conversations(tokenizer: Any, data: dict[str, Dataset]) -> None:
             ) from error
 
 
-def _tokenizer_path(model: str) -> str:
-    """Where the tokenizer is: an adapter may have one of its own."""
-    return model if Path(model, "tokenizer_config.json").exists() else base_path(model)
-
-
 def make_trainer(
     script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig, manifest: dict[str, Any]
 ) -> SDRRLTrainer:
@@ -290,7 +285,7 @@ def make_trainer(
     name = model_args.model_name_or_path
     # An adapter notes where its base is, and a path from here would look like an id of the hub elsewhere
     model = name = str(Path(name).absolute()) if Path(name).is_dir() else name
-    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_path(name), revision=model_args.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(name), revision=model_args.model_revision)
     if training_args.chat_template_path is None:
         _check_conversations(tokenizer, data)
     quantization, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
