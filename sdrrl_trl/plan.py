@@ -53,7 +53,7 @@ def _rate(rows: int, dtype: str) -> float:
 
 def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype: str) -> str:
     """
-    Time that a model takes at least: that of its matrix multiplications, at the rate measured here.
+    Time that a model takes: that of its matrix multiplications, at the rate measured here, to three times that.
 
     Args:
         model (`str`): Path or hub id.
@@ -64,7 +64,7 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     """
     seconds = n_read / _rate(READ, dtype) + (n_written / _rate(batch_size, dtype) if n_written else 0)
     seconds *= on_meta(base_path(model)).num_parameters()
-    return f"at least {in_time(seconds)}"
+    return f"{in_time(seconds)} to {in_time(3 * seconds)}"
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:

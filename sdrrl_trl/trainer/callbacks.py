@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from sdrrl_trl.evaluation.ask import ask, prepare_tasks
 from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
+from sdrrl_trl.languages import LANGUAGES
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.trainer.teacher import base_of, evaluation_mode
 from sdrrl_trl.utils import SDRRLError, rate_and_rest
@@ -33,8 +34,10 @@ class ProgressLines(TrainerCallback):
         self._start, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs, **kwargs):
-        shown = ("loss", "nll/", "eval_loss", "eval_bpb/", "eval_drift/source", "lm_eval/")
-        figures = [f"{name} {float(value):.3f}" for name, value in logs.items() if name.startswith(shown)]
+        shown = {"loss", "eval_loss", "eval_drift/source"}
+        shown |= {f"{name}/{tag}" for name in ("nll", "drift", "eval_bpb") for tag in LANGUAGES}
+        names = [name for name in logs if name in shown or name.startswith("lm_eval/")]
+        figures = [f"{name} {float(logs[name]):.3f}" for name in names]
         if not figures or not state.is_world_process_zero:
             return
         line = f"train: {state.global_step}/{state.max_steps} steps"
