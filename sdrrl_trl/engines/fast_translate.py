@@ -96,3 +96,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    # For the cards of what is made of it
+    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nbase_model: {SMOLLM2}\n---\n\n# From {_WHEEL}\n")
