@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat, fix_date
-from sdrrl_trl.utils import SDRRLError, in_a_line
+from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub
 
 
 # Prompts and answers with padding. Halved when memory runs out
@@ -39,7 +38,7 @@ BATCH_TOKENS = 32_768
 def loading(what: str, name: str) -> Iterator[None]:
     """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
     if not Path(name).exists():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        if not on_hub(name):
             raise SDRRLError(
                 f"Cannot load {what} {name!r}: no such folder. Correct it; adapters name it in adapter_config.json."
             )

@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from sdrrl_trl import hub
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, on_hub
 
 
 # Where each stands, and what is in it; of a bad one, what is wrong with it
@@ -47,7 +47,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
             if name is not None or not split.startswith("train"):
                 raise SDRRLError(f"The file {path} has no `name` or `split`. Leave them out.")
             yield from _part({"train": partial(_read_file, path)}, split)
-        elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        elif on_hub(path):
             from datasets import disable_progress_bars, load_dataset
 
             disable_progress_bars()
