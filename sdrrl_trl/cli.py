@@ -27,8 +27,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"sdrrl {command}", formatter_class=HelpFormatter, **_about(command))
 
 
-def _options(dataclasses: tuple[type, ...], arguments: list[str], command: str) -> tuple:
-    return parse_command(dataclasses, arguments, f"sdrrl {command}", **_about(command))
+def _options(dataclasses: tuple[type, ...], arguments: list[str], command: str, **about: str) -> tuple:
+    return parse_command(dataclasses, arguments, f"sdrrl {command}", **_about(command), **about)
 
 
 def _build(arguments: list[str]) -> None:
@@ -121,7 +121,8 @@ def _report(arguments: list[str]) -> None:
 
     if arguments and not arguments[0].startswith("-"):  # sdrrl report base=FOLDER tuned=FOLDER
         arguments = ["--models", *arguments]
-    (config,) = _options((ReportConfig,), arguments, "report")
+    usage = "sdrrl report NAME=FOLDER NAME=FOLDER ... --output_dir FOLDER [--transfer_set FOLDER] [--config FILE]"
+    (config,) = _options((ReportConfig,), arguments, "report", usage=usage)
     _print_report(report(config))
 
 

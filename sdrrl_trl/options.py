@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import fields
@@ -56,7 +57,9 @@ def parse(
 
     class Parser(TrlParser):
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
-            raise SDRRLError(f"{self.prog}: {message}")
+            named = re.match("argument (--[^/:]+)", message)
+            hint = _similar(named[1], set(self._option_string_actions) - {named[1]}, "{}") if named else ""
+            raise SDRRLError(f"{self.prog}: {message}.{hint}")
 
     parser = Parser(dataclasses, allow_abbrev=False, formatter_class=HelpFormatter, prog=prog, **about)
     for action in parser._actions:

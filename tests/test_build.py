@@ -148,6 +148,14 @@ def test_when_nothing_is_left_after_filtering_the_error_says_so_and_the_answers_
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
+def test_a_set_much_smaller_than_planned_says_why(stub_seeds, tmp_path, capsys):
+    cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="length" if i else "stop"))
+    build(stub_seeds, tmp_path / "set", cut, proportions={"target": 1, "source": 1}, lexicon=None)
+    said = capsys.readouterr().err
+    assert "warning: 26 training records, where there could be 76: of 42 answers, 26 were cut off" in said
+    assert "held out of target pt-pt: 1, fewer than the 20" in said
+
+
 def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_rejected(stub_seeds, tmp_path):
     cut = StubGenerator(change=lambda i, answer: replace(answer, finish_reason="stop" if i else "length"))
     options = {"lexicon": None, "test_size": 0.3}
@@ -164,7 +172,7 @@ def test_an_answer_that_was_cut_off_is_in_source_records_and_drift_alone_or_reje
     translated = (folder / "stages" / "translate_pt").glob("*.jsonl")
     assert sum(path.read_text().count('"source_id"') for path in translated) == 40 - 14
     n_train = len(truncated - held_out)
-    assert f"cut off at max_new_tokens: {n_train} answers" in summary(load_manifest(folder))
+    assert "cut off at max_new_tokens: 14 answers" in summary(load_manifest(folder))
     folder = build(stub_seeds, tmp_path / "other", cut, proportions={"target": 1}, **options)
     assert reasons(folder, "answer")["truncated"] == n_train
     assert not any(row["truncated"] for row in rows_of(folder))

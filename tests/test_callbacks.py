@@ -10,11 +10,12 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
 from test_trainer import LORA, make, rows
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
 
 from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError
 from sdrrl_trl.evaluation.suite import select
+from sdrrl_trl.trainer.callbacks import ProgressLines
 
 
 TASKS = ["xnli_en", "sdrrl_pku_saferlhf"]
@@ -210,3 +211,14 @@ def test_what_cannot_be_watched_is_refused_when_the_callback_is_made(tiny_model,
 def test_the_best_model_is_the_one_with_the_least_of_a_loss(tiny_model, tmp_path, metric):
     assert make(tiny_model, tmp_path, metric_for_best_model=metric).args.greater_is_better is False
     assert make(tiny_model, tmp_path, metric_for_best_model="eval_accuracy").args.greater_is_better is True
+
+
+def test_a_line_comes_every_half_minute_even_without_a_log(monkeypatch, capsys):
+    now = iter([0.0, 20.0, 40.0, 40.0, 60.0])
+    monkeypatch.setattr("sdrrl_trl.trainer.callbacks.time.monotonic", lambda: next(now))
+    lines, state, control = ProgressLines(), TrainerState(global_step=0, max_steps=8), TrainerControl()
+    lines.on_train_begin(None, state, control)
+    for _ in range(3):
+        state.global_step += 1
+        lines.on_step_end(None, state, control)
+    assert capsys.readouterr().err == "train: 2/8 steps, 3.0/min, 120 s left\n"

@@ -69,6 +69,9 @@ def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
     with pytest.raises(SystemExit):
         main([*BUILD, "--seeds", "x", "--output_dir", "out", "--proportion", "3"])
     assert "Unknown option --proportion. Did you mean --proportions?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*BUILD, "--seed", "questions.jsonl", "--output_dir", "out"])
+    assert "argument --seed: invalid int value: 'questions.jsonl'. Did you mean --seeds?" in capsys.readouterr().err
 
 
 def test_importing_the_package_loads_no_torch():

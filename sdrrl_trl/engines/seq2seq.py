@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from sdrrl_trl.engines.transformers import in_batches, loading, own_device, weights_of
+from sdrrl_trl.engines.transformers import in_batches, loading, own_device, shard_bar, weights_of
 from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
@@ -200,7 +200,14 @@ class Seq2SeqTranslator(TranslationModel):
         return {"engine": "seq2seq", **super().describe(), **weights_of(self.model)}
 
     def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
-        return in_batches(lambda batch: self._generate_batch([rows[i] for i in batch], target), rows, BATCH_TOKENS)
+        with shard_bar(len(rows), f"translate_{target}") as bar:
+
+            def generate(batch: list[int]) -> list[list[int]]:
+                found = self._generate_batch([rows[i] for i in batch], target)
+                bar.update(len(batch))
+                return found
+
+            return in_batches(generate, rows, BATCH_TOKENS)
 
     @torch.inference_mode()
     def _generate_batch(self, rows: list[list[int]], target: str) -> list[list[int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -128,6 +129,11 @@ def weights_of(model: Any) -> dict[str, str | None]:
     return {"dtype": str(model.dtype).removeprefix("torch."), "commit": commit}
 
 
+def shard_bar(n: int, what: str) -> tqdm:
+    """Progress within a shard, which on a CPU can take long. The first of several processes shows its own."""
+    return tqdm(total=n, desc=f"{what}, of this shard", unit="row", disable=int(os.environ.get("RANK", 0)) > 0)
+
+
 def in_batches(
     function: Callable[[list[int]], list[Any]], rows: list[list[int]], most: int, longer: int = 0
 ) -> list[Any]:
@@ -213,14 +219,17 @@ class TransformersGenerator:
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         def answer(rows: list[list[int]], seeds: list[int]) -> list[Generation]:
             most = BATCH_TOKENS if self._cache_name else 0  # one by one where none can leave the batch
-            function = partial(self._answer, rows, seeds)
-            return in_batches(function, rows, most, self.sampling.max_new_tokens)
+            with shard_bar(len(rows), "answer") as bar:
+                function = partial(self._answer, rows, seeds, bar.update)
+                return in_batches(function, rows, most, self.sampling.max_new_tokens)
 
         return self.chat.answers(conversations, self.sampling, self.chat.window, answer)
 
     @torch.inference_mode()
-    def _answer(self, prompts: list[list[int]], seeds: list[int], batch: list[int]) -> list[Generation]:
-        """The answers to some of the prompts, by their indices."""
+    def _answer(
+        self, prompts: list[list[int]], seeds: list[int], tell: Callable[[int], Any], batch: list[int]
+    ) -> list[Generation]:
+        """The answers to some of the prompts, by their indices; `tell` is told how many more are there."""
         inputs = {"input_ids": [prompts[i] for i in batch]}
         inputs = self.tokenizer.pad(inputs, return_tensors="pt").to(self.model.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -241,9 +250,11 @@ class TransformersGenerator:
             )
             finished = torch.isin(ids[:, start:], self._ends).any(-1)
             at_limit = ids.shape[1] - start >= self.sampling.max_new_tokens
+            before = len(answers)
             for row, tokens, ended in zip(rows, ids[:, start:].tolist(), finished.tolist(), strict=True):
                 if ended or at_limit:
                     answers[row] = Generation(self.chat.text(tokens), "stop" if ended else "length")
+            tell(len(answers) - before)
             if len(answers) == len(batch):
                 return [answers[row] for row in range(len(batch))]
             keep = (~finished).nonzero().flatten()

@@ -153,7 +153,7 @@ def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]
         closed=closed,
         closed_median=median(closed) if closed else None,
         # A model that answered nothing in a language has no rate there
-        written=[p for p in rates if p[1]["language"] != source and None not in (r["wrong_language"] for r in p)],
+        written=[p for p in enough if p[1]["language"] != source and None not in (r["wrong_language"] for r in p)],
         risen={kind: [p for p in enough if p[1][kind] - p[0][kind] > RISE] for kind in ("empty", "repetitive")},
         n_few=sum(row.verdict == FEW for row in mine),
         alpha=ALPHA,

@@ -133,7 +133,7 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
         elif name in manager.all_tasks:
             specs[name] = name
         else:
-            close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks}, n=3))
+            close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks, "sdrrl_heldout"}, n=3))
             hint = f" Did you mean {close}?" if close else ""
             raise SDRRLError(f"Unknown task {name!r}.{hint} `languages` chooses among those of a group.")
     loaded, problems = load_tasks(manager, specs)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
 from sdrrl_trl.evaluation.ask import ask, prepare_tasks
@@ -28,21 +28,34 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressLines(TrainerCallback):
-    """A plain line with rate, time left and figures at every log: in a file, a progress bar is a mess."""
+    """
+    A plain line with rate, time left and figures at every log, and without figures where a log is half a minute away:
+    in a file, a progress bar is a mess.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start, self._first_step = time.monotonic(), state.global_step
+        self._start = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() - self._last > 30 and not control.should_log:
+            self._print(state, [])
 
     def on_log(self, args, state, control, logs, **kwargs):
         shown = {"loss", "eval_loss", "eval_drift/source"}
         shown |= {f"{name}/{tag}" for name in ("nll", "drift", "eval_bpb") for tag in LANGUAGES}
         names = [name for name in logs if name in shown or name.startswith("lm_eval/")]
         figures = [f"{name} {float(logs[name]):.3f}" for name in names]
-        if not figures or not state.is_world_process_zero:
+        if figures:
+            self._print(state, figures)
+
+    def _print(self, state: TrainerState, figures: list[str]) -> None:
+        if not state.is_world_process_zero:
             return
+        self._last = time.monotonic()
         line = f"train: {state.global_step}/{state.max_steps} steps"
         if done := state.global_step - self._first_step:
-            line += f", {rate_and_rest(done, state.max_steps - state.global_step, time.monotonic() - self._start)}"
+            line += f", {rate_and_rest(done, state.max_steps - state.global_step, self._last - self._start)}"
         print(", ".join([line, *figures]), file=sys.stderr, flush=True)
 
 

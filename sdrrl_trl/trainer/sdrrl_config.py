@@ -2,6 +2,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -44,6 +45,7 @@ class SDRRLConfig(SFTConfig):
             self.save_total_limit = 2
         if self.bf16 is None and not (self.use_cpu or is_torch_bf16_gpu_available()):
             self.bf16 = False
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
         # transformers takes the largest value of everything but a loss for the best
         if self.greater_is_better is None and re.search("(nll|bpb|kl|drift)/", self.metric_for_best_model or ""):
             self.greater_is_better = False

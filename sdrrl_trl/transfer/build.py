@@ -134,6 +134,14 @@ def _choose_and_publish(
     if config.size and sum(chosen.values()) < config.size - len(chosen):
         missing = f"only {sum(chosen.values())} of {config.size} training records can be made; available: "
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
+    n_made, n_planned = sum(chosen.values()), sum(inputs.quotas.values())
+    if 2 * n_made < n_planned:
+        print(
+            f"warning: {n_made} training records, where there could be {n_planned}: of {len(inputs.seeds)} answers, "
+            f"{mix.n_truncated} were cut off and so not translated (raise `max_new_tokens`, or ask for short ones in "
+            "`system_prompt`); why others were rejected stands below",
+            file=sys.stderr,
+        )
     generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()
     engines = {"generator": generator_facts, "translator": translator.describe()}
     licence = engines["translator"].get("licence", "not stated")

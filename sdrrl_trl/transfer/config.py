@@ -154,7 +154,7 @@ class TransferConfig:
         default=None, metadata={"help": f"Share of each kind, as JSON. (default: {json.dumps(PROPORTIONS)})"}
     )
     size: int | None = field(default=None, metadata={"help": "Number of training records. (default: all)"})
-    test_size: float = field(default=0.1, metadata={"help": "Share of the questions held out, in all languages."})
+    test_size: float = field(default=0.1, metadata={"help": "Share of the questions that is held out: 0 to 1."})
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
     shard_size: int = field(default=512, metadata={"help": "Questions answered, translated and saved at a time."})
     overwrite_stage: Literal[STAGES] | None = field(default=None, metadata={"help": "Stage to do again."})
@@ -178,7 +178,7 @@ class TransferConfig:
         for name, most in (("temperature", 1e9), ("top_p", 1), ("code_switch_rate", 1)):
             value = getattr(self, name)
             _check(0 <= value <= most, f"`{name}` must be between 0 and {most}, got {value}.")
-        _check(0 <= self.test_size < 1, f"`test_size` must be at least 0 and less than 1, got {self.test_size}.")
+        _check(0 <= self.test_size < 1, f"`test_size` is a share, at least 0 and less than 1, got {self.test_size}.")
         self._check_languages()
         self._check_seeds()
         self._check_parallel()

@@ -141,8 +141,9 @@ class Mix:
             if row.reason:
                 language = rejected_row(row, self._config.source_language)["language"]
                 rejected[f"{row.reason} {language}"] += 1
-            elif not is_test:
-                self.n_truncated += isinstance(row, Answer) and row.truncated
+                continue
+            self.n_truncated += isinstance(row, Answer) and row.truncated
+            if not is_test:
                 for record in self.records(row):
                     ranks[record.kind, record.language].append(record.rank(self._config.seed))
         self.available = Counter({cell: len(found) for cell, found in ranks.items()})
