@@ -94,7 +94,9 @@ def _train(arguments: list[str]) -> None:
     from sdrrl_trl.trainer.train import TrainArguments, train
 
     configs = _options((TrainArguments, SDRRLConfig, ModelConfig), arguments, "train")
-    print(f"Model: {train(*configs)}")
+    folder = train(*configs)
+    if not configs[0].dry_run:
+        print(f"Model: {folder}")
 
 
 def _evaluate(arguments: list[str]) -> None:

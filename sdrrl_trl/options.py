@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +58,7 @@ def parse(
     class Parser(TrlParser):
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
             named = re.match("argument (--[^/:]+)", message)
-            hint = _similar(named[1], set(self._option_string_actions) - {named[1]}, "{}") if named else ""
+            hint = _similar(named[1], set(self._option_string_actions) - {named[1]}, "{}", cutoff=0.9) if named else ""
             raise SDRRLError(f"{self.prog}: {message}.{hint}")
 
     parser = Parser(dataclasses, allow_abbrev=False, formatter_class=HelpFormatter, prog=prog, **about)
@@ -85,18 +85,18 @@ def parse(
             given += [f"--{name}", *map(str, value)]
         else:
             given.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
-    try:
-        *found, unknown = parser.parse_args_into_dataclasses([*given, *arguments], True, look_for_args_file=False)
-    except (TypeError, ImportError, ValueError) as error:  # of the option classes themselves
-        raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
-    if unknown:
+    if unknown := parser.parse_known_args([*given, *arguments])[1]:
         hint = _similar(unknown[0].partition("=")[0], parser._option_string_actions, "{}")
         raise SDRRLError(f"Unknown option {unknown[0]}.{hint} `{prog} --help` shows all.")
+    try:
+        found = parser.parse_args_into_dataclasses([*given, *arguments], look_for_args_file=False)
+    except (TypeError, ImportError, ValueError) as error:  # of the option classes themselves
+        raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
     return tuple(found[: len(dataclasses)])  # behind them, `--config` and `--recipe` of the help
 
 
-def _similar(name: str, known: Iterable[str], form: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _similar(name: str, known: Iterable[str], form: str, cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" Did you mean {form.format(close[0])}?" if close else ""
 
 
@@ -124,7 +124,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
     except (OSError, ValueError, yaml.YAMLError) as error:  # such as bytes that are no UTF-8
-        raise SDRRLError(f"Cannot read the configuration {path!r}: {error}") from error
+        raise SDRRLError(f"Cannot read the configuration {path!r}: {in_a_line(error)}") from error
     if not isinstance(content, dict):
         raise SDRRLError(f"The configuration {path} must be a YAML mapping of options.")
     return content

@@ -26,6 +26,7 @@ from sdrrl_trl.utils import in_time, public_name
 
 
 READ = 512  # rows of a matrix, as when whole texts are read
+LONG = 2048  # tokens of a batch: more is not faster on a CPU
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 
 
@@ -62,7 +63,8 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
         batch_size (`int`): Texts written at a time.
         dtype (`str`): Data type of the weights.
     """
-    seconds = n_read / _rate(READ, dtype) + (n_written / _rate(batch_size, dtype) if n_written else 0)
+    # A token that is written costs some twice its multiplications, measured on a CPU in three types
+    seconds = n_read / _rate(READ, dtype) + (2 * n_written / _rate(batch_size, dtype) if n_written else 0)
     seconds *= on_meta(base_path(model)).num_parameters()
     return f"{in_time(seconds)} to {in_time(3 * seconds)}"
 
@@ -75,7 +77,13 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
         n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
     expected = _duration_of_training(model, n_tokens / args.world_size, args, isinstance(trainer.model, PeftModel))
-    return f"train: {n_tokens:,.0f} tokens, {expected}"
+    lines, n_rows = [f"train: {n_tokens:,.0f} tokens, {expected}"], args.train_batch_size
+    if n_rows * (args.max_length or 0) > LONG and args.device.type == "cpu":
+        lines.append(
+            f"warning: {n_rows} rows of up to {args.max_length:,} tokens at once are slow on a CPU. Set "
+            "`per_device_train_batch_size` to 1 and `max_length` to 256, say"
+        )
+    return "\n".join(lines)
 
 
 def _duration_of_training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool) -> str:

@@ -1,5 +1,6 @@
 """`sdrrl run`: build, train, evaluate and report from one YAML file. `sdrrl demo` is such a file."""
 
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -123,7 +124,11 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     known = (*SECTIONS, "recipe")
     unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
-        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}. Known: {', '.join(known)}.")
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise SDRRLError(
+            f"Unknown sections in the configuration: {', '.join(unknown)}.{hint} Known: {', '.join(known)}."
+        )
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")
@@ -147,7 +152,7 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
         "report": {"models": compared, "transfer_set": transfer_set, "output_dir": page},
     }
     for name, values in fixed.items():
-        given = sorted(set(values) & set(sections[name]))
+        given = sorted({*values, "dry_run"} & set(sections[name]))
         if given:
             raise SDRRLError(f"`{name}` sets {', '.join(given)}, which `sdrrl run` sets itself. Leave them out.")
         sections[name] |= values

@@ -74,6 +74,12 @@ def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
     assert "argument --seed: invalid int value: 'questions.jsonl'. Did you mean --seeds?" in capsys.readouterr().err
 
 
+def test_a_misspelt_option_is_told_before_what_follows_from_it(capsys):
+    with pytest.raises(SystemExit):  # from English to English there would be nothing to transfer
+        main([*BUILD[:-1], "en", "--seeds", "x", "--output_dir", "out", "--source_langauge", "pt"])
+    assert "Unknown option --source_langauge. Did you mean --source_language?" in capsys.readouterr().err
+
+
 def test_importing_the_package_loads_no_torch():
     code = "import sys, sdrrl_trl; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -86,7 +92,10 @@ BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages"
     "arguments, named",
     [
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
-        ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl")], "Cannot load the model 'nowhere/at-all'"),
+        (
+            [*BUILD, "--seeds", str(DEMO / "seeds.jsonl")],
+            "Cannot load the model 'nowhere/at-all': there is no such folder, and on the hub: ",
+        ),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
         (["build", "--config", "missing.yaml"], "Cannot read the configuration"),
         (["evaluate", "--models", "x", "--tasks", "sdrrl_heldout"], "name=path"),

@@ -217,7 +217,7 @@ def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):
     models = {name: small() | small("hellaswag", acc=right(share)) for name, share in (("base", 0.9), ("tuned", 0.2))}
     path = run(tmp_path, models)[1]
     text, page = path.read_text(), path.with_suffix(".html").read_text()
-    assert "in Portuguese; whether English was kept was not measured; worse on 1 of 1 measure whose language" in page
+    assert "in Portuguese; loss in English was not measured; worse on 1 of 1 measure whose language" in page
     assert "Target languages gained on 0 of 1 measure; 0 got worse" in text
     assert "Tasks whose language is not known gained on 0 of 1 measure; 1 got worse" in text
 
@@ -251,24 +251,31 @@ def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
     def answer(text, *tasks):
         for item in (item for task in tasks for item in models["tuned"][task]["items"]):
             item["response"] = text
-        content, _ = run(tmp_path / tasks[-1], models)
-        return content, " ".join(content["summary"]["tuned"])
+        content, path = run(tmp_path / tasks[-1], models)
+        return path.with_suffix(".html").read_text(), content, " ".join(content["summary"]["tuned"])
 
-    content, sentences = answer(" ", "sdrrl_belebele_gen_th", "sdrrl_multijail_th")
+    page, content, sentences = answer(" ", "sdrrl_belebele_gen_th", "sdrrl_multijail_th")
     rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
     assert rates["th", "tuned"]["wrong_language"] is None and rates["th", "base"]["wrong_language"] == 0
     assert "Of the answers in 1 target language, 8.4% are in a wrong language, 32.4% before." in sentences
     assert "More answers are empty in Thai (100.0%, 0.0% before)." in sentences and "repetitive" not in sentences
-    _, sentences = answer("não sei " * 30, "sdrrl_xlsum_pt")
+    assert "; more empty answers in Thai" in re.search('<p class="verdict">(.*?)</p>', page)[1]
+    _, _, sentences = answer("não sei " * 30, "sdrrl_xlsum_pt")
     assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
-    _, sentences = answer("", "sdrrl_belebele_gen_pt", "sdrrl_multijail_pt", "sdrrl_xlsum_pt")
+    _, _, sentences = answer("", "sdrrl_belebele_gen_pt", "sdrrl_multijail_pt", "sdrrl_xlsum_pt")
     assert "empty in Portuguese (100.0%, 0.6% before), Thai" in sentences and "0.0% are" not in sentences
     assert "What the models write in the target languages was not measured" in sentences
 
 
 @pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70%"), (-3.0, "none")])
 def test_a_gap_is_closed_by_nothing_a_share_or_all(closed, said):
-    content = {"gaps": [{"model": "tuned", "closed": closed}], "answers": [], "base": "base", "rows": []}
+    content = {
+        "gaps": [{"model": "tuned", "closed": closed}],
+        "answers": [],
+        "base": "base",
+        "rows": [],
+        "rises": {"tuned": {}},
+    }
     text = " ".join(sentences([], content | {"source_language": "en"}, "tuned"))
     assert f"Training closed {said} of the base model's gap to English" in text
 

@@ -71,6 +71,15 @@ def trainer_of(transfer_set, model, folder):
     return make_trainer(*arguments, ModelConfig(str(model)), load_manifest(transfer_set))
 
 
+def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, capsys):
+    command("--dry_run", "--max_length", "256")
+    said = capsys.readouterr().out
+    assert re.search(r"^train: [\d,]+ tokens, \d+ s to \d+ s$", said, re.MULTILINE) and "warning" not in said
+    assert not (tmp_path / "out").exists()
+    command("--dry_run")
+    assert "warning: 8 rows of up to 1,024 tokens at once are slow on a CPU" in capsys.readouterr().out
+
+
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
     assert "Did you mean sdrrl_quick" in refused(command, capsys, "--eval_tasks", "sdrrl_quik")
     assert not (tmp_path / "out").exists()

@@ -47,7 +47,8 @@ def loading(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # wrong types in a configuration can be any
-        raise SDRRLError(f"Cannot load {what} {name!r}: {hub.explain(error) or in_a_line(error)}") from error
+        here = "" if Path(name).exists() else "there is no such folder, and on the hub: "
+        raise SDRRLError(f"Cannot load {what} {name!r}: {here}{hub.explain(error) or in_a_line(error)}") from error
 
 
 def load_model(name: str, revision: str = "main", dtype: str = "auto") -> tuple[Any, Any]:

