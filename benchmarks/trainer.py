@@ -106,14 +106,13 @@ def demo_transfer_set(folder, quick):
     from sdrrl_trl.transfer.build import build_transfer_set
     from sdrrl_trl.transfer.config import TransferConfig
 
-    options = read_yaml(str(demo_dir() / "config.yaml"))["build"]
-    model, _ = smollm2()
-    options |= {name: str(demo_dir() / options[name]) for name in ("seeds", "parallel")}
+    config, (model, _) = read_yaml(str(demo_dir() / "config.yaml")), smollm2()
+    options = {"recipe": config["recipe"]} | config["build"]
+    options["seeds"] |= {"path": str(demo_dir() / "seeds.jsonl")}
+    options["parallel"] = str(demo_dir() / "parallel.jsonl")
     options |= {"model_name_or_path": model, "output_dir": str(Path(folder) / "transfer_set")}
     if quick:
-        lines = Path(options["seeds"]).read_text(encoding="utf-8").splitlines(keepends=True)
-        options |= {"seeds": str(Path(folder) / "seeds.jsonl"), "max_new_tokens": 48}
-        Path(options["seeds"]).write_text("".join(lines[:12]), encoding="utf-8")
+        options["seeds"]["split"] = "train[:24]"
     build_transfer_set(*parse((TransferConfig,), options, [], "build"))
     return model, Dataset.from_parquet(str(Path(folder) / "transfer_set" / "train.parquet"), cache_dir=folder)
 

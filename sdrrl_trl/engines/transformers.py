@@ -131,8 +131,9 @@ def weights_of(model: Any) -> dict[str, str | None]:
 
 
 def shard_bar(n: int, what: str) -> tqdm:
-    """Progress within a shard, which on a CPU can take long. The first of several processes shows its own."""
-    return tqdm(total=n, desc=f"{what}, of this shard", unit="row", disable=int(os.environ.get("RANK", 0)) > 0)
+    """Progress within a shard that takes long, as on a CPU. The first of several processes shows its own."""
+    is_other = int(os.environ.get("RANK", 0)) > 0
+    return tqdm(total=n, desc=f"{what}, of this shard", unit="row", delay=10, leave=False, disable=is_other)
 
 
 def in_batches(
