@@ -100,7 +100,9 @@ def get_language(tag: str) -> Language:
         parsed = exact.prefer_macrolanguage()
         language = parsed.language
     except (langcodes.LanguageTagError, AttributeError) as error:
-        raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags such as `pt`, `th` or `sw`.") from error
+        named = next((one.tag for one in LANGUAGES.values() if one.name.lower() == str(tag).lower()), None)
+        example = f", that of {tag} is `{named}`" if named else " such as `pt`, `th` or `sw`"
+        raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags{example}.") from error
     language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":
         raise SDRRLError(f"{tag!r} is Chinese in traditional characters, the table has only `zh`, simplified.")

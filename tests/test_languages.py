@@ -19,6 +19,11 @@ def test_unknown_languages_are_refused_by_name(tag):
         get_language(tag)
 
 
+def test_the_name_of_a_language_is_told_its_tag():
+    with pytest.raises(SDRRLError, match="that of portuguese is `pt`"):
+        get_language("portuguese")
+
+
 @pytest.mark.parametrize(
     "asked, answered, hint", [("pt", "en", "Responda em inglês."), ("te", "th", "Answer in Thai.")]
 )
