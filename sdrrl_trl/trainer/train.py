@@ -106,11 +106,12 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         return folder
     is_main = PartialState().is_main_process
     if script_args.dry_run:
-        is_new, trainer = not folder.exists(), make_trainer(script_args, training_args, model_args, manifest)
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        trainer = make_trainer(script_args, training_args, model_args, manifest)
         if is_main:
             print(plan_training(trainer, model_args.model_name_or_path))
-            if is_new and folder.exists():  # transformers has made it
-                folder.rmdir()
+            for path in filter(Path.exists, missing):  # which transformers has made
+                path.rmdir()
         return folder
     with locked(folder) if is_main else nullcontext():
         PartialState().wait_for_everyone()
