@@ -58,8 +58,10 @@ def parse(
     class Parser(TrlParser):
         def error(self, message):  # argparse would print the usage, hundreds of lines, and exit
             named = re.match("argument (--[^/:]+)", message)
-            hint = _similar(named[1], set(self._option_string_actions) - {named[1]}, "{}", cutoff=0.9) if named else ""
-            raise SDRRLError(f"{self.prog}: {message}.{hint}")
+            if named and (action := self._option_string_actions.get(named[1])):
+                others = set(self._option_string_actions) - {*action.option_strings}
+                message = f"{message.rstrip('.')}.{_similar(named[1], others, '{}', cutoff=0.9)}"
+            raise SDRRLError(f"{self.prog}: {message}")
 
     parser = Parser(dataclasses, allow_abbrev=False, formatter_class=HelpFormatter, prog=prog, **about)
     for action in parser._actions:
@@ -85,6 +87,8 @@ def parse(
             given += [f"--{name}", *map(str, value)]
         else:
             given.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
+    if arguments and not arguments[0].startswith("-"):  # it would be taken for one more value of the section's last
+        raise SDRRLError(f"{arguments[0]!r} belongs to no option. `{prog} --help` shows all.")
     if unknown := parser.parse_known_args([*given, *arguments])[1]:
         hint = _similar(unknown[0].partition("=")[0], parser._option_string_actions, "{}")
         raise SDRRLError(f"Unknown option {unknown[0]}.{hint} `{prog} --help` shows all.")

@@ -60,8 +60,7 @@ def run(
 
     sections = _fill_in(config, config_folder, output_dir)
     if dry_run and not torch.accelerator.is_available():
-        # `bf16: true` is for the computer that will train
-        sections["train"] = {"bf16": False} | sections["train"] | {"use_cpu": True}
+        sections["train"]["use_cpu"] = True  # `bf16: true` is for the computer that will train
     if overwrite_stage in STAGES:
         sections["build"]["overwrite_stage"] = overwrite_stage
     (build_config,) = parse((TransferConfig,), sections["build"], [], "build")

@@ -207,8 +207,8 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, e
 def rate_and_rest(done: int, left: int, seconds: float) -> str:
     """How fast it goes, and how long what is left will take."""
     rate = done / max(seconds, 1e-9)
-    pace = f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
-    return f"{pace}, {in_time(left / rate)} left"
+    unit, per = next((one for one in (("s", 1), ("min", 60)) if rate * one[1] >= 1), ("h", 3600))
+    return f"{rate * per:.1f}/{unit}, {in_time(left / rate)} left"
 
 
 def in_time(seconds: float) -> str:

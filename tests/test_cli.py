@@ -74,6 +74,12 @@ def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
     assert "argument --seed: invalid int value: 'questions.jsonl'. Did you mean --seeds?" in capsys.readouterr().err
 
 
+def test_a_wrong_value_is_no_misspelt_option(capsys):
+    with pytest.raises(SystemExit):
+        main([*BUILD, "--seeds", "x", "--output_dir", "out", "--shard_size", "many"])
+    assert capsys.readouterr().err.endswith("invalid int value: 'many'.\n")
+
+
 def test_a_misspelt_option_is_told_before_what_follows_from_it(capsys):
     with pytest.raises(SystemExit):  # from English to English there would be nothing to transfer
         main([*BUILD[:-1], "en", "--seeds", "x", "--output_dir", "out", "--source_langauge", "pt"])

@@ -72,7 +72,7 @@ def trainer_of(transfer_set, model, folder):
 
 
 def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, capsys):
-    command("--dry_run", "--max_length", "256", "--output_dir", str(tmp_path / "out" / "model"))
+    command("--dry_run", "--max_length", "256", "--push_to_hub", "--output_dir", str(tmp_path / "out" / "model"))
     said = capsys.readouterr().out
     assert re.search(r"^train: [\d,]+ tokens, \d+ s to \d+ s$", said, re.MULTILINE) and "warning" not in said
     assert not (tmp_path / "out").exists()

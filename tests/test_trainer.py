@@ -71,7 +71,7 @@ def assert_equal_weights(one, other):
 def test_without_a_gpu_it_trains_in_float32_where_trl_stops(tmp_path):
     with pytest.raises(ValueError, match="bf16"):
         SFTConfig(str(tmp_path))
-    assert SDRRLConfig(str(tmp_path)).bf16 is False and SDRRLConfig(str(tmp_path), use_cpu=True).bf16 is True
+    assert SDRRLConfig(str(tmp_path)).bf16 is False and SDRRLConfig(str(tmp_path), use_cpu=True).bf16 is False
     with pytest.raises(ValueError, match="bf16"):
         SDRRLConfig(str(tmp_path), bf16=True)
 

@@ -42,9 +42,10 @@ def server_key() -> str:
 
 def hide_keys(text: str) -> str:
     """A text of a server or library, which may repeat a key, without those in the environment."""
-    for name, value in os.environ.items():
-        if re.search("KEY|TOKEN|SECRET|PASSW", name) and len(value.strip()) > 5:  # no switch such as `false`
-            text = text.replace(value.strip(), "***")
+    named = re.compile("(^|_)(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+    keys = {value.strip() for name, value in os.environ.items() if named.search(name)} - {""}
+    for key in sorted(keys, key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(key, "***")
     return text
 
 

@@ -43,9 +43,10 @@ class SDRRLConfig(SFTConfig):
         # A kill before a checkpoint is sealed must not leave that one alone
         if self.save_total_limit == 1:
             self.save_total_limit = 2
-        if self.bf16 is None and not (self.use_cpu or is_torch_bf16_gpu_available()):
+        if self.bf16 is None and not is_torch_bf16_gpu_available():
             self.bf16 = False
-        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # which torch would warn of
         # transformers takes the largest value of everything but a loss for the best
         if self.greater_is_better is None and re.search("(nll|bpb|kl|drift)/", self.metric_for_best_model or ""):
             self.greater_is_better = False

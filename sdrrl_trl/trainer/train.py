@@ -106,6 +106,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         return folder
     is_main = PartialState().is_main_process
     if script_args.dry_run:
+        training_args.push_to_hub = False  # the trainer would make the repository
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         trainer = make_trainer(script_args, training_args, model_args, manifest)
         if is_main:

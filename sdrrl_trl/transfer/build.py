@@ -138,12 +138,10 @@ def _choose_and_publish(
         print(f"warning: {missing}{cells(available)}", file=sys.stderr)
     n_made, n_planned = sum(chosen.values()), sum(inputs.quotas.values())
     if 2 * n_made < n_planned:
-        print(
-            f"warning: {n_made} training records, where there could be {n_planned}: of {len(inputs.seeds)} answers, "
-            f"{mix.n_truncated} were cut off and so not translated (raise `max_new_tokens`, or ask for short ones in "
-            "`system_prompt`, without naming a language); why others were rejected stands below",
-            file=sys.stderr,
-        )
+        cut = f"of {len(inputs.seeds)} answers, {mix.n_truncated} were cut off and so not translated (raise "
+        cut += "`max_new_tokens`, or ask for short ones in `system_prompt`, without naming a language); "
+        why = f"{cut if mix.n_truncated else ''}what was rejected stands below"
+        print(f"warning: {n_made} training records, where there could be {n_planned}: {why}", file=sys.stderr)
     generator_facts = {"engine": "reference answers"} if generator is None else generator.describe()
     engines = {"generator": generator_facts, "translator": translator.describe()}
     licence = engines["translator"].get("licence", "not stated")
