@@ -143,8 +143,10 @@ def load(folder: Path) -> Output:
         )
     newest = _newest(files)
     models = {str(content["model_name"]) for _, content in newest.values()}
-    if len(models) > 1 or len({file.parent for file in files}) > 1:
-        raise SDRRLError(f"{folder} holds results of several models: {', '.join(models)}. Name the folder of one.")
+    folders = {file.parent for file in files}
+    if len(models) > 1 or len(folders) > 1:
+        found = sorted(map(str, folders if len(folders) > 1 else models))
+        raise SDRRLError(f"{folder} holds results of several models: {', '.join(found)}. Name the folder of one.")
     # lm-eval 0.5 puts the group before a task's name, as `group::task`
     return Output(models.pop(), {task.rpartition("::")[2]: _read_task(task, *found) for task, found in newest.items()})
 
