@@ -60,7 +60,7 @@ def parse(
             named = re.match("argument (--[^/:]+)", message)
             if named and (action := self._option_string_actions.get(named[1])):
                 others = set(self._option_string_actions) - {*action.option_strings}
-                message = f"{message.rstrip('.')}.{_similar(named[1], others, '{}', cutoff=0.9)}"
+                message = f"{message.rstrip('.')}.{similar(named[1], others, cutoff=0.9)}"
             raise SDRRLError(f"{self.prog}: {message}")
 
     parser = Parser(dataclasses, allow_abbrev=False, formatter_class=HelpFormatter, prog=prog, **about)
@@ -73,7 +73,7 @@ def parse(
     given = []
     for name, value in section.items():
         if name not in actions:
-            hint = _similar(str(name), actions, "`{}`")
+            hint = similar(str(name), actions, "`{}`")
             raise SDRRLError(f"Unknown option `{name}` in the configuration of `{prog}`.{hint}")
         if value is None:
             if actions[name].default is not None:
@@ -90,7 +90,7 @@ def parse(
     if arguments and not arguments[0].startswith("-"):  # it would be taken for one more value of the section's last
         raise SDRRLError(f"{arguments[0]!r} belongs to no option. `{prog} --help` shows all.")
     if unknown := parser.parse_known_args([*given, *arguments])[1]:
-        hint = _similar(unknown[0].partition("=")[0], parser._option_string_actions, "{}")
+        hint = similar(unknown[0].partition("=")[0], parser._option_string_actions)
         raise SDRRLError(f"Unknown option {unknown[0]}.{hint} `{prog} --help` shows all.")
     try:
         found = parser.parse_args_into_dataclasses([*given, *arguments], look_for_args_file=False)
@@ -99,7 +99,8 @@ def parse(
     return tuple(found[: len(dataclasses)])  # behind them, `--config` and `--recipe` of the help
 
 
-def _similar(name: str, known: Iterable[str], form: str, cutoff: float = 0.6) -> str:
+def similar(name: str, known: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:
+    """A hint at the nearest of the known names, if any is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" Did you mean {form.format(close[0])}?" if close else ""
 

@@ -77,10 +77,10 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
         n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
     expected = _duration_of_training(model, n_tokens / args.world_size, args, isinstance(trainer.model, PeftModel))
-    lines, n_rows = [f"train: {n_tokens:,.0f} tokens, {expected}"], args.train_batch_size
-    if n_rows * (args.max_length or 0) > LONG and args.device.type == "cpu":
+    lines, batch = [f"train: {n_tokens:,.0f} tokens, {expected}"], args.train_batch_size
+    if batch * (args.max_length or 0) > LONG and args.device.type == "cpu":
         lines.append(
-            f"warning: {n_rows} rows of up to {args.max_length:,} tokens at once are slow on a CPU. Set "
+            f"warning: {batch} rows of up to {args.max_length:,} tokens at once are slow on a CPU. Set "
             "`per_device_train_batch_size` to 1 and `max_length` to 256, say"
         )
     return "\n".join(lines)

@@ -1,13 +1,12 @@
 """`sdrrl run`: build, train, evaluate and report from one YAML file. `sdrrl demo` is such a file."""
 
-import difflib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.report import ReportConfig, report
-from sdrrl_trl.options import parse, read_yaml
+from sdrrl_trl.options import parse, read_yaml, similar
 from sdrrl_trl.stages import clear_stage
 from sdrrl_trl.utils import SDRRLError, locked, read_json, require
 
@@ -123,11 +122,8 @@ def _fill_in(config: dict[str, Any], config_folder: Path, output_dir: Path) -> d
     known = (*SECTIONS, "recipe")
     unknown = sorted(map(str, set(config) - {*known}))
     if unknown:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise SDRRLError(
-            f"Unknown sections in the configuration: {', '.join(unknown)}.{hint} Known: {', '.join(known)}."
-        )
+        hint = f"{similar(unknown[0], known)} Known: {', '.join(known)}."
+        raise SDRRLError(f"Unknown sections in the configuration: {', '.join(unknown)}.{hint}")
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict | None):
             raise SDRRLError(f"`{name}` must hold options (`option: value` lines), got {config[name]!r}.")

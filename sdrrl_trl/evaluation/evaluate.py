@@ -159,7 +159,8 @@ def evaluate(config: EvaluationConfig) -> Path:
         of_template = {*arguments.get("chat_template_args", ()), *({"enable_thinking"} & arguments.keys())}
         for path in config.model_paths.values():
             check_model(base_path(path), config.apply_chat_template)
-            check_template_arguments(load_tokenizer(tokenizer_path(path)), path, sorted(of_template))
+            if of_template:
+                check_template_arguments(load_tokenizer(tokenizer_path(path)), path, sorted(of_template))
             if split_strength(path)[1] is not None:
                 check_between(path, base_path(path) if is_adapter(path) else config.model_paths["base"])
     transfer_set = load_manifest(Path(config.transfer_set)) if config.transfer_set else None

@@ -167,7 +167,8 @@ def tune(
     from sdrrl_trl.engines.transformers import load_model, load_tokenizer, loading
 
     if is_adapter(path):
-        tokenizer = load_tokenizer(tokenizer_path(path))
+        if (own := tokenizer_path(path)) != base_path(path):
+            tokenizer = load_tokenizer(own)
         with loading("the adapter", path):
             model = put_adapter_on(model, path, len(tokenizer))
         if strength is not None and only_adds(path):
