@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -42,7 +43,12 @@ def _build(arguments: list[str]) -> None:
     (config,) = _options((TransferConfig,), arguments, "build")
     from sdrrl_trl.transfer.build import build_transfer_set
 
-    build_transfer_set(config)
+    folder = build_transfer_set(config)
+    if not config.dry_run:
+        # The anchor holds a model to samples of it
+        recipe = "anchored" if (config.answer_source, config.temperature) == ("own", 1) else "paper"
+        model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
+        _next("train", "--recipe", recipe, *model, "--packing")
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -97,6 +103,8 @@ def _train(arguments: list[str]) -> None:
     folder = train(*configs)
     if not configs[0].dry_run:
         print(f"Model: {folder}")
+        models, data = [f"base={configs[2].model_name_or_path}", f"tuned={folder}"], configs[0].transfer_set
+        _next("evaluate", "--models", *models, "--tasks", "sdrrl_heldout", "--transfer_set", data)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -111,6 +119,9 @@ def _evaluate(arguments: list[str]) -> None:
     folder = evaluate(config)
     if not config.dry_run:
         print(f"Results: {folder}")
+        if len(config.models) > 1:
+            data = ["--transfer_set", config.transfer_set] if config.transfer_set else []
+            _next("report", *(f"{name}={folder / name}" for name in config.model_paths), *data)
 
 
 def _report(arguments: list[str]) -> None:
@@ -126,6 +137,13 @@ def _report(arguments: list[str]) -> None:
     usage = "sdrrl report NAME=FOLDER NAME=FOLDER ... --output_dir FOLDER [--transfer_set FOLDER] [--config FILE]"
     (config,) = _options((ReportConfig,), arguments, "report", usage=usage)
     _print_report(report(config))
+
+
+def _next(command: str, *arguments: str) -> None:
+    """The command for the next stage; its folder is as in README."""
+    folder = {"train": "model", "evaluate": "results", "report": "report"}[command]
+    if int(os.environ.get("RANK", 0)) == 0:
+        print("Next:", shlex.join(["sdrrl", command, *arguments, "--output_dir", folder]))
 
 
 def _print_report(path: Path) -> None:

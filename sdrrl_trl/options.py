@@ -14,7 +14,21 @@ from sdrrl_trl.utils import SDRRLError, in_a_line
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults where there are any, and each option under one name. argparse has no public hooks for either."""
+    """
+    Defaults where there are any, each option under one name, and what it takes in few words, on lines as wide as those
+    of `sdrrl train --help`. argparse has no public hooks for these.
+    """
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=119)
+
+    def _format_args(self, action, default_metavar):
+        if action.nargs == "?":
+            return "[true|false]"
+        if action.metavar is None and action.choices is None:
+            folder = "FOLDER" if action.dest.endswith(("_dir", "_set")) else None
+            default_metavar = {int: "N", float: "X"}.get(action.type) or folder or default_metavar
+        return f"{default_metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)

@@ -450,6 +450,7 @@ def test_two_processes_score_as_one_does(options, evaluation, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count(f"Next: sdrrl report base={tmp_path}/two/base tuned={tmp_path}/two/tuned") == 1
     for name in ("base", "tuned"):
         one, two = tasks_of(evaluation, name), tasks_of(tmp_path / "two", name)
         for task in one:

@@ -516,6 +516,9 @@ def test_the_plot_shows_every_model_beside_its_language_the_source_language_firs
     for group, below in itertools.pairwise(groups[:6]):
         assert int(group.get("y")) + int(group.get("height")) <= int(below.get("y"))
         marks = sorted((int(one.get("y")), float(one.get("x").rstrip("%"))) for one in group.iter(f"{SVG}rect"))
+        assert {line.get("x1") for line in group.findall(f"{SVG}line[@class='base']")} == {
+            group.find(f"{SVG}g/{SVG}line").get("x1")  # every line begins at no change
+        }
         beside = [x for _, x in marks]
         assert len(beside) == 8 and beside == sorted(beside) and 40 <= beside[0]  # better to the right
         assert len(group.findall(f".//{SVG}g[@class='whisker']")) == 8

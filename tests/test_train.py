@@ -40,7 +40,7 @@ def write_set(folder, train, test=None, licences=None, **options):
             os.utime(folder / name, (0, 0))
             hashes[name] = sha256_of(folder / name)
     manifest = {"options": {"source_language": "en"} | options, "sha256": hashes}
-    manifest |= {"engines": {}, "licences": licences or {}, "counts": {}}
+    manifest |= {"engines": {}, "licences": licences or {}, "counts": {"train": {"source en-en": 8}}}
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -77,7 +77,7 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, c
     assert re.search(r"^train: [\d,]+ tokens, \d+ s to \d+ s$", said, re.MULTILINE) and "warning" not in said
     assert not (tmp_path / "out").exists()
     command("--dry_run")
-    assert "warning: 8 rows of up to 1,024 tokens at once are slow on a CPU" in capsys.readouterr().out
+    assert "on a CPU. Faster, and enough for short answers: --per_device_train_batch_size 1" in capsys.readouterr().out
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -87,8 +87,11 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path,
     log = json.loads((tmp_path / "out" / "training.json").read_text())["log"]
     for name in ("lm_eval/xnli_en/acc", "eval_bpb/source", "eval_drift/source"):
         assert [entry["step"] for entry in log if name in entry] == [0, 1, 2]
-    shown = capsys.readouterr().err
+    out, shown = capsys.readouterr()
     assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
+    # The next command, as a shell takes it
+    assert f"tuned={tmp_path}/out --tasks sdrrl_heldout --transfer_set '{tmp_path}/set[1]' --output_dir results" in out
+    assert "| records | 8 source en-en |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_sdrrl_train_refuses_to_watch_a_set_without_held_out_questions(command, transfer_set, capsys):

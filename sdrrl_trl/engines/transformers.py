@@ -133,7 +133,9 @@ def weights_of(model: Any) -> dict[str, str | None]:
 def shard_bar(n: int, what: str) -> tqdm:
     """Progress within a shard that takes long, as on a CPU. The first of several processes shows its own."""
     is_other = int(os.environ.get("RANK", 0)) > 0
-    return tqdm(total=n, desc=f"{what}, of this shard", unit="row", delay=10, leave=False, disable=is_other)
+    # How long all will take, the lines between the shards say
+    form = "{desc}: {n_fmt} of the next {total_fmt} rows"
+    return tqdm(total=n, desc=what, bar_format=form, delay=10, leave=False, disable=is_other)
 
 
 def in_batches(

@@ -11,7 +11,7 @@ from sdrrl_trl.languages import language_name
 @dataclass(frozen=True)
 class Panel:
     """
-    One benchmark: a line from base to tuned for every language and model, better to the right.
+    One benchmark: the change from base to tuned for every language and model, better to the right.
 
     Args:
         title (`str`): Benchmark, measure, and an arrow up or down to what is better.
@@ -28,9 +28,10 @@ class Panel:
 
     @property
     def range(self) -> tuple[float, float]:
-        """Lowest and highest number shown, the ends of the intervals of the tuned scores included."""
+        """Lowest and highest number shown: no change, and the changes with their intervals."""
         shown = [row.comparison for row in self.rows]
-        numbers = [x for c in shown for x in (c.base, c.tuned, c.base + c.low, c.base + c.high)]
+        # Not the scores: languages that start far apart would share one axis
+        numbers = [0.0, *(x for c in shown for x in (c.delta, c.low, c.high))]
         low, high = min(numbers), max(numbers)
         return (low, high) if high > low else (low - 0.5, low + 0.5)  # equal models, without an interval
 

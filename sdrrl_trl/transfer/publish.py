@@ -39,7 +39,7 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
         facts (`dict[str, Any]`):
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
-    folder, counts = Path(config.output_dir), {"train": Counter(), "test": Counter()}
+    folder, counts, example = Path(config.output_dir), {"train": Counter(), "test": Counter()}, None
     with ExitStack() as stack:
         features = _features()
         writers = {name: stack.enter_context(parquet_writer(folder / name, features[name])) for name in DATA_FILES}
@@ -47,6 +47,8 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
             writers[f"{split}.parquet"].write(row)
             if split != "rejected":
                 counts[split][f"{row['kind']} {row['question_language']}-{row['answer_language']}"] += 1
+            if split == "train" and (example is None or row["kind"] == "target" != example["kind"]):
+                example = row
     for split, cells in counts.items():
         if not cells:  # `load_dataset` cannot open a split without rows
             (folder / f"{split}.parquet").unlink()
@@ -62,8 +64,8 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
     # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
     # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
     model = public_name(config.model_name_or_path)
-    card = render("transfer_card.md", manifest=manifest, model=model, summary=summary(manifest))
-    write_atomic(folder / "README.md", card + "\n")
+    facts = {"manifest": manifest, "model": model, "summary": summary(manifest), "example": example}
+    write_atomic(folder / "README.md", render("transfer_card.md", **facts) + "\n")
     write_json(folder / "manifest.json", manifest)
 
 
