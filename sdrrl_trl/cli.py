@@ -246,9 +246,10 @@ def _judge(arguments: list[str]) -> None:
     parser.add_argument("source", type=Path, help="folder of `lm_eval --log_samples --output_path`")
     parser.add_argument("output", type=Path, help="new folder of the same form, with the new judgements")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.judge import format_table, judge_again
+    from sdrrl_trl.evaluation.judge import judge_again
+    from sdrrl_trl.render import render
 
-    print(format_table(judge_again(options.source, options.output)))
+    print(render("table.md.jinja", rows=judge_again(options.source, options.output)))
 
 
 def _doctor(arguments: list[str]) -> None:
@@ -266,21 +267,8 @@ def _doctor(arguments: list[str]) -> None:
     print(doctor(options.tasks, [tag for tags in options.languages or () for tag in tags.split(",")]))
 
 
-COMMANDS = {
-    "build": _build,
-    "inspect": _inspect,
-    "export": _export,
-    "train": _train,
-    "evaluate": _evaluate,
-    "report": _report,
-    "push_to_hub": _push_to_hub,
-    "merge": _merge,
-    "run": _run,
-    "demo": _demo,
-    "tasks": _tasks,
-    "judge": _judge,
-    "doctor": _doctor,
-}
+_STAGES = (_build, _inspect, _export, _train, _evaluate, _report, _push_to_hub, _merge)
+COMMANDS = {command.__name__[1:]: command for command in (*_STAGES, _run, _demo, _tasks, _judge, _doctor)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -165,9 +165,8 @@ def is_in_language(text: str, language: str, script: str, margin: float = 3.0) -
     prose = NO_PROSE.sub(" ", text)
     if not text.strip() or script_share(prose, script) < 0.5:
         return False
-    own = letters_of(script, before="(?!", after=r")\p{L}+").sub(
-        " ", prose
-    )  # names and terms in other scripts say nothing
+    # Names and terms in other scripts say nothing
+    own = letters_of(script, before="(?!", after=r")\p{L}+").sub(" ", prose)
     rivals = {code for code, other in CANDIDATES.items() if other == script}
     code, letters = "no" if language == "nb" else language, len(letters_of(script).findall(own))
     if script in PARTS:  # they share some letters, a word has 2 instead of 5

@@ -133,7 +133,7 @@ def plan_evaluation(
         models (`dict[str, str]`):
             Path or hub id of each model by its name.
         tasks (`dict[str, Any]`):
-            lm-eval task objects by name. Their requests are made, so that they cannot be asked afterwards.
+            lm-eval task objects by name, of which some requests are made.
         config ([`EvaluationConfig`]):
             Options.
         system_prompt (`str`, *optional*):

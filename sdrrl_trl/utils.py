@@ -73,6 +73,12 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     os.close(folder)
 
 
+def first_damaged(folder: Path, hashes: dict[str, str]) -> str | None:
+    """The first of the files, by their names in the folder, that is missing or has another SHA-256."""
+    damaged = (name for name in hashes if not (folder / name).is_file() or sha256_of(folder / name) != hashes[name])
+    return next(damaged, None)
+
+
 def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
@@ -183,10 +189,10 @@ def timed(path: Path, stage: str) -> Iterator[None]:
         write_json(path, seconds | {stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
 
 
-def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, every: float = 10.0):
+def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0):
     """
     Goes through `(n, item)` pairs, `n` being how many units the item stands for, and prints how far it is: at the
-    start, every `every` seconds and at the end, with rate and time left. `done` units were finished by an earlier run.
+    start, every ten seconds and at the end, with rate and time left. `done` units were finished by an earlier run.
     """
     is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
     start = last = time.monotonic()
@@ -198,7 +204,7 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0, e
         finished += n
         now = time.monotonic()
         # Lines, on a terminal, too: a bar would be torn by the warnings of libraries
-        if is_main and (now - last >= every or finished == total):
+        if is_main and (now - last >= 10 or finished == total):
             last = now
             pace = rate_and_rest(finished - done, total - finished, now - start)
             print(f"{what}: {finished}/{total} {unit}, {pace}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from sdrrl_trl.transfer.inspect import inspect_transfer_set
 from sdrrl_trl.transfer.publish import load_manifest, summary
 from sdrrl_trl.transfer.rows import Seed
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
+from sdrrl_trl.utils import write_json
 
 
 def config(seeds, folder, **options):
@@ -316,8 +317,13 @@ def test_a_server_is_probed_once_and_no_time_is_told_for_answers_that_are_there(
         config = stub_config(stub_seeds, tmp_path / "set", **options)
         build_transfer_set(config)
         assert server.probes == 1 and "answer: at most" in capsys.readouterr().err
+        timings = tmp_path / "set" / "timings.json"
+        answered = json.loads(timings.read_text())["answer"]
+        write_json(timings, json.loads(timings.read_text()) | {"translate": 1e9})
         build_transfer_set(replace(config, overwrite_stage="translate"))
         assert "answer: at most" not in capsys.readouterr().err
+        # The time of what is kept, and only the new one of what was done again
+        assert (seconds := json.loads(timings.read_text()))["answer"] == answered and seconds["translate"] < 1e9
         build_transfer_set(replace(config, overwrite_stage="answer"))
         assert "answer: at most" in capsys.readouterr().err
     assert load_manifest(tmp_path / "set")["counts"]["train"]["target pt-pt"] > 20

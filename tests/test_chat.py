@@ -146,7 +146,7 @@ def test_arguments_of_the_template_take_effect_or_are_refused(model):
 DATE = "{% if strftime_now is defined %}{{ strftime_now(FORMAT) }}{% endif %}"
 
 
-@pytest.mark.parametrize("asked", ["'%d %b %Y'", "format='%-d %b %Y'", "['%d', '%b', '%Y'] | join(' ')"])
+@pytest.mark.parametrize("asked", ["'%d %b %Y'", "format='%-d %b %Y'", "'%e %b %Y'", "['%d', '%b', '%Y'] | join(' ')"])
 def test_the_date_in_a_template_is_the_same_every_day_in_build_training_and_evaluation(model, tmp_path, asked):
     date = "\n" + DATE.replace("FORMAT", asked)
     name = with_template(model, "{% for", date + "{% for")

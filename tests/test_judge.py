@@ -11,8 +11,9 @@ from conftest import ROOT, cases, data_dir, write_json_lines
 from scripted import Scripted, run
 from server import Server, completion
 
-from sdrrl_trl.evaluation.judge import format_table, judge_again
+from sdrrl_trl.evaluation.judge import judge_again
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.utils import SDRRLError
 
@@ -237,7 +238,7 @@ def test_judging_again_equals_judging_at_once(tmp_path, server, monkeypatch):
 
     monkeypatch.setenv("SDRRL_JUDGE", "endpoint")
     found = judge_again(tmp_path / "runs", tmp_path / "again")
-    table = format_table(found)
+    table = render("table.md.jinja", rows=found)
     written = json.loads((tmp_path / "again/base/results_2026-01-01.json").read_text())
     assert (tmp_path / "again/base/results_2026-01-02.json").read_text() == other
     assert written["config"] == {"model": "m"} and written["results"]["sdrrl_multijail"] == {"sample_len": 12}

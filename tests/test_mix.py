@@ -166,6 +166,10 @@ def test_translations_of_other_answers_are_refused(tmp_path):
     write(tmp_path / "translate_pt", [pair(i) for i in range(1, 101)])
     with pytest.raises(SDRRLError, match="not those of the answers.*--overwrite_stage translate"):
         Mix(config(tmp_path, parallel=None), tmp_path, {})
+    write(tmp_path / "translate_pt", [pair(i) for i in range(100)])
+    write(tmp_path / "translate_sw", [replace(pair(i), language="sw") for i in range(99)])  # the last one is missing
+    with pytest.raises(SDRRLError, match="not those of the answers.*--overwrite_stage translate"):
+        Mix(config(tmp_path, parallel=None, target_languages=["pt", "sw"]), tmp_path, {})
 
 
 def sentence(i, **changes):

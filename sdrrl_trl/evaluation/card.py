@@ -103,7 +103,7 @@ def write(
     kept = re.split(r"^(?=[^\s#\]}-])", front, flags=re.MULTILINE)
     kept = [block for block in kept if block.partition(":")[0].strip(" '\"") not in new]
     changed = {name: value for name, value in new.items() if value}
-    kept += yaml.safe_dump(changed, sort_keys=False, allow_unicode=True) if changed else ""
+    kept.append(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True) if changed else "")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2].rstrip()
     front = "".join(kept).strip()
@@ -123,9 +123,7 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
                 "type": row.benchmark.removesuffix("_*").replace("*", "xx"),
                 "config": row.language or "default",  # the hub tells results apart by it, not by the name
             },
-            "metrics": [
-                {"type": row.metric_name, "value": round(row.comparison.tuned, 5), "name": row.title},
-            ],
+            "metrics": [{"type": row.metric_name, "value": round(row.comparison.tuned, 5), "name": row.title}],
         }
         for row in rows
         if row.role not in ("agreement", "drift")

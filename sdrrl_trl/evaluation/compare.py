@@ -1,6 +1,5 @@
 """Results of several models on the same items → rows: a metric of a task, a tuned model against the base."""
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -207,7 +206,8 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
     if any(result.higher_is_better[metric] is None for result in both):
         raise ValueError("the task does not say whether higher is better")
     pairs = [(one.scores[metric], other.scores[metric]) for one, other in zip(*(r.items for r in both), strict=True)]
-    scored = [pair for pair in pairs if not any(map(_is_nan, pair))]
+    # Strict JSON has null for NaN, which is not even itself
+    scored = [pair for pair in pairs if all(score is not None and score == score for score in pair)]
     # A pair that the judge failed on for either model is left out; n tells how many remain
     if len(scored) < len(pairs) and (not task.startswith(HARMFUL) or not scored):
         raise ValueError(f"{len(pairs) - len(scored)} of {len(pairs)} items have no score")
@@ -223,8 +223,3 @@ def _statistics(task: str, metric: str, both: list[TaskResult]) -> list[np.ndarr
     if scored == pairs and not np.allclose(reported, by_item, rtol=1e-3, atol=1e-6):
         raise ValueError("the task's score is not the mean of its items' scores")
     return found
-
-
-def _is_nan(score: Any) -> bool:
-    """Strict JSON has null for NaN."""
-    return score is None or (isinstance(score, float) and math.isnan(score))

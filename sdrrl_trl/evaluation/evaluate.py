@@ -318,19 +318,11 @@ def _ask_and_save(
     path = config.model_paths[name]
     model_args = {"pretrained": base_path(path), "peft": path} if is_adapter(path) else {"pretrained": path}
     # What `lm_eval.simple_evaluate` notes beside the results
-    results["config"] = {
-        "model": config.backend,
-        "model_args": model_args | config.arguments,
-        "gen_kwargs": config.generation or None,
-        "limit": config.limit,
-    }
+    results["config"] = {"model": config.backend, "model_args": model_args | config.arguments}
+    results["config"] |= {"gen_kwargs": config.generation or None, "limit": config.limit}
     results["date"] = started
     results |= {f"{package}_version": package_version(package) for package in ("lm_eval", "transformers")}
-    about = {
-        "model_source": config.backend,
-        "model_args": model_args,
-        "system_instruction": system_prompt,
-        "chat_template": lm.chat_template(True) if config.apply_chat_template else None,
-        "fewshot_as_multiturn": False,
-    }
+    template = lm.chat_template(True) if config.apply_chat_template else None
+    about = {"model_source": config.backend, "model_args": model_args, "system_instruction": system_prompt}
+    about |= {"chat_template": template, "fewshot_as_multiturn": False}
     save(Path(config.output_dir) / name, results, about)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sdrrl_trl.evaluation.outputs import read_samples, without_nan
-from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.utils import SDRRLError, read_json, write_atomic, write_json
 
@@ -90,8 +89,3 @@ def with_means(samples: Path, means: dict[str, float]) -> dict[str, Any]:
     except (LookupError, TypeError, AttributeError) as error:
         raise SDRRLError(f"{file} is damaged: it has no scores of {error}, whose answers are there.") from error
     return without_nan(content)
-
-
-def format_table(found: list[dict[str, Any]]) -> str:
-    """What [`judge_again`] found, as a Markdown table."""
-    return render("table.md.jinja", rows=found)

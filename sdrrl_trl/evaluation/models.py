@@ -47,9 +47,7 @@ def _parse(option: str, text: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise SDRRLError(f"`{option}` is not of the form `name=value,name=value`, as `dtype=float32`.") from error
     if _SECRET_URL.search(text) or any(map(_SECRET.search, found)):
-        raise SDRRLError(
-            f"`{option}` holds a password, key or header, which would be written to files. Set OPENAI_API_KEY."
-        )
+        raise SDRRLError(f"`{option}` holds a password, key or header, which would be in files. Set OPENAI_API_KEY.")
     return found
 
 

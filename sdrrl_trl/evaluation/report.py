@@ -148,9 +148,7 @@ def in_short(path: Path) -> str:
     """What a terminal shows of a report: the summary, the ten most telling comparisons, and where all are."""
     content = read_json(path.with_suffix(".json"))
     rank = {"worse": 0, "drifted": 0, "better": 1}  # losses before gains
-    rows = sorted(
-        content["rows"], key=lambda row: (rank.get(row["verdict"], 2), row["p_holm"], row["comparison"]["p"])
-    )
+    rows = sorted(content["rows"], key=lambda r: (rank.get(r["verdict"], 2), r["p_holm"], r["comparison"]["p"]))
     return render("report.txt.jinja", content=content, rows=rows[:10], n_more=len(rows[10:]), path=path)
 
 

@@ -1,6 +1,5 @@
 """Which lm-eval tasks a name stands for, in which languages, and how each is loaded alone."""
 
-import difflib
 import logging
 import re
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from sdrrl_trl import hub
 from sdrrl_trl.languages import LANGUAGES, get_language
+from sdrrl_trl.options import similar
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -133,8 +133,7 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
         elif name in manager.all_tasks:
             specs[name] = name
         else:
-            close = " or ".join(difflib.get_close_matches(name, {*own, *manager.all_tasks, "sdrrl_heldout"}, n=3))
-            hint = f" Did you mean {close}?" if close else ""
+            hint = similar(name, {*own, *manager.all_tasks, "sdrrl_heldout"})
             raise SDRRLError(f"Unknown task {name!r}.{hint} `languages` chooses among those of a group.")
     loaded, problems = load_tasks(manager, specs)
     # Which tasks are in a group of lm-eval's own is known only now

@@ -9,15 +9,7 @@ from safetensors import safe_open
 
 from sdrrl_trl.hub import licence_fields, licence_of
 from sdrrl_trl.render import render
-from sdrrl_trl.utils import (
-    SDRRLError,
-    check_output_dir,
-    on_hub,
-    package_version,
-    public_name,
-    read_json,
-    write_atomic,
-)
+from sdrrl_trl.utils import SDRRLError, check_output_dir, on_hub, package_version, public_name, read_json, write_atomic
 
 
 _NOTHING_BETWEEN = (
@@ -40,9 +32,7 @@ def check_strength(model: str) -> None:
     """Raises [`SDRRLError`] if what is behind the `@` of a model is no strength."""
     # Beyond the tuned model, at more than 1, both languages get worse
     if "@" in model and not STRENGTH.fullmatch(model) and not Path(model).exists():
-        raise SDRRLError(
-            f"{model!r}: behind the `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75."
-        )
+        raise SDRRLError(f"{model!r}: behind `@` is a strength, from 0 (base model) to 1 (tuned model), as in m@0.75.")
 
 
 def check_between(model: str, base: str) -> None:

@@ -155,15 +155,11 @@ def load_published(folder, ending, letters, language, **metadata):
     """Prompts and right choices of CC-Tuning, from the checkout of its repository in `SDRRL_CC_TUNING`."""
     checkout = os.environ.get("SDRRL_CC_TUNING")
     if not checkout:
-        raise ValueError(
-            "Set SDRRL_CC_TUNING to a checkout of https://github.com/YYF-Tommy/CC-Tuning, for its prompts."
-        )
+        raise ValueError("Set SDRRL_CC_TUNING to a checkout of https://github.com/YYF-Tommy/CC-Tuning (its prompts).")
     data = Path(checkout) / "Inference" / "data" / folder
     prompts, gold = (list(local_rows(data / f"{kind}{ending}" / f"{language}.json")) for kind in ("split", "ans"))
     if len(prompts) != len(gold) or not set(gold) <= set(letters):
-        raise ValueError(
-            f"{data}: not each prompt in {language} has an answer of {', '.join(letters)}. Check it out again."
-        )
+        raise ValueError(f"{data}: not each prompt in {language} has an answer of {', '.join(letters)}. Get it again.")
     rows = [{"prompt": row["instruction"], "gold": letter} for row, letter in zip(prompts, gold, strict=True)]
     return as_dataset(rows, "test", letters=letters)
 

@@ -157,16 +157,12 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
 @contextmanager
 def _undisturbed(trainer: SFTTrainer) -> Iterator[None]:
     """Model in evaluation mode, no gradients; random states, modes, ends of answers are afterwards as before."""
-    device, model = trainer.accelerator.device, base_of(trainer.model)
+    device, model, whole = trainer.accelerator.device, base_of(trainer.model), trainer.model
+    devices = [device] if device.type == "cuda" else []
     generation_config = copy.deepcopy(model.generation_config)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.no_grad(),
-            trainer.accelerator.autocast(),
-            evaluation_mode(trainer.model),
-        ):
+        with torch.random.fork_rng(devices), torch.no_grad(), trainer.accelerator.autocast(), evaluation_mode(whole):
             yield
     finally:
         random.setstate(python_state)

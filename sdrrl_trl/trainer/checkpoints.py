@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from sdrrl_trl.utils import SDRRLError, read_json, sha256_of, write_json
+from sdrrl_trl.utils import SDRRLError, first_damaged, read_json, sha256_of, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,5 @@ def _find_damage(checkpoint: Path) -> str | None:
         hashes = read_json(checkpoint / _SEAL)
     except SDRRLError:
         return "it was not written to its end, or not by SDRRLTrainer"
-    for name, expected in hashes.items():
-        file = checkpoint / name
-        if not file.exists() or sha256_of(file) != expected:
-            return f"{name} is missing or damaged"
-    return None
+    name = first_damaged(checkpoint, hashes)
+    return name and f"{name} is missing or damaged"

@@ -14,18 +14,9 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import global_then_local_main_first
 
 from sdrrl_trl.engines.chat import fix_date
+from sdrrl_trl.trainer import groups
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint, seal
 from sdrrl_trl.trainer.divergence import DistillationOutput
-from sdrrl_trl.trainer.groups import (
-    PROVENANCE_KEYS,
-    DataCollatorForSDRRL,
-    add_provenance,
-    check_anchors,
-    check_can_carry_groups,
-    group_table,
-    has_groups,
-    without_too_long,
-)
 from sdrrl_trl.trainer.model_card import model_card
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.teacher import initial_model, prepare_teacher, teacher_states
@@ -107,13 +98,14 @@ class SDRRLTrainer(SFTTrainer):
         if args.kl_coef:
             initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
-        self._groups = group_table(train_dataset, eval_dataset)
+        self._groups = groups.group_table(train_dataset, eval_dataset)
         if self._groups:
-            check_can_carry_groups(args, data_collator)
+            groups.check_can_carry_groups(args, data_collator)
         if args.anchor_languages:
-            check_anchors(args.anchor_languages, {answer for *_, answer in group_table(train_dataset, None) if answer})
+            answered_in = {answer for *_, answer in groups.group_table(train_dataset, None) if answer}
+            groups.check_anchors(args.anchor_languages, answered_in)
         # Of the data to evaluate on, for callbacks
-        self.eval_kinds = {kind for kind, *_ in group_table(None, eval_dataset)}
+        self.eval_kinds = {kind for kind, *_ in groups.group_table(None, eval_dataset)}
         self._watches_drift = False
         self._sums: dict[str, torch.Tensor] = {}
         self._eval_prefix = "eval"
@@ -123,8 +115,8 @@ class SDRRLTrainer(SFTTrainer):
         self._check_supported()
         if self._groups:
             # SFTTrainer refuses a custom collator with packing, so extend the one it has built
-            self.data_collator = DataCollatorForSDRRL(**vars(self.data_collator))
-        self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin) if args.kl_coef else (None, None)
+            self.data_collator = groups.DataCollatorForSDRRL(**vars(self.data_collator))
+        self.ref_model, self._teacher_adapter = prepare_teacher(self, self._origin) if args.kl_coef else (None, None)
 
     def _check_supported(self) -> None:
         """Refuses what the divergence, or figures by kind and language, would be wrong with."""
@@ -147,7 +139,7 @@ class SDRRLTrainer(SFTTrainer):
             `SDRRLError`: if nothing says what the initial model was, or it cannot be compared with.
         """
         if not self.args.kl_coef and not self._watches_drift:
-            self.ref_model, self._teacher_adapter = prepare_teacher(self, *self._origin)
+            self.ref_model, self._teacher_adapter = prepare_teacher(self, self._origin)
         self._watches_drift = True
 
     def _asks_teacher(self) -> bool:
@@ -161,15 +153,15 @@ class SDRRLTrainer(SFTTrainer):
         if {"input_ids", "group_ids", "label_bytes"} <= set(get_dataset_column_names(dataset)):
             return dataset
         whole = copy.copy(args)
-        if has_groups(dataset):
+        if groups.has_groups(dataset):
             whole.max_length = None  # the parent would cut rows, and say nothing
         # The parent keeps only `input_ids` and `labels` when it packs: pack here, with two more per-token columns
         dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with global_then_local_main_first():  # the other processes then read the cache of the first
-            if has_groups(dataset) and args.max_length is not None:
-                dataset = without_too_long(dataset, dataset_name, args, **map_kwargs)
-            dataset = add_provenance(dataset, dataset_name, self._groups, processing_class, **map_kwargs)
+            if groups.has_groups(dataset) and args.max_length is not None:
+                dataset = groups.without_too_long(dataset, dataset_name, args, **map_kwargs)
+            dataset = groups.add_provenance(dataset, dataset_name, self._groups, processing_class, **map_kwargs)
             if packing:
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, map_kwargs)
         # Once more after packing, as the parent does
@@ -183,7 +175,7 @@ class SDRRLTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._groups and not self._asks_teacher():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        provenance = {name: inputs.pop(name)[:, 1:] for name in PROVENANCE_KEYS if name in inputs}
+        provenance = {name: inputs.pop(name)[:, 1:] for name in groups.PROVENANCE_KEYS if name in inputs}
         found: list[Any] = []
 
         def watched_model(**model_inputs):

@@ -66,20 +66,15 @@ def initial_model(
     )
 
 
-def prepare_teacher(
-    trainer: SFTTrainer,
-    model: str | PreTrainedModel | PeftModel,
-    ref_model: str | PreTrainedModel | None,
-    peft_config: PeftConfig | None,
-) -> tuple[PreTrainedModel | None, str | None]:
+def prepare_teacher(trainer: SFTTrainer, origin: tuple[Any, Any, Any]) -> tuple[PreTrainedModel | None, str | None]:
     """
     Makes the student comparable with its teacher, and loads that if need be.
 
     Args:
         trainer ([`~trl.SFTTrainer`]):
             Trainer that holds the student.
-        model, ref_model, peft_config:
-            What the trainer was made with, see [`initial_model`].
+        origin (`tuple[Any, Any, Any]`):
+            `model`, `ref_model` and `peft_config` that it was made with, see [`initial_model`].
 
     Returns:
         `tuple`: the reference model, or `None` if the student's adapters make the difference; the adapter that makes
@@ -89,7 +84,7 @@ def prepare_teacher(
         `SDRRLError`: if there is no teacher, it has another vocabulary, or the student is a mixture of experts with a
             router loss.
     """
-    initial = initial_model(model, ref_model, peft_config)
+    initial, model = initial_model(*origin), origin[0]
     if trainer.aux_loss_enabled:
         raise SDRRLError("The divergence would leave out the experts' router loss. Set `router_aux_loss_coef=0.0`.")
     student = base_of(trainer.model)

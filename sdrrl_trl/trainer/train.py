@@ -18,14 +18,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    IntervalStrategy,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerState,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sdrrl_trl.engines.chat import find_ends
@@ -285,14 +278,11 @@ def make_trainer(
     if script_args.forgetting_bound is not None:
         training_args.eval_on_start = True
         if training_args.eval_strategy == "no":
-            training_args.eval_strategy = IntervalStrategy.STEPS
+            training_args.eval_strategy = "steps"
     training_args.disable_tqdm = True  # [`ProgressLines`] are better than its bar, and no warning tears them
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation,
-        **(training_args.model_init_kwargs or {}),
-    }
+    own = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+    own |= {"attn_implementation": model_args.attn_implementation}
+    training_args.model_init_kwargs = own | (training_args.model_init_kwargs or {})
     data = _load_data(Path(script_args.transfer_set), manifest, with_test=training_args.eval_strategy != "no")
     name = model_args.model_name_or_path
     # An adapter notes where its base is, and a path from here would look like an id of the hub elsewhere

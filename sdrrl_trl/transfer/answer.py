@@ -11,7 +11,7 @@ from sdrrl_trl.transfer.filters import reject_answer
 from sdrrl_trl.transfer.prompts import rewrite_prompt
 from sdrrl_trl.transfer.rows import Answer, Seed, chat, key_of
 from sdrrl_trl.transfer.select_engines import ask
-from sdrrl_trl.transfer.shards import read_shards
+from sdrrl_trl.transfer.shards import first_of_equal, read_shards
 
 
 # Longer questions are rejected: no model answers a book
@@ -68,14 +68,7 @@ def _answer(seed: Seed, reply: Generation, config: TransferConfig) -> Answer:
 
 def read_answers(folder: Path) -> Iterator[Answer]:
     """All answers in the order of the questions. Of good answers to the same question, all but the first are bad."""
-    seen: set[int] = set()
-    for answer in read_shards(folder, Answer):
-        if answer.reason is None:
-            key = int(answer.key[:16], 16)  # as a number, for millions of them are held in memory
-            if key in seen:
-                answer = replace(answer, reason="answer/duplicate")
-            seen.add(key)
-        yield answer
+    return first_of_equal(read_shards(folder, Answer), lambda answer: int(answer.key[:16], 16), "answer/duplicate")
 
 
 def whole_answers(folder: Path) -> Iterator[Answer]:

@@ -163,8 +163,11 @@ def _clear(config: TransferConfig, inputs: Inputs) -> None:
     """Deletes the stages that are to be done again."""
     if config.stages_to_do_again <= {"mix"}:  # it has nothing but its options, which are replaced with the set
         return
-    for name in ("manifest.json", "timings.json"):
-        (Path(config.output_dir) / name).unlink(missing_ok=True)
+    folder = Path(config.output_dir)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    if (folder / "timings.json").exists():
+        seconds = read_json(folder / "timings.json").items()
+        write_json(folder / "timings.json", {name: s for name, s in seconds if name not in config.stages_to_do_again})
     if "answer" in config.stages_to_do_again:
         _items_path(config).unlink(missing_ok=True)
     for stage in inputs.stages.values():

@@ -168,9 +168,8 @@ class TransferConfig:
         for name in (*mappings, "chat_template_kwargs"):
             setattr(self, name, _parse_json(name, getattr(self, name)))
         arguments = self.chat_template_kwargs
-        _check(
-            isinstance(arguments, dict | None), f"`chat_template_kwargs` must map names to values, got {arguments!r}."
-        )
+        is_map = isinstance(arguments, dict | None)
+        _check(is_map, f"`chat_template_kwargs` must map names to values, got {arguments!r}.")
         if isinstance(self.target_languages, str):
             self.target_languages = [self.target_languages]
         for name in ("max_new_tokens", "shard_size", "size"):

@@ -45,7 +45,9 @@ def find_items(seeds: Seeds, language: str) -> dict[str, dict]:
         by benchmark.
     """
     known, checked, found = {}, {}, {}
-    shortest, longest = _lengths(language)
+    # In words, or in letters, two of which count as a word
+    factor = 1 if LANGUAGES[language].spaces else 2
+    shortest, longest = factor * MIN_WORDS, factor * N_WORDS
     for benchmark, texts in _texts(language):
         checked[benchmark] = len(texts)
         for words in (_words(text, language) for text in texts):
@@ -86,12 +88,6 @@ def _offline() -> Iterator[None]:
     finally:
         datasets.config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(verbosity)
-
-
-def _lengths(language: str) -> tuple[int, int]:
-    """The shortest and longest rows that are compared, in words, or in letters, two of which count as a word."""
-    factor = 1 if LANGUAGES[language].spaces else 2
-    return factor * MIN_WORDS, factor * N_WORDS
 
 
 def _words(text: str, language: str) -> tuple[str, ...]:

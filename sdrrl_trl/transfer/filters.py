@@ -173,12 +173,11 @@ def _reject_words(words: str, language: str) -> str | None:
     return "wrong_language" if has_any and not in_language(words, language) else None
 
 
-def is_repetitive(text: str, spaces: bool, n: int = 4, max_repeated: float = 0.5) -> bool:
+def is_repetitive(text: str, spaces: bool) -> bool:
     """
-    Whether more than `max_repeated` of the n-grams (words; 5-grams of characters in scripts without spaces) are
-    repetitions of earlier ones, as in the endless loops of small models. Texts under 20 n-grams pass.
+    Whether more than half of the 4-grams of words (5-grams of characters in scripts without spaces) are repetitions of
+    earlier ones, as in the endless loops of small models. Texts under 20 n-grams pass.
     """
-    units = text.split() if spaces else list(text)
-    n = n if spaces else 5
+    units, n = (text.split(), 4) if spaces else (list(text), 5)
     grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
-    return len(grams) >= 20 and 1 - len(set(grams)) / len(grams) > max_repeated
+    return len(grams) >= 20 and len(set(grams)) < len(grams) / 2

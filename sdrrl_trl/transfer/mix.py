@@ -97,7 +97,7 @@ class Mix:
     def _all_rows(self) -> Iterator[tuple[Answer | Pair, bool]]:
         """Each question with its translations behind it, then the sentences; and whether they are held out."""
         folders = [self._stages / f"translate_{target}" for target in self._config.target_languages]
-        pairs = zip(*(read_shards(folder, Pair) for folder in folders), strict=True)
+        pairs = zip(*(read_shards(folder, Pair) for folder in folders), strict=False)  # a lack is told below
         for answer in read_answers(self._stages / "answer"):
             # Those that were cut off, too: without the long ones, drift would be measured on short answers alone
             is_test = self._is_test(answer)

@@ -12,7 +12,7 @@ from sdrrl_trl.transfer.files import BadRows, open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair, hash64
 from sdrrl_trl.transfer.segment import prose
-from sdrrl_trl.transfer.shards import read_shards
+from sdrrl_trl.transfer.shards import first_of_equal, read_shards
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -61,9 +61,7 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
                 original, translation = texts.get(source, ()), texts.get(target, ())
                 yield Pair(f"parallel-{number}", target, original, translation, is_sentence=True)
         if not n_rows:
-            raise SDRRLError(
-                f"{bad.path} is empty. Give a sentence with its translation on each line, or leave it out."
-            )
+            raise SDRRLError(f"{bad.path} is empty. Give a sentence and its translation a line, or leave it out.")
         bad.check(n_rows, "Correct or remove them.")
 
 
@@ -96,22 +94,18 @@ def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]
 
 def check_sentences(pairs: list[Pair], source: str, system: str | None) -> list[Pair]:
     """The sentences of a shard with a system message, the bad ones with the reason why they are rejected."""
-    reasons = [reject_sentence(pair, source) for pair in pairs]
-    return [
-        replace(pair, system=system, reason=reason and f"parallel/{reason}")
-        for pair, reason in zip(pairs, reasons, strict=True)
-    ]
+    reasons = (reject_sentence(pair, source) for pair in pairs)
+    found = zip(pairs, reasons, strict=True)
+    return [replace(pair, system=system, reason=why and f"parallel/{why}") for pair, why in found]
 
 
 def read_sentences(folder: Path) -> Iterator[Pair]:
     """The checked sentences of a build. Of equal ones, all but the first are bad."""
-    seen: set[int] = set()
-    for pair in read_shards(folder, Pair):
-        key = hash64(repr((pair.language, pair.source, pair.target)))
-        if pair.reason is None and key in seen:
-            pair = replace(pair, reason="parallel/duplicate")
-        seen.add(key)
-        yield pair
+
+    def key(pair: Pair) -> int:
+        return hash64(repr((pair.language, pair.source, pair.target)))
+
+    return first_of_equal(read_shards(folder, Pair), key, "parallel/duplicate")
 
 
 def reject_sentence(pair: Pair, source: str) -> str | None:

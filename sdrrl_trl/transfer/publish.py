@@ -11,8 +11,10 @@ from typing import Any
 
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.transfer.rows import PROVENANCE
 from sdrrl_trl.utils import (
     SDRRLError,
+    first_damaged,
     package_version,
     public_name,
     read_json,
@@ -23,7 +25,6 @@ from sdrrl_trl.utils import (
 
 
 DATA_FILES = ("train.parquet", "test.parquet", "rejected.parquet")
-PROVENANCE = ("kind", "question_language", "answer_language", "source_id")
 REJECTED = ("source_id", "stage", "reason", "language", "question", "answer")
 
 
@@ -134,11 +135,9 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         raise SDRRLError(f"{folder} holds no finished transfer set. Build it first with `sdrrl build`.")
     manifest = read_json(folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256"))
-    for name, expected in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file() or sha256_of(path) != expected:
-            raise SDRRLError(
-                f"{path} is missing or was changed since the set was built. Publish the set again with `sdrrl build "
-                "--overwrite_stage mix`, which keeps answers and translations."
-            )
+    if name := first_damaged(folder, manifest["sha256"]):
+        raise SDRRLError(
+            f"{folder / name} is missing or was changed since the set was built. Publish the set again with `sdrrl "
+            "build --overwrite_stage mix`, which keeps answers and translations."
+        )
     return manifest

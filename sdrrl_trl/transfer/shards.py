@@ -10,7 +10,7 @@ processes, and memory holds a shard, not the set.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,6 +104,17 @@ def read_shards(folder: Path, shape: type[Row]) -> Iterator[Row]:
             raise SDRRLError(f"{path} is damaged. Run the same command again: this file, no other, is made anew.")
         for row in rows:
             yield shape(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+
+
+def first_of_equal(rows: Iterable[Row], key: Callable[[Row], int], reason: str) -> Iterator[Row]:
+    """The rows; of good ones with the same key, a number of 64 bits, all but the first are rejected."""
+    seen: set[int] = set()
+    for row in rows:
+        if row.reason is None:
+            number = key(row)
+            row = replace(row, reason=reason) if number in seen else row
+            seen.add(number)
+        yield row
 
 
 def _cut(rows: Iterable[Any], size: int, wanted: set[int]) -> Iterator[tuple[int, list[Any]]]:

@@ -104,9 +104,8 @@ def _clean(original: str, translation: str) -> str:
     """
     if len(translation) > 20 * len(original) + 200:  # which is no translation
         return ""
-    translation = " ".join(
-        re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", translation).encode("utf-8", "replace").decode().split()
-    )
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", translation)
+    translation = " ".join(plain.encode("utf-8", "replace").decode().split())
     if re.search(r"\*\*[^\s*][^*]*\*\*", original):
         translation = re.sub(r"\*\*([^*]+)\*\*", lambda match: f"**{match[1].strip()}**", translation)
     return translation
