@@ -440,7 +440,7 @@ def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypa
     # Data that come later change nothing
     monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))
     assert (build(path, folder, overwrite_stage="mix", **PLAIN) / "README.md").read_text() == card
-    assert "benchmarks were not looked for" in summary(load_manifest(build(path, tmp_path / "other", **PLAIN)))
+    assert "benchmark items were not looked for" in summary(load_manifest(build(path, tmp_path / "other", **PLAIN)))
 
 
 def test_items_in_scripts_without_spaces_are_found_by_their_letters(tmp_path, monkeypatch):

@@ -257,17 +257,17 @@ def test_a_model_that_answers_nothing_is_no_success(models, tmp_path):
     page, content, sentences = answer(" ", "sdrrl_belebele_gen_th", "sdrrl_multijail_th")
     rates = {(rate["language"], rate["model"]): rate for rate in content["answers"]}
     assert rates["th", "tuned"]["wrong_language"] is None and rates["th", "base"]["wrong_language"] == 0
-    assert "Of the answers in 1 target language, 8.4% are in a wrong language, 32.4% before." in sentences
-    assert "More answers are empty in Thai (100.0%, 0.0% before)." in sentences and "repetitive" not in sentences
+    assert "Of the answers in 1 target language, 8.4 % are in a wrong language, 32.4 % before." in sentences
+    assert "More answers are empty in Thai (100.0 %, 0.0 % before)." in sentences and "repetitive" not in sentences
     assert "; more empty answers in Thai" in re.search('<p class="verdict">(.*?)</p>', page)[1]
     _, _, sentences = answer("não sei " * 30, "sdrrl_xlsum_pt")
-    assert "More answers are repetitive in Portuguese (33.3%, 0.6% before)." in sentences
+    assert "More answers are repetitive in Portuguese (33.3 %, 0.6 % before)." in sentences
     _, _, sentences = answer("", "sdrrl_belebele_gen_pt", "sdrrl_multijail_pt", "sdrrl_xlsum_pt")
-    assert "empty in Portuguese (100.0%, 0.6% before), Thai" in sentences and "0.0% are" not in sentences
+    assert "empty in Portuguese (100.0 %, 0.6 % before), Thai" in sentences and "0.0 % are" not in sentences
     assert "What the models write in the target languages was not measured" in sentences
 
 
-@pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70%"), (-3.0, "none")])
+@pytest.mark.parametrize("closed, said", [(18.26, "more than all"), (0.7, "70 %"), (-3.0, "none")])
 def test_a_gap_is_closed_by_nothing_a_share_or_all(closed, said):
     content = {
         "gaps": [{"model": "tuned", "closed": closed}],
@@ -300,7 +300,7 @@ def test_a_loss_in_the_source_language_is_named_with_its_bound(models, tmp_path)
     (row,) = [row for row in content["rows"] if row["role"] == "source" and row["metric"] == "acc"]
     assert in_short(path).partition("\n\n")[2].startswith("worse  ")  # losses first
     assert row["verdict"] == "worse" and row["worst_loss"] == pytest.approx(-row["comparison"]["low"] / 0.9)
-    assert f"it lost {row['worst_loss']:.1%} of the base score (belebele_gen_en: acc)" in path.read_text()
+    assert f"it is worse by {100 * row['worst_loss']:.1f} % of the base score (belebele_gen_en: acc)" in path.read_text()
 
 
 def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
@@ -317,7 +317,7 @@ def test_refusals_are_called_refusals_and_never_safe(tmp_path):
     rates = {"base": right(0.9), "tuned": right(0.2)}
     models = {n: small("sdrrl_multijail_pt", refusal_rate=r, invalid_rate=right(0.1)) for n, r in rates.items()}
     content, path = run(tmp_path, models)
-    assert "refused 90.0% before, 20.0% now; invalid 10.0% before" in " ".join(content["summary"]["tuned"])
+    assert "refused 90.0 % before, 20.0 % now; invalid 10.0 % before" in " ".join(content["summary"]["tuned"])
     assert "multijail_pt: refusal rate ↑" in path.read_text() and "safe rate" not in path.read_text()
 
 

@@ -279,7 +279,8 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     card = ModelCard.load(tmp_path / "out" / "README.md")
     about = card.data.to_dict()
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
-    assert "`base`, fine-tuned with SDRRL" in card.text and "| anchor_languages | ['en'] |" in card.text
+    assert "`base`, fine-tuned with SDRRL" in card.text and "for Portuguese (source: English)." in card.text
+    assert "| anchor_languages | en |" in card.text
     assert "None" not in str(card) and str(tmp_path) not in str(card)
 
 

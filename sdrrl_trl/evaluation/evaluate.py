@@ -86,15 +86,15 @@ class EvaluationConfig:
             Check everything, and only show what would be asked and how long it may take.
     """
 
-    models: list[str] = field(metadata={"help": "Models as `name=path`, `name=path@strength`."})
-    tasks: list[str] = field(metadata={"help": "lm-eval tasks, groups or tags; `sdrrl_heldout`: held-out questions."})
+    models: list[str] = field(metadata={"help": "`name=path`, or `name=path@0.5`: half the change; base first."})
+    tasks: list[str] = field(metadata={"help": "lm-eval tasks, groups, tags; `sdrrl_heldout`: of `transfer_set`."})
     output_dir: str = field(metadata={"help": "Folder of the results."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
     languages: list[str] | None = field(default=None, metadata={"help": "Only tasks about these languages."})
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many items of each task."})
     backend: str = field(default="hf", metadata={"help": "`hf`, `vllm`, or lm-eval's name of another backend."})
     model_args: str | None = field(default=None, metadata={"help": "lm-eval's arguments, as `dtype=float32`."})
-    gen_kwargs: str | None = field(default=None, metadata={"help": "Of generated answers, as `max_gen_toks=64`."})
+    gen_kwargs: str | None = field(default=None, metadata={"help": "For generation, as `max_gen_toks=64`."})
     batch_size: int = field(default=16, metadata={"help": "Items per batch."})
     apply_chat_template: bool = field(default=True, metadata={"help": "Ask through the model's chat template."})
     skip_missing: bool = field(default=False, metadata={"help": "Leave out tasks that cannot be loaded."})

@@ -54,9 +54,10 @@ def model_card(
         "records": manifest and ", ".join(f"{n:,} {cell}" for cell, n in manifest["counts"]["train"].items()),
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
-        f"{'packs' if args.packing else 'rows'} of a step": n_rows,
+        f"{'packs' if args.packing else 'rows'} per step": n_rows,
     }
     recipe |= {option: options.get(option) for option in _RECIPE}
+    recipe["anchor_languages"] = ", ".join(args.anchor_languages or ()) or None
     recipe["weights"] = "all" if adapter is None else type(adapter).__name__.removesuffix("Config")
     if isinstance(adapter, LoraConfig):
         recipe["weights"] += f", r={adapter.r}, alpha={adapter.lora_alpha}"
@@ -70,6 +71,7 @@ def model_card(
         non_commercial=non_commercial,
         answer_source=manifest["options"].get("answer_source") if manifest else None,
         languages=languages,
+        source=manifest["options"]["source_language"] if manifest else None,
         recipe={fact: value for fact, value in recipe.items() if value is not None},
         versions=", ".join(f"{package} {package_version(package)}" for package in versions),
     )

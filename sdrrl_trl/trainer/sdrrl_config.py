@@ -35,7 +35,9 @@ class SDRRLConfig(SFTConfig):
     """
 
     kl_coef: float = field(default=0.0, metadata={"help": "Coefficient of KL(initial || model). 0.0: off."})
-    anchor_languages: list[str] | None = field(default=None, metadata={"help": "Answered in these: KL, no NLL."})
+    anchor_languages: list[str] | None = field(
+        default=None, metadata={"help": "Languages whose answers get KL, not NLL."}
+    )
 
     def __post_init__(self):
         if isinstance(self.anchor_languages, str):

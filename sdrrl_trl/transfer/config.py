@@ -138,9 +138,11 @@ class TransferConfig:
     answer_source: Literal["own", "reference", "rewrite"] = field(default="own", metadata={"help": "Whose answers."})
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(default="auto", metadata={"help": "Of weights."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Type of weights."}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "System message, the same in all languages."})
-    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "Of the model's template (JSON)."})
+    chat_template_kwargs: dict | str | None = field(default=None, metadata={"help": "For the chat template (JSON)."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling; 0 for greedy decoding."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of sampling."})
