@@ -300,7 +300,8 @@ def test_a_loss_in_the_source_language_is_named_with_its_bound(models, tmp_path)
     (row,) = [row for row in content["rows"] if row["role"] == "source" and row["metric"] == "acc"]
     assert in_short(path).partition("\n\n")[2].startswith("worse  ")  # losses first
     assert row["verdict"] == "worse" and row["worst_loss"] == pytest.approx(-row["comparison"]["low"] / 0.9)
-    assert f"it is worse by {100 * row['worst_loss']:.1f} % of the base score (belebele_gen_en: acc)" in path.read_text()
+    loss = f"{100 * row['worst_loss']:.1f} % of the base score (belebele_gen_en: acc)"
+    assert f"it is worse by {loss}" in path.read_text()
 
 
 def test_pairs_that_the_judge_failed_on_are_left_out_and_counted(models, tmp_path):
