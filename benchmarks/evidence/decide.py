@@ -129,11 +129,14 @@ def winner() -> tuple[str, float]:
 
 def items(run: Run, measure: str, fitted: bool = False, part: str = "test") -> np.ndarray:
     """
-    A measure of a run on the test items: of each item a number and what it is divided by, shape `(items, 2)`: bits
-    and bytes, or 0 or 1 and 1, or for translations the bits that the original saves and 1.
+    A measure of a run on the test items, or on those of another part: of each item a number and what it is divided by,
+    shape `(items, 2)`: bits and bytes, or 0 or 1 and 1, or for translations the bits that the original saves and 1.
     """
     found = read(run, part)
     kind, _, rest = measure.partition("/")
+    if part == "dev" and kind != "drift":
+        rows = np.array(found["likelihoods"][measure], dtype=float)
+        return np.stack([-rows[:, 1 + AT_1] / math.log(2), rows[:, 0]], axis=1)
     if kind in ("human", "flores"):
         rows = np.array(found[measure], dtype=float)
         return np.stack([-rows[:, 2 if fitted else 1] / math.log(2), rows[:, 0]], axis=1)

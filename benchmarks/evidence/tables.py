@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+RESULTS = HERE / "results"
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 # On the test items: name in the tables, name in the results, factor
 BITS = {
@@ -46,6 +47,7 @@ PAIRS = {
     "the anchor and English questions": ("anchored", "target_sampled"),
     "the anchor and fewer kinds": ("anchored", "sampled"),
 }
+TWO = ("t_sft", "anchored")  # on the second model
 NOT_YET = "Not measured yet."
 
 
@@ -140,6 +142,28 @@ def stage_2_table(model: str, short: bool = False) -> str:
     return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
 
 
+def second_model_table() -> str:
+    """T-SFT and the winner on the second model, at each rate, on its dev items: changes against the initial model."""
+    rows, base = [], Run("qwen", "base")
+    found = [Run.of(file.name.removesuffix(".dev.json")) for file in RESULTS.glob("qwen-*.dev.json")]
+    for rate in sorted({run.rate for run in found} - {0}):
+        arms = [sorted((run for run in found if (run.arm, run.rate) == (arm, rate)), key=str) for arm in TWO]
+        if not all(arms):
+            continue
+        for name, measures, scale, factor in (
+            ("Portuguese, %", decide.TEXTS[:3], np.log, 100),
+            ("English, %", decide.TEXTS[3:], np.log, 100),
+            ("drift", ("drift",), decide.same, 1),
+        ):
+            changes = [decide.contrast(runs, [base], measures, scale, part="dev").delta for runs in arms]
+            shown = _intervals(decide.contrast(*arms[::-1], measures, scale, part="dev"), factor)
+            if len(arms[0]) == 1:
+                shown[2] = "one seed"
+            rows.append([f"{rate:g}: {name}", *(f"{factor * change:+.3g}" for change in changes), *shown])
+    head = ["rate: measure", *TWO, "difference", "95 % over items", "95 % over seeds"]
+    return table(head, rows) if rows else NOT_YET
+
+
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
     """The winner's and T-SFT's runs with the seeds of stage 2 that are measured on the test items."""
     seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
@@ -220,7 +244,7 @@ def blocks() -> dict[str, str]:
         "pairs": pairs_table(),
         "strengths": strengths_table(),
         "decision": decision_table("smollm2"),
-        "second model": stage_2_table("qwen"),
+        "second model": second_model_table(),
     }
 
 
