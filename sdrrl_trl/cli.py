@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -11,7 +12,7 @@ from inspect import getdoc
 from pathlib import Path
 
 from sdrrl_trl import __version__
-from sdrrl_trl.options import HelpFormatter, parse_command, read_yaml
+from sdrrl_trl.options import HelpFormatter, parse_command, read_yaml, similar
 from sdrrl_trl.utils import SDRRLError
 
 
@@ -48,7 +49,7 @@ def _build(arguments: list[str]) -> None:
         # The anchor holds a model to samples of it
         recipe = "anchored" if (config.answer_source, config.temperature) == ("own", 1) else "paper"
         model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
-        _next("train", "--recipe", recipe, *model, "--packing")
+        _next("train", "--recipe", recipe, *model)
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -88,7 +89,7 @@ def _train(arguments: list[str]) -> None:
     """
     Fine-tune the model on a transfer set.
 
-    sdrrl train --recipe anchored --model_name_or_path MODEL --transfer_set transfer_set --packing --output_dir model
+    sdrrl train --recipe anchored --model_name_or_path MODEL --transfer_set transfer_set --output_dir model
     """
     if {"-h", "--help"} & set(arguments):  # TRL's own options are 180, and importing it takes seconds
         print(Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8"), end="")
@@ -283,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         commands.add_parser(name, help=_about(name)["description"], add_help=False)
+    parser.error = lambda message: _stop(f"sdrrl: error: {message}{_nearest(message)}", 2)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help()
@@ -309,6 +311,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         again = " Leave out `--overwrite_stage` if that stage had begun." if "--overwrite_stage" in rest else ""
         _stop(f"\nInterrupted. The same `sdrrl {arguments.command}` command goes on from here.{again}", 130)
+
+
+def _nearest(message: str) -> str:
+    """A hint at the command that was meant, for argparse's message of an unknown one."""
+    found = re.search("invalid choice: '(.*?)'", message)
+    return f".{similar(found[1], COMMANDS)}" if found else ""
 
 
 def _lines_for_bars() -> None:

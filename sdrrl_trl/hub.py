@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, on_hub
 
 
 TIMEOUT = 5.0  # seconds for the first answer, however short
@@ -171,6 +171,12 @@ def licence_of(model: str) -> str | None:
     """Licence that the card of a model names."""
     licence = _metadata(model).get("license")
     return licence if isinstance(licence, str) else None
+
+
+def base_of(folder: str) -> str | None:
+    """The model on the hub that the card of a model in a folder names as its base."""
+    base = _metadata(folder).get("base_model")
+    return base if isinstance(base, str) and on_hub(base) else None
 
 
 def licence_fields(base: str) -> dict[str, str]:

@@ -27,8 +27,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
             return "[true|false]"
         if action.metavar is None and action.choices is None:
             folder = "FOLDER" if action.dest.endswith(("_dir", "_set")) else None
-            default_metavar = {int: "N", float: "X"}.get(action.type) or folder or default_metavar
-        return f"{default_metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
+            word = action.dest.upper().rpartition("_")[2]
+            default_metavar = {int: "N", float: "X"}.get(action.type) or folder or word
+        name = action.metavar or default_metavar
+        return f"{name} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
@@ -46,8 +48,9 @@ def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str
     """
     common = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     common.add_argument("--config", metavar="FILE", help="YAML file with options; those that are given here win.")
-    if prog.rpartition(" ")[2] in ("build", "train"):
-        common.add_argument("--recipe", metavar="NAME", help="paper or anchored: sets several options at once.")
+    if (command := prog.rpartition(" ")[2]) in ("build", "train"):
+        names = sorted({name for recipe in _recipes().values() for name in recipe[command]})
+        common.add_argument("--recipe", metavar="NAME", help=f"paper or anchored: sets {', '.join(names)}.")
     found, rest = common.parse_known_args(arguments)
     section = read_yaml(found.config) if found.config is not None else {}
     if getattr(found, "recipe", None) is not None:
@@ -123,11 +126,15 @@ def _with_recipe(section: dict[str, Any], command: str) -> dict[str, Any]:
     """The options of the section's recipe, and those of the section over them."""
     if "recipe" not in section or command not in ("build", "train"):
         return section
-    recipes, recipe = read_yaml(str(Path(__file__).with_name("recipes.yaml"))), str(section["recipe"])
+    recipes, recipe = _recipes(), str(section["recipe"])
     if recipe not in recipes:
         raise SDRRLError(f"Unknown recipe {recipe!r}. Known: {', '.join(recipes)}.")
     own = {name: value for name, value in section.items() if name != "recipe"}
     return recipes[recipe][command] | own
+
+
+def _recipes() -> dict[str, Any]:
+    return read_yaml(str(Path(__file__).with_name("recipes.yaml")))
 
 
 def read_yaml(path: str) -> dict[str, Any]:

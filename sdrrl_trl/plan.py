@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from functools import cache
+from math import ceil
 from statistics import mean
 from typing import Any
 
@@ -71,20 +72,33 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:
-    """Tokens and time of a training of a model, of which the path or hub id is given, that is about to begin."""
+    """Steps, tokens and time of a training that is about to begin, of the model with this path or hub id."""
     args, data = trainer.args, trainer.train_dataset
-    n_rows = len(data) * args.num_train_epochs
-    if args.max_steps > 0:
-        n_rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    n_tokens = n_rows * mean(map(len, data[:1000]["input_ids"]))
-    expected = _duration_of_training(model, n_tokens / args.world_size, args, isinstance(trainer.model, PeftModel))
-    lines, batch = [f"train: {n_tokens:,.0f} tokens, {expected}"], args.train_batch_size
-    if batch * (args.max_length or 0) > LONG and args.device.type == "cpu":
-        lines.append(
-            f"warning: {batch} rows of up to {args.max_length:,} tokens at once are slow on a CPU. Faster, and enough "
-            "for short answers: --per_device_train_batch_size 1 --max_length 256"
-        )
+    n_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    n_steps = args.max_steps if args.max_steps > 0 else ceil(ceil(len(data) / n_rows) * args.num_train_epochs)
+    n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
+    is_adapter = isinstance(trainer.model, PeftModel)
+    expected = _duration_of_training(model, n_tokens / args.world_size, args, is_adapter)
+    lines = [
+        f"train: {about(model)}{', an adapter' if is_adapter else ''}",
+        f"train: {n_steps:,} steps of {n_rows} {'packs' if args.packing else 'rows'} at a learning rate of "
+        f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {expected}",
+    ]
+    if args.device.type == "cpu" and (faster := _faster_on_cpu(trainer)):
+        lines.append(f"warning: slow on a CPU. Faster: {' '.join(faster)}")
     return "\n".join(lines)
+
+
+def _faster_on_cpu(trainer: SFTTrainer) -> list[str]:
+    """Options that make a training faster on a CPU, where memory is not what is short."""
+    args, options = trainer.args, []
+    if args.train_batch_size * (args.max_length or 0) > LONG:
+        options.append("--per_device_train_batch_size 1 --max_length 256 (for short answers)")
+    if args.gradient_checkpointing:
+        options.append("--gradient_checkpointing false")
+    if isinstance(trainer.model, PeftModel) and getattr(trainer.model.active_peft_config, "lora_dropout", 0):
+        options.append("--lora_dropout 0")
+    return options
 
 
 def _duration_of_training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from sdrrl_trl.languages import language_name
+from sdrrl_trl.utils import public_name
 
 
 def inline(text: Any) -> str:
@@ -25,6 +26,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"language": language_name, "number": "{:,}".format, "inline": inline}
+    environment.filters["public_name"] = public_name
     return environment
 
 

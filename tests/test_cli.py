@@ -74,6 +74,12 @@ def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
     assert "argument --seed: invalid int value: 'questions.jsonl'. Did you mean --seeds?" in capsys.readouterr().err
 
 
+def test_an_unknown_command_is_told_with_the_nearest_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["biuld"])
+    assert capsys.readouterr().err.endswith("Did you mean build?\n")
+
+
 def test_a_wrong_value_is_no_misspelt_option(capsys):
     with pytest.raises(SystemExit):
         main([*BUILD, "--seeds", "x", "--output_dir", "out", "--shard_size", "many"])

@@ -74,10 +74,13 @@ def trainer_of(transfer_set, model, folder):
 def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, capsys):
     command("--dry_run", "--max_length", "256", "--push_to_hub", "--output_dir", str(tmp_path / "out" / "model"))
     said = capsys.readouterr().out
-    assert re.search(r"^train: [\d,]+ tokens, \d+ s to \d+ s$", said, re.MULTILINE) and "warning" not in said
+    expected = r"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, \d+ s to \d+ s$"
+    assert re.search(expected, said, re.MULTILINE) and "train: model (0 M parameters, licence: not stated)\n" in said
+    assert said.endswith("slow on a CPU. Faster: --gradient_checkpointing false\n")
     assert not (tmp_path / "out").exists()
-    command("--dry_run")
-    assert "on a CPU. Faster, and enough for short answers: --per_device_train_batch_size 1" in capsys.readouterr().out
+    command("--dry_run", "--use_peft")
+    faster = "--per_device_train_batch_size 1 --max_length 256 (for short answers) --gradient_checkpointing false"
+    assert f"Faster: {faster} --lora_dropout 0\n" in capsys.readouterr().out
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -270,7 +273,7 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     command, tiny_model, tmp_path, monkeypatch, options, library
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "base")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n")
     monkeypatch.chdir(tmp_path)
     command("--kl_coef", "0.5", "--anchor_languages", "en", *options, model="base")
     if library == "peft":  # it is found from any other folder
@@ -279,7 +282,8 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     card = ModelCard.load(tmp_path / "out" / "README.md")
     about = card.data.to_dict()
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
-    assert "`base`, fine-tuned with SDRRL" in card.text and "for Portuguese (source: English)." in card.text
+    assert about["base_model"] == "a/b" and "`base` (made of `a/b`), fine-tuned with SDRRL" in card.text
+    assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
     assert "None" not in str(card) and str(tmp_path) not in str(card)
 

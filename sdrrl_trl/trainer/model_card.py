@@ -6,7 +6,8 @@ import yaml
 from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
-from sdrrl_trl.hub import NON_COMMERCIAL, licence_fields
+from sdrrl_trl import hub
+from sdrrl_trl.evaluation.card import BEGIN, END
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import non_commercial_parts
 from sdrrl_trl.utils import on_hub, package_version, public_name
@@ -14,7 +15,7 @@ from sdrrl_trl.utils import on_hub, package_version, public_name
 
 # Of the configuration, what a model depends on most
 _RECIPE = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_length", "packing")
-_RECIPE += ("kl_coef", "anchor_languages", "seed")
+_RECIPE += ("kl_coef", "seed")
 
 
 def model_card(
@@ -37,13 +38,15 @@ def model_card(
     """
     args, options, adapter = trainer.args, trainer.args.to_dict(), None
     base = trainer.model.config._name_or_path
+    # Of a folder, the model on the hub that its card says it is made of
+    on_the_hub = base if on_hub(base) else hub.base_of(base)
     if isinstance(trainer.model, PeftModel):
         adapter = trainer.model.active_peft_config
     non_commercial = non_commercial_parts(manifest) if manifest else []
-    licence = NON_COMMERCIAL if non_commercial else licence_fields(base)
+    licence = hub.NON_COMMERCIAL if non_commercial else hub.licence_fields(base)
     metadata = {
         "library_name": "peft" if adapter else "transformers",
-        "base_model": base if on_hub(base) else None,
+        "base_model": on_the_hub,
         "datasets": [data] if data and on_hub(data) else None,
         "language": languages,
         "pipeline_tag": "text-generation",
@@ -67,6 +70,9 @@ def model_card(
         metadata=yaml.safe_dump({k: v for k, v in (metadata | licence).items() if v}, sort_keys=False),
         name=name,
         base=public_name(base),
+        on_the_hub=on_the_hub,
+        begin=BEGIN,
+        end=END,
         licence=licence,
         non_commercial=non_commercial,
         answer_source=manifest["options"].get("answer_source") if manifest else None,

