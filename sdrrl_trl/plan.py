@@ -77,11 +77,11 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_steps = args.max_steps if args.max_steps > 0 else ceil(ceil(len(data) / n_rows) * args.num_train_epochs)
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
-    is_adapter = isinstance(trainer.model, PeftModel)
+    is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
     expected = _duration_of_training(model, n_tokens / args.world_size, args, is_adapter)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
-        f"train: {n_steps:,} steps of {n_rows} {'packs' if args.packing else 'rows'} at a learning rate of "
+        f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
         f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {expected}",
     ]
     if args.device.type == "cpu" and (faster := _faster_on_cpu(trainer)):

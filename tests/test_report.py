@@ -190,6 +190,8 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
         assert c["delta"] == pytest.approx(level - 1.2) and row["p_holm"] < 0.05
         for file in ("report.md", "report.html", "README.md"):
             assert said in (path.parent / file).read_text()
+        (entry,) = metadata_load(path.parent / "README.md")["model-index"][0]["results"]
+        assert entry["metrics"][0]["type"] == "drift" and entry["metrics"][0]["value"] == pytest.approx(c["tuned"])
     for own, role, verdict in (
         ("own, temperature 0, top_p 1", "agreement", "no verdict"),
         ("reference, temperature 1, top_p 1", "source", "worse"),

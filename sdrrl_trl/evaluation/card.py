@@ -123,7 +123,13 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
                 "type": row.benchmark.removesuffix("_*").replace("*", "xx"),
                 "config": row.language or "default",  # the hub tells results apart by it, not by the name
             },
-            "metrics": [{"type": row.metric_name, "value": round(row.comparison.tuned, 5), "name": row.title}],
+            "metrics": [
+                {
+                    "type": "drift" if row.role == "drift" else row.metric_name,
+                    "value": round(row.comparison.tuned, 5),
+                    "name": row.title,
+                }
+            ],
         }
         for row in rows
         if row.role != "agreement"

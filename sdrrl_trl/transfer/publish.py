@@ -133,8 +133,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         `SDRRLError`: if the folder holds none, or if a file is missing or was changed.
     """
     if not (folder / "manifest.json").exists():
-        inside = folder / "transfer_set"
-        hint = f"Did you mean {inside}?" if inside.is_dir() else "Build it first with `sdrrl build`."
+        inside = next(folder.glob("*/manifest.json"), None)
+        hint = f"Did you mean {inside.parent}?" if inside else "Build it first with `sdrrl build`."
         raise SDRRLError(f"{folder} holds no finished transfer set. {hint}")
     manifest = read_json(folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256"))
     if name := first_damaged(folder, manifest["sha256"]):
