@@ -28,6 +28,7 @@ from sdrrl_trl.utils import in_time, public_name
 
 READ = 512  # rows of a matrix, as when whole texts are read
 LONG = 2048  # tokens of a batch: more is not faster on a CPU
+START = 10  # seconds to load a model and to begin, at most, of one that is small
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 
 
@@ -56,7 +57,8 @@ def _rate(rows: int, dtype: str) -> float:
 
 def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype: str) -> str:
     """
-    Time that a model takes: that of its matrix multiplications, at the rate measured here, to three times that.
+    Time that a model takes: that of its matrix multiplications, at the rate measured here, to three times that and
+    the loading.
 
     Args:
         model (`str`): Path or hub id.
@@ -68,7 +70,7 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     # A token that is written costs some twice its multiplications, measured on a CPU in three types
     seconds = n_read / _rate(READ, dtype) + (2 * n_written / _rate(batch_size, dtype) if n_written else 0)
     seconds *= on_meta(base_path(model)).num_parameters()
-    return f"{in_time(seconds)} to {in_time(3 * seconds)}"
+    return f"{in_time(seconds)} to {in_time(START + 3 * seconds)}"
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:
@@ -93,7 +95,7 @@ def _faster_on_cpu(trainer: SFTTrainer) -> list[str]:
     """Options that make a training faster on a CPU, where memory is not what is short."""
     args, options = trainer.args, []
     if args.train_batch_size * (args.max_length or 0) > LONG:
-        options.append("--per_device_train_batch_size 1 --max_length 256 (for short answers)")
+        options.append("--per_device_train_batch_size 1 --max_length 256 (for short answers; more steps)")
     if args.gradient_checkpointing:
         options.append("--gradient_checkpointing false")
     if isinstance(trainer.model, PeftModel) and getattr(trainer.model.active_peft_config, "lora_dropout", 0):

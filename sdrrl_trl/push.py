@@ -64,6 +64,8 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
 
 def _of_transfer_set(folder: Path) -> dict[str, Path]:
     """Path in the repository and here of each file of a transfer set."""
+    if (folder / "training.json").exists():
+        raise SDRRLError(f"{folder} is a model. Give the folder of a report on it, which is uploaded with it.")
     names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
     return {name: folder / name for name in names}
 
@@ -80,8 +82,9 @@ def _of_report(folder: Path) -> dict[str, Path]:
         raise SDRRLError(f"There is no folder {model}. Write it with `sdrrl merge`, evaluate that, and report on it.")
     if is_adapter(model) and not on_hub(base_path(model)):
         raise SDRRLError(
-            f"The adapter {model} is of a base in a folder here, which nobody else has. Put the base's id on the hub "
-            "into `base_model_name_or_path` of its adapter_config.json, or upload what `sdrrl merge` makes of it."
+            f"The adapter {model} is of a base in a folder here, that others lack. Upload what `sdrrl merge` "
+            "makes of it, with a report on that. Or, if the hub has the very same weights, put their id into "
+            "`base_model_name_or_path` of its adapter_config.json."
         )
     harmful = any(task.startswith(HARMFUL) for task in content["signatures"])
     shown = [file for file in folder.glob("report.*") if not (harmful and file.suffix == ".html")]

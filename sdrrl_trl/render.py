@@ -27,6 +27,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"language": language_name, "number": "{:,}".format, "inline": inline}
     environment.filters["public_name"] = public_name
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment
 
 

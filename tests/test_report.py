@@ -565,6 +565,14 @@ def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models,
     assert card.read_text() == text
 
 
+def test_a_score_of_too_few_items_is_not_published_as_metadata(tmp_path):
+    scores = {"belebele_gen_pt": right(0.5, n=10), "belebele_gen_th": right(0.5, n=30)}
+    outputs = {name: result({"acc": values}) for name, values in scores.items()}
+    _, path = run(tmp_path, {"base": outputs, "tuned": outputs})
+    (entry,) = metadata_load(path.parent / "README.md")["model-index"][0]["results"]
+    assert entry["dataset"]["name"] == "belebele_gen_th" and entry["dataset"]["args"] == {"items": 30}
+
+
 @pytest.mark.parametrize("tags, licence, name", [("sdrrl", "other", "non-commercial-parts"), ("mine", "mit", None)])
 def test_a_licence_that_a_card_of_ours_took_from_the_base_gives_way_to_non_commercial_parts(
     models, model_folder, manifest, tmp_path, tags, licence, name

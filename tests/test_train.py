@@ -79,8 +79,8 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, c
     assert said.endswith("slow on a CPU. Faster: --gradient_checkpointing false\n")
     assert not (tmp_path / "out").exists()
     command("--dry_run", "--use_peft")
-    faster = "--per_device_train_batch_size 1 --max_length 256 (for short answers) --gradient_checkpointing false"
-    assert f"Faster: {faster} --lora_dropout 0\n" in capsys.readouterr().out
+    faster = "Faster: --per_device_train_batch_size 1 --max_length 256 (for short answers; more steps)"
+    assert f"{faster} --gradient_checkpointing false --lora_dropout 0\n" in capsys.readouterr().out
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -282,7 +282,10 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     card = ModelCard.load(tmp_path / "out" / "README.md")
     about = card.data.to_dict()
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
-    assert about["base_model"] == "a/b" and "`base` (made of `a/b`), fine-tuned with SDRRL" in card.text
+    assert (
+        about["base_model"] == "a/b"
+        and "`base` (made of `a/b`; trained on the weights of the former), fine-tuned with SDRRL" in card.text
+    )
     assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
     assert "None" not in str(card) and str(tmp_path) not in str(card)
@@ -306,7 +309,8 @@ def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commer
 ):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     (base / "README.md").write_text(f"---\n{front}\n---\n")
-    write_set(transfer_set, rows(), licences={"translator": licence}, answer_source="reference")
+    options = {"answer_source": "reference", "system_prompt": 'Be "kind".'}
+    write_set(transfer_set, rows(), licences={"translator": licence}, **options)
     command("--max_steps", "1", model=base)
     merge(str(tmp_path / "out"), tmp_path / "merged", str(base))
     for folder in ("out", "merged"):
@@ -314,6 +318,8 @@ def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commer
         assert {name: value for name, value in about.items() if name.startswith("license")} == expected
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("non-commercial**: `translator (CC-BY-NC-4.0)`" in card) == (expected == NON_COMMERCIAL)
+    assert r'messages = [{"role": "system", "content": "Be \"kind\"."}, {"role": "user", "content": "Hello!"}]' in card
+    assert '| system_prompt | Be "kind". |' in card
     assert "fine-tuned on reference answers and their translations, the baseline of SDRRL" in card
 
 

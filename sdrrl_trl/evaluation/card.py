@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sdrrl_trl.evaluation.compare import Row
+from sdrrl_trl.evaluation.compare import FEW, Row
 from sdrrl_trl.hub import NON_COMMERCIAL, licence_fields
 from sdrrl_trl.render import inline, render
 from sdrrl_trl.transfer.publish import non_commercial_parts
@@ -122,6 +122,7 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
                 "name": row.task,
                 "type": row.benchmark.removesuffix("_*").replace("*", "xx"),
                 "config": row.language or "default",  # the hub tells results apart by it, not by the name
+                "args": {"items": row.comparison.n},
             },
             "metrics": [
                 {
@@ -132,7 +133,7 @@ def _with_results(metadata: dict[str, Any], rows: list[Row], name: str) -> list[
             ],
         }
         for row in rows
-        if row.role != "agreement"
+        if row.role != "agreement" and row.verdict != FEW
     ]
 
     def keys(result: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -174,6 +174,9 @@ def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]
         closed_median=median(closed) if closed else None,
         # A model that answered nothing in a language has no rate there
         written=[p for p in enough if p[1]["language"] != source and None not in (r["wrong_language"] for r in p)],
+        n_written=max(
+            (r["n"] for r in content["answers"] if r["model"] == model and r["language"] != source), default=0
+        ),
         rises=content["rises"][model],
         n_few=sum(row.verdict == FEW for row in mine),
         alpha=ALPHA,

@@ -60,6 +60,8 @@ def model_card(
         f"{'packs' if args.packing else 'rows'} per step": n_rows,
     }
     recipe |= {option: options.get(option) for option in _RECIPE}
+    system = manifest and manifest["options"].get("system_prompt")
+    recipe["system_prompt"] = system
     recipe["anchor_languages"] = ", ".join(args.anchor_languages or ()) or None
     recipe["weights"] = "all" if adapter is None else type(adapter).__name__.removesuffix("Config")
     if isinstance(adapter, LoraConfig):
@@ -71,6 +73,8 @@ def model_card(
         name=name,
         base=public_name(base),
         on_the_hub=on_the_hub,
+        # As it was trained
+        messages=[*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": "Hello!"}],
         begin=BEGIN,
         end=END,
         licence=licence,

@@ -129,7 +129,9 @@ class TransferConfig:
     """
 
     # With `None`, for TRL's parser takes a union of two types for the first of them
-    seeds: dict | str | None = field(metadata={"help": "The questions: file or data set, or a mapping (JSON)."})
+    seeds: dict | str | None = field(
+        metadata={"help": 'Questions, as lines of {"instruction": "..."}, or a data set.'}
+    )
     output_dir: str = field(metadata={"help": "Folder of the transfer set."})
     model_name_or_path: str = field(metadata={"help": "Model to be trained: local path or hub id."})
     target_languages: list[str] = field(metadata={"help": "Languages to improve."})
