@@ -284,7 +284,7 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
     assert (
         about["base_model"] == "a/b"
-        and "`base` (made of `a/b`; trained on the weights of the former), fine-tuned with SDRRL" in card.text
+        and "`base` (its weights were made of those of `a/b`), fine-tuned with SDRRL" in card.text
     )
     assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
