@@ -153,7 +153,7 @@ NON_COMMERCIAL = {"license": "other", "license_name": "non-commercial-parts"}
 
 
 @cache  # asked at each checkpoint
-def _metadata(model: str) -> dict[str, Any]:
+def metadata_of(model: str) -> dict[str, Any]:
     """Metadata of a model's card, in its folder, or on the hub if that can be asked. Empty if they cannot be read."""
     import yaml
     from huggingface_hub import hf_hub_download, metadata_load
@@ -169,13 +169,13 @@ def _metadata(model: str) -> dict[str, Any]:
 
 def licence_of(model: str) -> str | None:
     """Licence that the card of a model names."""
-    licence = _metadata(model).get("license")
+    licence = metadata_of(model).get("license")
     return licence if isinstance(licence, str) else None
 
 
 def base_of(folder: str) -> str | None:
     """The model on the hub that the card of a model in a folder names as its base."""
-    base = _metadata(folder).get("base_model")
+    base = metadata_of(folder).get("base_model")
     return base if isinstance(base, str) and on_hub(base) else None
 
 
@@ -183,7 +183,7 @@ def licence_fields(base: str) -> dict[str, str]:
     """Metadata of a model that is made of another: the same licence, whether that can be read or not."""
     if not (licence := licence_of(base)):
         return {"license": "other", "license_name": "that-of-the-base-model"}
-    fields, card = {"license": licence}, _metadata(base)
+    fields, card = {"license": licence}, metadata_of(base)
     if name := card.get("license_name"):  # what `other` stands for
         fields["license_name"] = str(name)
     if "://" in (link := str(card.get("license_link"))):  # that to a file beside the card would lead nowhere

@@ -1,5 +1,6 @@
 """`sdrrl push_to_hub`: uploads a transfer set, or a report with its model and card."""
 
+import re
 from pathlib import Path
 
 from sdrrl_trl import hub
@@ -27,8 +28,8 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
         folder (`str` or `Path`):
             Folder of a transfer set or of a report.
         repo_id (`str`):
-            Repository, which is made if there is none. If it has a card and the model is not in a folder here, the
-            card stays and gets the scores.
+            Repository, which is made if there is none; the card gets its name. If it has a card and the model is not
+            in a folder here, that card stays and gets the scores.
         dry_run (`bool`, *optional*, defaults to `False`):
             Only print what would be uploaded.
 
@@ -41,7 +42,7 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
 
     folder = Path(folder)
     is_report = (folder / "report.json").exists()
-    uploads = _of_report(folder) if is_report else _of_transfer_set(folder)
+    here, uploads = _of_report(folder) if is_report else _of_transfer_set(folder)
     kind, api = "model" if is_report else "dataset", HfApi()
     try:
         validate_repo_id(repo_id)
@@ -55,23 +56,34 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
         if is_report and not _WEIGHTS & uploads.keys() and api.file_exists(repo_id, "README.md"):
             if scores := metadata_load(uploads.pop("README.md")).get("model-index"):
                 metadata_update(repo_id, {"model-index": scores}, overwrite=True)
-        operations = [CommitOperationAdd(name, str(file)) for name, file in uploads.items()]
+        contents = {name: str(file) for name, file in uploads.items()}
+        if card := uploads.get("README.md"):
+            contents["README.md"] = _renamed(card.read_text(encoding="utf-8"), here, repo_id).encode()
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         message = "Model and report" if is_report else "Transfer set"
         api.create_commit(repo_id, operations, repo_type=kind, commit_message=message)
     except Exception as error:  # of any HTTP library; a name that cannot be one
         raise SDRRLError(f"The upload to {repo_id} failed: {hub.explain(error) or in_a_line(error)}") from error
 
 
-def _of_transfer_set(folder: Path) -> dict[str, Path]:
-    """Path in the repository and here of each file of a transfer set."""
+def _renamed(card: str, name: str, repo_id: str) -> str:
+    """A card of ours with its repository in the place of its folder here: in code, the title and the scores."""
+    card = re.sub(rf'(model=|load_dataset\()"{re.escape(name)}"', rf'\1"{repo_id}"', card)
+    return re.sub(
+        rf"^(# |- name: ){re.escape(name)}(?=:|$)", rf"\1{repo_id.rpartition('/')[2]}", card, flags=re.MULTILINE
+    )
+
+
+def _of_transfer_set(folder: Path) -> tuple[str, dict[str, Path]]:
+    """Name of a transfer set, and path in the repository and here of each of its files."""
     if (folder / "training.json").exists():
         raise SDRRLError(f"{folder} is a model. Give the folder of a report on it, which is uploaded with it.")
     names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
-    return {name: folder / name for name in names}
+    return folder.resolve().name, {name: folder / name for name in names}
 
 
-def _of_report(folder: Path) -> dict[str, Path]:
-    """The same of a report and its model."""
+def _of_report(folder: Path) -> tuple[str, dict[str, Path]]:
+    """The same of the model of a report, and of both."""
     from huggingface_hub.utils import filter_repo_objects
 
     content = read_json(folder / "report.json", expect=("models", "tuned", "signatures"))
@@ -95,4 +107,4 @@ def _of_report(folder: Path) -> dict[str, Path]:
     else:
         files = {file.name: file for file in Path(model).iterdir() if file.is_file()}
         uploads = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=_IGNORED)} | uploads
-    return uploads
+    return Path(model).name, uploads

@@ -85,7 +85,8 @@ def model_folder(tmp_path):
     for name in ("model.safetensors", "training_args.bin", "checkpoint-5/optimizer.pt"):
         (folder / name).write_text("")
     (folder / "config.json").write_text("{}")
-    (folder / "README.md").write_text("---\ntags: [sdrrl]\n---\n# Mine\n\nThe trainer's text.\n")
+    text = '# model: a base\n\nThe trainer\'s text.\n\npipeline("x", model="model")\n'
+    (folder / "README.md").write_text(f"---\ntags: [sdrrl]\n---\n{text}")
     return folder
 
 
@@ -96,6 +97,8 @@ def test_a_transfer_set_is_uploaded_with_its_card(hub, stub_seeds, tmp_path):
     push(folder, "me/set")
     files = hub["datasets/me/set"]
     assert files.keys() == names and files["train.parquet"] == (folder / "train.parquet").read_bytes()
+    here, there = (folder / "README.md").read_text(), files["README.md"].decode()
+    assert 'load_dataset("set")' in here and 'load_dataset("me/set")' in there
     card = metadata_load(folder / "README.md")
     assert (card["license"], card["language"]) == ("other", ["en", "pt"]) and card["license_name"]
     assert "None" not in files["README.md"].decode() and str(tmp_path) not in files["README.md"].decode()
@@ -113,7 +116,10 @@ def test_a_report_is_uploaded_with_the_model_and_no_text_of_harmful_items(hub, m
     of_report = {f"report/report.{ending}" for ending in ("md", "json", "svg")}
     assert files.keys() == names == {"model.safetensors", "config.json", "README.md"} | of_report
     assert not any(b"lock" in content for content in files.values())
-    assert BEGIN in files["README.md"].decode() and "The trainer's text." in files["README.md"].decode()
+    card = files["README.md"].decode()
+    assert BEGIN in card and "The trainer's text." in card
+    # Under the name that others load it by
+    assert "\n# it: a base\n" in card and 'model="me/it"' in card and "- name: it\n" in card
 
 
 @pytest.mark.parametrize("model, kept", [("org/carded", True), ("org/new", False)])

@@ -1,5 +1,6 @@
 """`sdrrl train`: what it reads, checks before it begins, and leaves behind."""
 
+import ast
 import json
 import math
 import os
@@ -288,6 +289,9 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     )
     assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
+    # A question as it was trained on, in the target language
+    assert 'messages = [{"role": "user", "content": "Why is the sky blue 5"}]' in card.text
+    assert ("reads `base` from the folder" in card.text) == (library == "peft")
     assert "None" not in str(card) and str(tmp_path) not in str(card)
 
 
@@ -310,7 +314,9 @@ def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commer
     base = shutil.copytree(tiny_model, tmp_path / "base")
     (base / "README.md").write_text(f"---\n{front}\n---\n")
     options = {"answer_source": "reference", "system_prompt": 'Be "kind".'}
-    write_set(transfer_set, rows(), licences={"translator": licence}, **options)
+    system = [{"role": "system", "content": 'Be "kind": ```'}]
+    asked = rows().map(lambda row: {"prompt": system + row["prompt"]})
+    write_set(transfer_set, asked, licences={"translator": licence}, **options)
     command("--max_steps", "1", model=base)
     merge(str(tmp_path / "out"), tmp_path / "merged", str(base))
     for folder in ("out", "merged"):
@@ -318,7 +324,10 @@ def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commer
         assert {name: value for name, value in about.items() if name.startswith("license")} == expected
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("non-commercial**: `translator (CC-BY-NC-4.0)`" in card) == (expected == NON_COMMERCIAL)
-    assert r'messages = [{"role": "system", "content": "Be \"kind\"."}, {"role": "user", "content": "Hello!"}]' in card
+    for text in (card, (tmp_path / "merged" / "README.md").read_text()):
+        assert f"Of what it was trained on: translator: {licence};" in text and "| steps | 1 |" in text
+    messages = re.search("^messages = (.*)$", card, re.MULTILINE)[1]  # no backtick ends the code
+    assert "`" not in messages and ast.literal_eval(messages)[0]["content"] == 'Be "kind": ```'
     assert '| system_prompt | Be "kind". |' in card
     assert "fine-tuned on reference answers and their translations, the baseline of SDRRL" in card
 

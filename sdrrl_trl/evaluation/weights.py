@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from sdrrl_trl.hub import licence_fields, licence_of
+from sdrrl_trl.hub import base_of, licence_fields, licence_of, metadata_of
 from sdrrl_trl.render import render
 from sdrrl_trl.utils import SDRRLError, check_output_dir, on_hub, package_version, public_name, read_json, write_atomic
 
@@ -230,15 +230,25 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
     merged = _merged(merged) if isinstance(merged, PeftModel) else merged
     merged.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    write_atomic(output_dir / "README.md", _card(output_dir.name, path, strength, base))
+    return output_dir
+
+
+def _card(name: str, path: str, strength: float, base: str) -> str:
+    """Card of a merged model, with what that of the tuned model says of limits and training."""
     licence = licence_fields(path if licence_of(path) else base)  # that of the tuned model may be stricter
-    card = render(
+    known = metadata_of(path)
+    kept = {field: known[field] for field in ("datasets", "language", "pipeline_tag") if field in known}
+    kept |= {"base_model": on_the_hub} if (on_the_hub := base if on_hub(base) else base_of(base)) else {}
+    card = file.read_text(encoding="utf-8") if (file := Path(path) / "README.md").is_file() else ""
+    heading = "## Licence and limits"
+    return render(
         "merged_card.md",
-        name=output_dir.name,
+        name=name,
         strength=strength,
         tuned=Path(path).name,
         base=public_name(base),
-        metadata=yaml.safe_dump(licence | ({"base_model": base} if on_hub(base) else {})),
+        metadata=yaml.safe_dump(licence | kept, sort_keys=False),
         version=package_version("sdrrl-trl"),
+        about="".join(card.partition(heading)[1:]).partition("<!--")[0],
     )
-    write_atomic(output_dir / "README.md", card)
-    return output_dir

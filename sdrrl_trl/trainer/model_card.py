@@ -19,7 +19,12 @@ _RECIPE += ("kl_coef", "seed")
 
 
 def model_card(
-    trainer: SFTTrainer, name: str, languages: list[str], data: str | None, manifest: dict[str, Any] | None
+    trainer: SFTTrainer,
+    name: str,
+    languages: list[str],
+    data: str | None,
+    manifest: dict[str, Any] | None,
+    example: list[dict[str, str]] | None = None,
 ) -> str:
     """
     A card in Markdown, with metadata for the hub.
@@ -35,6 +40,8 @@ def model_card(
             Hub id of the data set; a folder here is not named.
         manifest (`dict[str, Any]`, *optional*):
             Manifest of the transfer set, if the data are one.
+        example (`list[dict[str, str]]`, *optional*):
+            Messages to ask the model, as it was trained with.
     """
     args, options, adapter = trainer.args, trainer.args.to_dict(), None
     base = trainer.model.config._name_or_path
@@ -60,8 +67,7 @@ def model_card(
         f"{'packs' if args.packing else 'rows'} per step": n_rows,
     }
     recipe |= {option: options.get(option) for option in _RECIPE}
-    system = manifest and manifest["options"].get("system_prompt")
-    recipe["system_prompt"] = system
+    recipe["system_prompt"] = manifest and manifest["options"].get("system_prompt")
     recipe["anchor_languages"] = ", ".join(args.anchor_languages or ()) or None
     recipe["weights"] = "all" if adapter is None else type(adapter).__name__.removesuffix("Config")
     if isinstance(adapter, LoraConfig):
@@ -73,12 +79,13 @@ def model_card(
         name=name,
         base=public_name(base),
         on_the_hub=on_the_hub,
-        # As it was trained
-        messages=[*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": "Hello!"}],
+        messages=example or [{"role": "user", "content": "Hello!"}],
+        needs_folder=adapter is not None and not on_hub(base),
         begin=BEGIN,
         end=END,
         licence=licence,
         non_commercial=non_commercial,
+        licences=manifest["licences"] if manifest else {},
         answer_source=manifest["options"].get("answer_source") if manifest else None,
         languages=languages,
         source=manifest["options"]["source_language"] if manifest else None,

@@ -94,7 +94,9 @@ class SDRRLTrainer(SFTTrainer):
         given = (model, args, data_collator, train_dataset, eval_dataset, *rest)
         peft_config = inspect.signature(super().__init__).bind(*given, **kwargs).arguments.get("peft_config")
         self._origin = (model, ref_model, peft_config)
-        self.manifest: dict[str, Any] | None = None  # of the transfer set, for the card
+        # Of the transfer set, for the card
+        self.manifest: dict[str, Any] | None = None
+        self.example: list[dict[str, str]] | None = None
         if args.kl_coef:
             initial_model(*self._origin)  # that there is one, before the data are prepared
         # Before the parent prepares the data, which it does in its `__init__`. Empty for data without provenance
@@ -273,5 +275,5 @@ class SDRRLTrainer(SFTTrainer):
         if self.is_world_process_zero():
             name = model_name or self.hub_model_id or Path(self.args.output_dir).name
             languages = sorted({answer for _, _, answer in self._groups if answer})
-            card = model_card(self, name, languages, dataset_name, self.manifest)
+            card = model_card(self, name, languages, dataset_name, self.manifest, self.example)
             write_atomic(Path(self.args.output_dir) / "README.md", card)

@@ -271,6 +271,12 @@ def _check_conversations(tokenizer: Any, data: dict[str, Dataset]) -> None:
             ) from error
 
 
+def _example(rows: Dataset) -> list[dict[str, str]]:
+    """A short question among the first records, in a target language if there is one."""
+    first = rows.select(range(min(100, len(rows))))
+    return min(first, key=lambda row: (row["kind"] != "target", len(str(row["prompt"]))))["prompt"]
+
+
 def make_trainer(
     script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig, manifest: dict[str, Any]
 ) -> SDRRLTrainer:
@@ -310,7 +316,7 @@ def make_trainer(
         raise
     except Exception as error:  # mistakes in options of libraries, damaged files, too little memory: it can be any
         raise SDRRLError(f"Cannot start the training of {name!r}: {in_a_line(error)}") from error
-    trainer.manifest = manifest
+    trainer.manifest, trainer.example = manifest, _example(data["train"])
     # Saved with the model: it has learned to end its turns as the template does, which base models do not know
     generation = trainer.model.generation_config
     generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)
