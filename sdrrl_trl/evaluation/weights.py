@@ -243,7 +243,7 @@ def _card(name: str, path: str, strength: float, base: str) -> str:
     card = file.read_text(encoding="utf-8") if (file := Path(path) / "README.md").is_file() else ""
     heading = "## Licence and limits"
     return render(
-        "merged_card.md",
+        "merged_card.md.jinja",
         name=name,
         strength=strength,
         tuned=Path(path).name,
