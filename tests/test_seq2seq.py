@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from sdrrl_trl import SDRRLError
+from sdrrl_trl.cli import main
 from sdrrl_trl.engines import seq2seq
 from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator, licence_of
 
@@ -283,3 +285,13 @@ def test_a_converted_model_without_its_tokenizer_or_damaged_is_refused(converted
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(SDRRLError, match="with its tokenizer"):
         CTranslate2Translator(str(folder))
+
+
+def test_a_dry_run_tells_size_licence_and_time_of_a_translation_model(nllb, tiny_model, seeds, tmp_path, capsys):
+    command = ["build", "--model_name_or_path", tiny_model, "--seeds", str(seeds), "--target_languages", "th"]
+    command += ["--translator", "seq2seq", "--translator_model", str(nllb), "--output_dir", str(tmp_path / "out")]
+    main([*command, "--dry_run"])
+    told = re.search(
+        r"translate into th: .*\(0 M parameters, licence: CC-BY-NC-4.0\), about (.*)", capsys.readouterr().out
+    )
+    assert told[1].endswith("s) if all are as long")

@@ -191,7 +191,7 @@ def preview(
         config=config,
         n_tokens=n * config.max_new_tokens if own else 0,
         generator=generator.describe()["engine"] if generator else own and describe_generator(config, n),
-        translators={} if translator else check_translators(config),
+        translators={} if translator else check_translators(config, inputs),
         fertilities=fertilities(tokenizer, inputs.seeds, config) if tokenizer else {},
         max_length=MAX_LENGTH,
         n_held_out=n_held_out(n, config.test_size),
