@@ -9,11 +9,11 @@ from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
-from test_trainer import LORA, make, rows
+from test_trainer import CPU, LORA, make, rows
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
 
-from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLError
+from sdrrl_trl import ForgettingCallback, LMEvalCallback, SDRRLConfig, SDRRLError
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.trainer.callbacks import ProgressLines
 
@@ -222,3 +222,13 @@ def test_a_line_comes_every_half_minute_even_without_a_log(monkeypatch, capsys):
         state.global_step += 1
         lines.on_step_end(None, state, control)
     assert capsys.readouterr().err == "train: 2/8 steps, 3.0/min, 120 s left\n"
+
+
+def test_a_line_has_the_drift_of_what_is_anchored_alone(capsys):
+    logs = {"nll/en": 1.0, "drift/en": 0.25, "nll/pt": 2.0, "drift/pt": 0.5}
+    for anchors, shown in ((["en"], "drift/en 0.250, nll/pt"), (None, "drift/en 0.250, nll/pt 2.000, drift/pt 0.500")):
+        lines, state, control = ProgressLines(), TrainerState(global_step=0, max_steps=8), TrainerControl()
+        lines.on_train_begin(None, state, control)
+        lines.on_log(SDRRLConfig("out", anchor_languages=anchors, kl_coef=1.0, **CPU), state, control, logs)
+        said = capsys.readouterr().err
+        assert shown in said and ("drift/pt" in said) == (anchors is None)

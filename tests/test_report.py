@@ -440,7 +440,7 @@ def test_the_page_begins_with_models_date_languages_and_verdict(models, tmp_path
     models["tuned"]["sdrrl_belebele_gen_en"] = result({"acc": right(0.5)}, [ANSWERS["en"]] * N)
     page = run(tmp_path, models)[1].with_suffix(".html").read_text()
     verdict = "Better on 5 and worse on 0 of 5 measures in Portuguese and Thai; English, the source language, is worse"
-    assert f"<title>tuned against base: {verdict} on 1 of 2 measures.</title>" in page
+    assert f"<title>base: tuned against base: {verdict} on 1 of 2 measures.</title>" in page
     head = page.partition("<header>")[2].partition("</header>")[0]
     assert "/models" not in page  # folders of this computer
     for said in (verdict, "<code>tuned</code>", "English (source), Portuguese, Thai", f'datetime="{date.today()}"'):

@@ -135,7 +135,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         inside = next(folder.glob("*/manifest.json"), None)
         hint = f"Did you mean {inside.parent}?" if inside else "Build it first with `sdrrl build`."
-        raise SDRRLError(f"{folder} holds no finished transfer set. {hint}")
+        raise SDRRLError(f"There is no finished transfer set in {folder}. {hint}")
     manifest = read_json(folder / "manifest.json", expect=("options", "engines", "licences", "counts", "sha256"))
     if name := first_damaged(folder, manifest["sha256"]):
         raise SDRRLError(
