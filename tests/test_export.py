@@ -66,8 +66,8 @@ def test_sdft_shows_the_teacher_the_source_question_with_its_answer(transfer_set
 def test_what_cannot_be_exported_is_refused(stub_seeds, transfer_set, tmp_path, capsys):
     only_source = build(stub_seeds, tmp_path / "other", proportions={"source": 1}, lexicon=None)
     for folder, output, named in (
-        (tmp_path / "nowhere", "new", "no finished transfer set in .*nowhere. Build it"),
-        (only_source.parent, "new", f"no finished transfer set in .*. Did you mean {tmp_path}/"),
+        (tmp_path / "nowhere", "new", f"no finished transfer set in {tmp_path / 'nowhere'}. Build it"),
+        (only_source.parent, "new", f"no finished transfer set in {only_source.parent}. Did you mean {tmp_path}/"),
         (only_source, "new", "no question with both a `source` and a `target` record"),
         (transfer_set, "set", "is there already"),
     ):

@@ -66,6 +66,7 @@ def model_card(
         "epochs": round(trainer.state.epoch or 0, 2),
         f"{'packs' if args.packing else 'rows'} per step": n_rows,
     }
+    recipe["translator"] = manifest and manifest["engines"].get("translator", {}).get("engine")
     recipe |= {option: options.get(option) for option in _RECIPE}
     recipe["system_prompt"] = manifest and manifest["options"].get("system_prompt")
     recipe["anchor_languages"] = ", ".join(args.anchor_languages or ()) or None
