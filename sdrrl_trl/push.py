@@ -47,6 +47,7 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
     try:
         validate_repo_id(repo_id)
         if dry_run:
+            print(f"In README.md, {here} becomes {repo_id}.")
             lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
             print("\n".join([f"Would upload to the {kind} repository {repo_id}:", *lines]))
             return
@@ -75,11 +76,11 @@ def _renamed(card: str, name: str, repo_id: str) -> str:
 
 
 def _of_transfer_set(folder: Path) -> tuple[str, dict[str, Path]]:
-    """Name of a transfer set, and path in the repository and here of each of its files."""
+    """Name of a transfer set in its card, and path in the repository and here of each of its files."""
     if (folder / "training.json").exists():
         raise SDRRLError(f"{folder} is a model. Give the folder of a report on it, which is uploaded with it.")
     names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
-    return folder.resolve().name, {name: folder / name for name in names}
+    return "FOLDER", {name: folder / name for name in names}
 
 
 def _of_report(folder: Path) -> tuple[str, dict[str, Path]]:
@@ -94,9 +95,9 @@ def _of_report(folder: Path) -> tuple[str, dict[str, Path]]:
         raise SDRRLError(f"There is no folder {model}. Write it with `sdrrl merge`, evaluate that, and report on it.")
     if is_adapter(model) and not on_hub(base_path(model)):
         raise SDRRLError(
-            f"The adapter {model} is of a base in a folder here, that others lack. Upload what `sdrrl merge` "
-            "makes of it, with a report on that. Or, if the hub has the very same weights, put their id into "
-            "`base_model_name_or_path` of its adapter_config.json."
+            f"The adapter {model} is of a base in a folder here, that others lack. Write both as one model with "
+            f"`sdrrl merge {model} merged`, which tells how to go on. Or, if the hub has the very same weights, put "
+            "their id into `base_model_name_or_path` of its adapter_config.json."
         )
     harmful = any(task.startswith(HARMFUL) for task in content["signatures"])
     shown = [file for file in folder.glob("report.*") if not (harmful and file.suffix == ".html")]

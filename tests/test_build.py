@@ -240,6 +240,8 @@ def test_a_few_bad_rows_are_rejected_with_their_reason_and_the_others_are_built(
     said = capsys.readouterr().err
     assert "answer/bad_row en: 3" in said and "p.jsonl, line 4: the sentences must be text. Bad rows: 2 of 5" in said
     assert re.search("questions.jsonl, line 1: not a JSON object .*Bad rows: 3 of 13, which are left out", said)
+    build(tmp_path / "questions.jsonl", tmp_path / "planned", StubGenerator(), StubTranslator(), dry_run=True, **PLAIN)
+    assert capsys.readouterr().out.startswith("10 questions, of which")
 
 
 @pytest.mark.parametrize("name", ["seeds", "parallel", "parallel, aligned", "lexicon"])
@@ -279,7 +281,7 @@ def test_files_that_are_not_of_a_build_are_not_replaced(stub_seeds, tmp_path):
 def test_a_dry_run_shows_the_counts_and_writes_nothing(stub_seeds, tmp_path, capsys):
     build(stub_seeds, tmp_path / "set", dry_run=True, max_new_tokens=10_000)
     output = capsys.readouterr().out
-    for part in ("42 questions", "at most 420,000 tokens; stub", "target", "into pt"):
+    for part in ("42 questions", "at most 420,000 tokens, 10,000 each", "target", "into pt"):
         assert part in output, output
     assert not (tmp_path / "set").exists()
 

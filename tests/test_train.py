@@ -73,21 +73,24 @@ def trainer_of(transfer_set, model, folder):
 
 
 def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sdrrl_trl.plan._rate", lambda *_: 4e6)  # so slow that there is something to tell
+    monkeypatch.setattr("sdrrl_trl.plan._rate", lambda *_: 8e6)  # so slow that there is something to tell
     command("--dry_run", "--max_length", "256", "--push_to_hub", "--output_dir", str(tmp_path / "out" / "model"))
     said = capsys.readouterr().out
-    time = r"bout (\d+) s \(\d+ s to \d+ s\)"
-    expected = rf"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, a{time}$"
+    time = r"about (\d+) s \(\d+ s to \d+ s\)"
+    expected = rf"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, {time}$"
     assert re.search(expected, said, re.MULTILINE) and "train: model (0 M parameters, licence: not stated)\n" in said
-    assert re.search(f"slow on a CPU. A{time} with: --gradient_checkpointing false\n$", said)
-    # Four passes become three
-    slow, fast = (int(seconds) - 5 for seconds in re.findall(time, said))
+    assert re.search(f"slow on a CPU; {time} with: --gradient_checkpointing false\n", said)
+    assert said.endswith("so few steps hardly change a model. Take more questions or epochs\n")
+    # Four passes become three, beside the start
+    slow, fast = (int(seconds) - 10 for seconds in re.findall(time, said))
     assert fast == pytest.approx(slow * 3 / 4, abs=1)
     assert not (tmp_path / "out").exists()
     command("--dry_run", "--use_peft")
     said = capsys.readouterr().out
     assert "with: --gradient_checkpointing false --lora_dropout 0\n" in said
-    assert "For short answers: --per_device_train_batch_size 1 --max_length 256. That makes more" in said
+    assert "smaller steps: --per_device_train_batch_size 1 --max_length 256, if answers are short" in said
+    command("--dry_run", "--max_steps", "20")
+    assert "not faster on a CPU. Smaller ones: --per_device" in capsys.readouterr().out
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -291,7 +294,7 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     assert (about["license"], about["language"], about["library_name"]) == ("mit", ["en", "pt"], library)
     assert (
         about["base_model"] == "a/b"
-        and "`base` (its weights were made of those of `a/b`), fine-tuned with SDRRL" in card.text
+        and "`base` (made from `a/b`, with other weights), fine-tuned with SDRRL" in card.text
     )
     assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
@@ -332,6 +335,7 @@ def test_the_licence_in_the_card_is_that_of_the_base_unless_parts_are_non_commer
     assert ("non-commercial**: `translator (CC-BY-NC-4.0)`" in card) == (expected == NON_COMMERCIAL)
     for text in (card, (tmp_path / "merged" / "README.md").read_text()):
         assert f"Of what it was trained on: translator: {licence};" in text and "| steps | 1 |" in text
+        assert "Not measured yet" in text and text.count("Why is the sky blue") == 1
     messages = re.search("^messages = (.*)$", card, re.MULTILINE)[1]  # no backtick ends the code
     assert "`" not in messages and ast.literal_eval(messages)[0]["content"] == 'Be "kind": ```'
     assert '| system_prompt | Be "kind". |' in card

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat, fix_date
+from sdrrl_trl.options import similar
 from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub
 
 
@@ -47,7 +48,8 @@ def loading(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # wrong types in a configuration can be any
-        here = "" if Path(name).exists() else "there is no such folder, and on the hub: "
+        near = "" if Path(name).exists() else similar(name, [str(path) for path in Path(name).parent.glob("*/")])
+        here = "" if Path(name).exists() else f"there is no such folder.{near} And on the hub: "
         raise SDRRLError(f"Cannot load {what} {name!r}: {here}{hub.explain(error) or in_a_line(error)}") from error
 
 
@@ -133,7 +135,7 @@ def shard_bar(n: int, what: str) -> tqdm:
     is_other = int(os.environ.get("RANK", 0)) > 0
     # How long all will take, the lines between the shards say
     form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard"
-    return tqdm(total=n, desc=what, bar_format=form, delay=10, leave=False, disable=is_other)
+    return tqdm(total=n, desc=what, bar_format=form, delay=30, leave=False, disable=is_other)
 
 
 def in_batches(

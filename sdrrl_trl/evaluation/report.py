@@ -93,7 +93,7 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     for ending in ("md", "svg"):
         write_atomic(folder / f"report.{ending}", render(f"report.{ending}.jinja", **shown))
     shown |= {"samples": samples(outputs, source), "harmful": HARMFUL, "date": date.today()}
-    shown |= {"differences": differences, "is_wrong_language": is_wrong_language}
+    shown |= {"differences": differences, "is_wrong_language": is_wrong_language, "min_items": MIN_ITEMS}
     write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")

@@ -241,7 +241,7 @@ def _card(name: str, path: str, strength: float, base: str) -> str:
     kept = {field: known[field] for field in ("datasets", "language", "pipeline_tag") if field in known}
     kept |= {"base_model": on_the_hub} if (on_the_hub := base if on_hub(base) else base_of(base)) else {}
     card = file.read_text(encoding="utf-8") if (file := Path(path) / "README.md").is_file() else ""
-    heading = "## Licence and limits"
+    asked = re.search("^messages = .*", card, re.MULTILINE)
     return render(
         "merged_card.md.jinja",
         name=name,
@@ -250,5 +250,6 @@ def _card(name: str, path: str, strength: float, base: str) -> str:
         base=public_name(base),
         metadata=yaml.safe_dump(licence | kept, sort_keys=False),
         version=package_version("sdrrl-trl"),
-        about="".join(card.partition(heading)[1:]).partition("<!--")[0],
+        messages=asked[0] if asked else 'messages = [{"role": "user", "content": "Hello!"}]',
+        about="".join(card.partition("## Licence and limits")[1:]).partition("<!--")[0],
     )

@@ -7,7 +7,6 @@ from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
 from sdrrl_trl import hub
-from sdrrl_trl.evaluation.card import BEGIN, END
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import non_commercial_parts
 from sdrrl_trl.utils import on_hub, package_version, public_name
@@ -82,8 +81,6 @@ def model_card(
         on_the_hub=on_the_hub,
         messages=example or [{"role": "user", "content": "Hello!"}],
         needs_folder=adapter is not None and not on_hub(base),
-        begin=BEGIN,
-        end=END,
         licence=licence,
         non_commercial=non_commercial,
         licences=manifest["licences"] if manifest else {},

@@ -153,7 +153,10 @@ class TransferConfig:
         default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."}
     )
     translator_model: dict | str | None = field(default=None, metadata={"help": "Its model. (default: MADLAD-400 3B)"})
-    lexicon: dict | str | None = field(default=None, metadata={"help": "Word lists by language, or `translator`."})
+    lexicon: dict | str | None = field(
+        default=None,
+        metadata={"help": "Word lists by language, for questions in two; `translator` makes them."},
+    )
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(
         default=None, metadata={"help": f"Share of each kind, as JSON. (default: {json.dumps(PROPORTIONS)})"}

@@ -184,11 +184,12 @@ def preview(
     tokenizer, model = inputs.chat and inputs.chat.tokenizer, config.model_name_or_path
     if is_address(config.generator) and Path(model).is_dir():  # a server's name for it can also be any
         tokenizer = load_tokenizer(model)
-    own, n = config.answer_source != "reference", len(inputs.seeds)
+    own, n = config.answer_source != "reference", len(inputs.seeds) - inputs.seeds.n_bad
     return render(
         "transfer_preview.txt",
         inputs=inputs,
         config=config,
+        n=n,
         n_tokens=n * config.max_new_tokens if own else 0,
         generator=generator.describe()["engine"] if generator else own and describe_generator(config, n),
         translators={} if translator else check_translators(config, inputs),

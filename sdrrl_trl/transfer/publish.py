@@ -65,7 +65,7 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
     # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
     # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
     model = public_name(config.model_name_or_path)
-    card = {"name": folder.resolve().name, "manifest": manifest, "model": model, "summary": summary(manifest)}
+    card = {"manifest": manifest, "model": model, "summary": summary(manifest)}
     write_atomic(folder / "README.md", render("transfer_card.md.jinja", **card, example=example) + "\n")
     write_json(folder / "manifest.json", manifest)
 

@@ -44,6 +44,7 @@ class Seeds:
     Attributes:
         sha256 (`str`): Hash of all questions.
         n_characters (`int`): Length of all questions together.
+        n_bad (`int`): Number of rows that are left out.
         without_reference (`str`, *optional*): Id of the first question that came without a reference answer.
         has_system (`bool`): Whether any question has a system message.
 
@@ -70,7 +71,7 @@ class Seeds:
         if not self._n:
             raise SDRRLError(f"{source['path']} is empty. Give a file with one question a line.")
         bad.check(self._n, "Correct or remove them, or name the right columns in `columns` of `seeds`.")
-        self.sha256 = digest.hexdigest()
+        self.sha256, self.n_bad = digest.hexdigest(), bad.n
         if unused:
             warn(f"{source['path']}: not used: {', '.join(unused)}. Name in `columns` what belongs to the questions.")
 
