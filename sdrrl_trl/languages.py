@@ -1,5 +1,6 @@
 """The one table of languages (languages.txt), which builder, tasks and report read, and telling languages apart."""
 
+import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -100,8 +101,11 @@ def get_language(tag: str) -> Language:
         parsed = exact.prefer_macrolanguage()
         language = parsed.language
     except (langcodes.LanguageTagError, AttributeError) as error:
-        named = next((one.tag for one in LANGUAGES.values() if one.name.lower() == str(tag).lower()), None)
-        example = f", that of {tag} is `{named}`" if named else " such as `pt`, `th` or `sw`"
+        known = {one.name.lower(): one for one in LANGUAGES.values()}
+        near = difflib.get_close_matches(str(tag).lower(), known, n=1, cutoff=0.8)
+        example = (
+            f", that of {known[near[0]].name} is `{known[near[0]].tag}`" if near else " such as `pt`, `th` or `sw`"
+        )
         raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags{example}.") from error
     language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":

@@ -80,9 +80,12 @@ def told(seconds: float, n_models: int = 1) -> str:
     The time of a stage whose multiplications take so many seconds, with the start of its models: the middle, and from
     when to when.
     """
-    shortest = n_models * START[0] + seconds
-    longest = n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds  # 3 is a guess
+    shortest, longest = n_models * START[0] + seconds, _longest(seconds, n_models)
     return f"about {in_time((shortest + longest) / 2)} ({in_time(shortest)} to {in_time(longest)})"
+
+
+def _longest(seconds: float, n_models: int) -> float:
+    return n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds  # 3 is a guess
 
 
 def size_of(model: str) -> float:
@@ -136,8 +139,8 @@ def describe_generator(config: TransferConfig, n_questions: int) -> str:
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
-    longest = told(duration(size_of(model), 0, n_tokens, min(64, config.shard_size), config.dtype))
-    return f"{about(model)}, {longest} if all are as long"
+    seconds = duration(size_of(model), 0, n_tokens, min(64, config.shard_size, n_questions), config.dtype)
+    return f"{about(model)}, at most {in_time(_longest(seconds, 1))}"
 
 
 def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> dict[str, str]:
@@ -168,13 +171,14 @@ def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> d
         else:
             seconds = None
         if seconds is not None:
-            found[target] += f", {told(seconds, n_starts)} if all are as long"
+            found[target] += f", at most {in_time(_longest(seconds, n_starts))}"
     return found
 
 
 def _characters_per_second(inputs: Inputs, source: str, target: str) -> float:
     """How much the small translator of the demo translates here, measured on some questions."""
-    translator, texts = FastTranslate(), [seed.turns[0] for seed in islice(inputs.seeds, 32) if not seed.is_bad]
+    translator = FastTranslate()
+    texts = [seed.turns[0][:200] for seed in islice(inputs.seeds, 32)]
     translator.translate(texts[:1], source, target)  # which loads the model
     start = time.perf_counter()
     translator.translate(texts, source, target)
@@ -226,7 +230,8 @@ def plan_evaluation(
         times = [duration(size_of(m), counts["read"], counts["written"], size, dtype) for m in models.values()]
         pairs = zip(models.items(), times, strict=True)
         models = {name: f"{about(model)}, {told(seconds)}" for (name, model), seconds in pairs}
-        total = told(sum(times), len(times)) if len(times) > 1 else None
+        # lm-eval and its tasks take as long to begin as a model
+        total = told(sum(times), len(times) + 1)
     counts = {name: round(n) for name, n in counts.items()}
     return render("evaluation_plan.txt", models=models, total=total, **counts)
 

@@ -69,10 +69,9 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
 
 def _renamed(card: str, name: str, repo_id: str) -> str:
     """A card of ours with its repository in the place of its folder here: in code, the title and the scores."""
-    card = re.sub(rf'(model=|load_dataset\()"{re.escape(name)}"', rf'\1"{repo_id}"', card)
-    return re.sub(
-        rf"^(# |- name: ){re.escape(name)}(?=:|$)", rf"\1{repo_id.rpartition('/')[2]}", card, flags=re.MULTILINE
-    )
+    card = re.sub(rf'(model=|load_dataset\()"{re.escape(name)}"', rf'\g<1>"{repo_id}"', card)
+    title = rf"\g<1>{repo_id.rpartition('/')[2]}"
+    return re.sub(rf"^(# |- name: ){re.escape(name)}(?=:|$)", title, card, flags=re.MULTILINE)
 
 
 def _of_transfer_set(folder: Path) -> tuple[str, dict[str, Path]]:

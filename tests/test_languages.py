@@ -20,7 +20,7 @@ def test_unknown_languages_are_refused_by_name(tag):
 
 
 def test_the_name_of_a_language_is_told_its_tag():
-    with pytest.raises(SDRRLError, match="that of portuguese is `pt`"):
+    with pytest.raises(SDRRLError, match="that of Portuguese is `pt`"):
         get_language("portuguese")
 
 

@@ -109,19 +109,19 @@ def test_a_transfer_set_is_uploaded_with_its_card(hub, stub_seeds, tmp_path):
 def test_a_report_is_uploaded_with_the_model_and_no_text_of_harmful_items(hub, model_folder, tmp_path, capsys):
     models = {"base": one_model(0.0), "tuned": one_model(0.35)}
     folder = report_on(tmp_path, models, {"tuned": str(model_folder), "base": "\x1b[2J"})[1].parent
-    push_to_hub(folder, "me/it", dry_run=True)
-    assert "In README.md, model becomes me/it.\n" in capsys.readouterr().out
+    push_to_hub(folder, "me/1it", dry_run=True)
+    assert "In README.md, model becomes me/1it.\n" in capsys.readouterr().out
     (folder / "old.txt").write_text(HARMFUL_TEXT)
-    _, names = push(folder, "me/it", "--dry_run")
-    push(folder, "me/it")
-    files = hub["models/me/it"]
+    _, names = push(folder, "me/1it", "--dry_run")
+    push(folder, "me/1it")
+    files = hub["models/me/1it"]
     of_report = {f"report/report.{ending}" for ending in ("md", "json", "svg")}
     assert files.keys() == names == {"model.safetensors", "config.json", "README.md"} | of_report
     assert not any(b"lock" in content for content in files.values())
     card = files["README.md"].decode()
     assert BEGIN in card and "The trainer's text." in card
     # Under the name that others load it by
-    assert "\n# it: a base\n" in card and 'model="me/it"' in card and "- name: it\n" in card
+    assert "\n# 1it: a base\n" in card and 'model="me/1it"' in card and "- name: 1it\n" in card
 
 
 @pytest.mark.parametrize("model, kept", [("org/carded", True), ("org/new", False)])

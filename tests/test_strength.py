@@ -49,7 +49,7 @@ def test_a_merged_model_is_that_of_the_strength_and_says_so(tiny_model, tuned, t
         AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     )
     card = (folder / "README.md").read_text()
-    assert f"`{kind}` at strength 0.75" in card and "base model `model`" in card
+    assert f"of `{kind}`\nat strength 0.75" in card and "base model `model`" in card
     about = metadata_load(folder / "README.md")
     assert str(tmp_path) not in card and "merge" in about["tags"] and about["license"] == "other"
 

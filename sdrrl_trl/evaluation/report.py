@@ -46,7 +46,9 @@ class ReportConfig:
         }
     )
     output_dir: str = field(metadata={"help": "Folder of the report."})
-    transfer_set: str | None = field(default=None, metadata={"help": "Folder made by `sdrrl build`."})
+    transfer_set: str | None = field(
+        default=None, metadata={"help": "Made by `sdrrl build`: what the card tells of the training."}
+    )
 
     def __post_init__(self):
         for model in self.models:

@@ -8,7 +8,7 @@ import yaml
 from safetensors import safe_open
 
 from sdrrl_trl.hub import base_of, licence_fields, licence_of, metadata_of
-from sdrrl_trl.render import render
+from sdrrl_trl.render import inline, render
 from sdrrl_trl.utils import SDRRLError, check_output_dir, on_hub, package_version, public_name, read_json, write_atomic
 
 
@@ -235,15 +235,21 @@ def merge(model: str, output_dir: Path, base: str | None = None) -> Path:
 
 
 def _card(name: str, path: str, strength: float, base: str) -> str:
-    """Card of a merged model, with what that of the tuned model says of limits and training."""
+    """Card of a merged model: that of the tuned model, if it is one of ours, under its own name and without scores."""
     licence = licence_fields(path if licence_of(path) else base)  # that of the tuned model may be stricter
     known = metadata_of(path)
     kept = {field: known[field] for field in ("datasets", "language", "pipeline_tag") if field in known}
     kept |= {"base_model": on_the_hub} if (on_the_hub := base if on_hub(base) else base_of(base)) else {}
     card = file.read_text(encoding="utf-8") if (file := Path(path) / "README.md").is_file() else ""
-    asked = re.search("^messages = .*", card, re.MULTILINE)
+    headings = "# .* with SDRRL.*|## Use|## Licence and limits|<!-- .*|## Citation"
+    _, *parts = re.split(f"^({headings})$", card, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+    title = next((heading for heading in sections if heading.startswith("# ")), f"# {inline(name)}")
+    asked = re.search("^messages = .*", sections.get("## Use", ""), re.MULTILINE)
     return render(
         "merged_card.md.jinja",
+        title=title,
+        about=sections.get(title),
         name=name,
         strength=strength,
         tuned=Path(path).name,
@@ -251,5 +257,5 @@ def _card(name: str, path: str, strength: float, base: str) -> str:
         metadata=yaml.safe_dump(licence | kept, sort_keys=False),
         version=package_version("sdrrl-trl"),
         messages=asked[0] if asked else 'messages = [{"role": "user", "content": "Hello!"}]',
-        about="".join(card.partition("## Licence and limits")[1:]).partition("<!--")[0],
+        rest={part: sections[part] for part in ("## Licence and limits", "## Citation") if part in sections},
     )

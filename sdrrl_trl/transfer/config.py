@@ -155,11 +155,12 @@ class TransferConfig:
     translator_model: dict | str | None = field(default=None, metadata={"help": "Its model. (default: MADLAD-400 3B)"})
     lexicon: dict | str | None = field(
         default=None,
-        metadata={"help": "Word lists by language, for questions in two; `translator` makes them."},
+        metadata={"help": "Word lists by language, to put its words into questions; or `translator`."},
     )
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(
-        default=None, metadata={"help": f"Share of each kind, as JSON. (default: {json.dumps(PROPORTIONS)})"}
+        default=None,
+        metadata={"help": f"Records of each kind, as a ratio. (default: {json.dumps(PROPORTIONS)})"},
     )
     size: int | None = field(default=None, metadata={"help": "Number of training records. (default: all)"})
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions that is held out: 0 to 1."})
