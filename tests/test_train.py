@@ -299,7 +299,7 @@ def test_the_card_names_base_recipe_languages_and_licence_and_no_folder(
     assert "Not measured yet" in card.text and "for Portuguese (source: English)." in card.text
     assert "| anchor_languages | en |" in card.text
     # A question as it was trained on, in the target language
-    assert 'messages = [{"role": "user", "content": "Why is the sky blue 5"}]' in card.text
+    assert 'messages = [{"role": "user", "content": "Why is the sky blue 13 ? ? ?"}]' in card.text
     assert ("reads `base` from the folder" in card.text) == (library == "peft")
     assert "None" not in str(card) and str(tmp_path) not in str(card)
 

@@ -272,9 +272,10 @@ def _check_conversations(tokenizer: Any, data: dict[str, Dataset]) -> None:
 
 
 def _example(rows: Dataset) -> list[dict[str, str]]:
-    """A short question among the first records, in a target language if there is one."""
-    first = rows.select(range(min(100, len(rows))))
-    return min(first, key=lambda row: (row["kind"] != "target", len(str(row["prompt"]))))["prompt"]
+    """A question among the first records, in a target language if there is one: not the shortest, nor the longest."""
+    first = rows.select(range(min(100, len(rows)))).to_list()
+    asked = [row["prompt"] for row in first if row["kind"] == "target"] or [row["prompt"] for row in first]
+    return sorted(asked, key=lambda messages: len(str(messages)))[len(asked) // 2]
 
 
 def make_trainer(
