@@ -76,7 +76,7 @@ def _renamed(card: str, name: str, repo_id: str) -> str:
 
 def _of_transfer_set(folder: Path) -> tuple[str, dict[str, Path]]:
     """Name of a transfer set in its card, and path in the repository and here of each of its files."""
-    if (folder / "training.json").exists():
+    if any((folder / name).exists() for name in ("training.json", *_WEIGHTS)):
         raise SDRRLError(f"{folder} is a model. Give the folder of a report on it, which is uploaded with it.")
     names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
     return "FOLDER", {name: folder / name for name in names}

