@@ -1,6 +1,7 @@
 """`sdrrl doctor`: what is here of all that a run needs; which benchmarks, in which languages, and why not the rest."""
 
 import os
+import platform
 import re
 import shutil
 from collections import defaultdict
@@ -68,8 +69,10 @@ def _surroundings() -> dict[str, str]:
         judged_by = str(error) or "no answer within 10 s"
     why = hub.unreachable()
     missing = "not here, nor is the hub: name a folder or a server" if why else "not here; `build` downloads it"
+    packages = ("sdrrl-trl", "trl", "transformers", "peft", "datasets", "lm_eval")
     return {
-        "torch": f"{torch.__version__} on {device}",
+        "versions": ", ".join(f"{name} {package_version(name)}" for name in packages),
+        "torch": f"{torch.__version__} on {device}; Python {platform.python_version()}",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
         "hub": f"not there: {why}" if why else "answers",
         "judge": judged_by,
