@@ -185,13 +185,10 @@ def _merge(arguments: list[str]) -> None:
     print(f"Model: {merge(options.model, options.output, options.base)}")
     models = f"base={options.base or base_path(options.model)}", f"merged={options.output}"
     print("To publish it, with scores (your tasks and folders):")
-    for command in (
-        ["evaluate", "--models", *models, "--tasks", "sdrrl_heldout", "--transfer_set", "transfer_set"],
-        ["report", "base=merged_results/base", "merged=merged_results/merged", "--transfer_set", "transfer_set"],
-        ["push_to_hub", "merged_report", "ME/MODEL", "--dry_run"],
-    ):
-        folder = {"evaluate": "merged_results", "report": "merged_report"}.get(command[0])
-        print(" ", shlex.join(["sdrrl", *command, *(["--output_dir", folder] if folder else [])]))
+    data = "--transfer_set transfer_set --output_dir"
+    print(f"  sdrrl evaluate --models {shlex.join(models)} --tasks sdrrl_heldout {data} merged_results")
+    print(f"  sdrrl report base=merged_results/base merged=merged_results/merged {data} merged_report")
+    print("  sdrrl push_to_hub merged_report ME/MODEL --dry_run")
 
 
 def _run(arguments: list[str]) -> None:

@@ -88,6 +88,7 @@ def _longest(seconds: float, n_models: int) -> float:
     return n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds  # 3 is a guess
 
 
+@cache
 def size_of(model: str) -> float:
     """Number of parameters of a model, or of an adapter's base."""
     return on_meta(base_path(model)).num_parameters()
@@ -101,9 +102,8 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
     is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
     dropout = getattr(trainer.model.active_peft_config, "lora_dropout", 0) if is_adapter else 0
-    dtype = "bfloat16" if args.bf16 else "float32"
-    once = duration(size_of(model), n_tokens / args.world_size, 0, 1, dtype)
-    seconds = once * _passes(args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
+    n_read = n_tokens / args.world_size
+    seconds = _training(model, n_read, args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
@@ -113,7 +113,7 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
     if args.device.type == "cpu" and any(faster.values()):
         options = " ".join(option for option, is_used in faster.items() if is_used)
-        expected = told(once * _passes(args, is_adapter, checkpointing=False))
+        expected = told(_training(model, n_read, args, is_adapter, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     smaller = "--per_device_train_batch_size 1 --max_length 256, if answers are short"
     is_long = args.train_batch_size * (args.max_length or 0) > LONG
@@ -125,12 +125,13 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     return "\n".join(lines)
 
 
-def _passes(args: SDRRLConfig, is_adapter: bool, checkpointing: bool) -> int:
+def _training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool, checkpointing: bool) -> float:
     """
-    Passes over the weights in a training step: forwards, and once more with checkpoints; backwards to the hidden
-    states, and to the weights, unless those are frozen; the initial model forwards.
+    Seconds that the matrix multiplications of a training take: forwards, and once more with checkpoints; backwards to
+    the hidden states, and to the weights, unless those are frozen; the initial model forwards.
     """
-    return (2 if is_adapter else 3) + checkpointing + (args.kl_coef > 0)
+    passes = (2 if is_adapter else 3) + checkpointing + (args.kl_coef > 0)
+    return passes * duration(size_of(model), n_tokens, 0, 1, "bfloat16" if args.bf16 else "float32")
 
 
 def describe_generator(config: TransferConfig, n_questions: int) -> str:
@@ -251,9 +252,8 @@ def plan_run(
     if training.max_steps > 0:
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
         length = training.max_length if training.packing else length
-    n_tokens, dtype = n_rows * length, "bfloat16" if training.bf16 else "float32"
-    passes = _passes(training, is_adapter, training.gradient_checkpointing)
-    expected = told(passes * duration(size_of(model), n_tokens, 0, 1, dtype))
+    n_tokens = n_rows * length
+    expected = told(_training(model, n_tokens, training, is_adapter, training.gradient_checkpointing))
     lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))
