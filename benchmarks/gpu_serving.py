@@ -19,6 +19,7 @@ def generation(sizes, folder):
     """Tokens a second of our engine, greedy and sampled, over `model.generate` in batches of 32."""
     from sdrrl_trl.engines import Sampling
     from sdrrl_trl.engines.transformers import TransformersGenerator
+    from sdrrl_trl.plan import duration
 
     path = folder / "llama"
     for part in llama(sizes, folder):
@@ -51,6 +52,10 @@ def generation(sizes, folder):
         print(f"  {name}: {speeds[name]:.0f} tokens/s, {measure['MB']:.0f} MB", flush=True)
     found = {f"{name}: tokens/s": round(value) for name, value in speeds.items()}
     found |= {f"{name} over plain": speeds[name] / speeds["plain"] for name in ("greedy", "sampled")}
+    # By the rate that `--dry_run` measures, see sdrrl_trl/plan.py
+    batch, dtype = min(64, len(asked)), str(DTYPE).removeprefix("torch.")
+    expected = duration(engine.model.num_parameters(), 0, len(asked) * n, batch, dtype)
+    found["greedy: time over its multiplications"] = len(asked) * n / speeds["greedy"] / expected
     # Whatever else is in the batch, a row is answered the same: mostly, as its logits differ in their last bits
     small = TransformersGenerator(tiny_model(folder), Sampling(2 * n), dtype="float32")
     alone = [small.generate([each])[0] for each in asked[:8]]
@@ -68,6 +73,7 @@ def translation(sizes, folder):
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
     from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
+    from sdrrl_trl.plan import duration
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -96,8 +102,12 @@ def translation(sizes, folder):
         measure = {}
         with measured(measure):
             engine.translate(texts, "en", "pt")
-        speeds[str(dtype)] = n_tokens / measure["seconds"]
-    speeds["bfloat16 over float32"] = speeds["torch.bfloat16"] / speeds["torch.float32"]
+        name = str(dtype).removeprefix("torch.")
+        speeds[name] = n_tokens / measure["seconds"]
+        # One half of the weights reads, the other one writes
+        expected = duration(engine.model.num_parameters() / 2, n_tokens, n_tokens, min(64, len(texts)), name)
+        speeds[f"{name}: time over its multiplications"] = measure["seconds"] / expected
+    speeds["bfloat16 over float32"] = speeds["bfloat16"] / speeds["float32"]
     return speeds
 
 

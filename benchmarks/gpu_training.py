@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
-from gpu_shared import DEVICE, HAS_GPU, WORDS, llama, measured, now
+from gpu_shared import DEVICE, DTYPE, HAS_GPU, WORDS, llama, measured, now
 from trainer import rows
 
 
@@ -103,11 +103,23 @@ def race(trainers, n=15, rounds=3, warm_up=5):
         with measured(memory[side]):
             step(side, 0)
     medians = [[statistics.median(side[i : i + n]) for i in range(warm_up, len(side), n)] for side in times]
+    seconds = statistics.median(medians[1])
     return {
         "time": statistics.median(b / a for a, b in zip(*medians, strict=True)),
+        "time over its multiplications": seconds / multiplications(trainers[1]),
         "memory": memory[1]["MB"] / memory[0]["MB"],
         "ms a step, in turn": ", ".join(f"{1000 * x:.1f}" for pair in zip(*medians, strict=True) for x in pair),
     }
+
+
+def multiplications(trainer):
+    """Seconds of a step by the rate that `--dry_run` measures, see sdrrl_trl/plan.py."""
+    from sdrrl_trl.plan import duration
+
+    data, args = trainer.train_dataset, trainer.args
+    n_tokens = args.train_batch_size * statistics.mean(map(len, data["input_ids"]))
+    passes = 3 - hasattr(trainer.model, "peft_config") + (getattr(args, "kl_coef", 0) > 0)
+    return passes * duration(trainer.model.num_parameters(), n_tokens, 0, 1, str(DTYPE).removeprefix("torch."))
 
 
 def speed(sizes, folder):
