@@ -49,7 +49,8 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
         if dry_run:
             print(f"In README.md, {here} becomes {repo_id}.")
             lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
-            print("\n".join([f"Would upload to the {kind} repository {repo_id}:", *lines]))
+            private = " (if there is none, it is made, public)"
+            print("\n".join([f"Would upload to the {kind} repository {repo_id}{private}:", *lines]))
             return
         if why := hub.unreachable():
             raise OSError(why)

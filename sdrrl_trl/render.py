@@ -6,13 +6,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from sdrrl_trl.languages import language_name
-from sdrrl_trl.utils import public_name
+from sdrrl_trl.utils import on_hub, public_name
 
 
 def inline(text: Any) -> str:
     """A text of others in one line, without what would end a piece of code in Markdown or change a terminal."""
     text = "".join(char if char.isprintable() else " " for char in str(text).replace("`", "'"))
     return " ".join(text.split())
+
+
+def linked(name: str, kind: str = "") -> str:
+    """A model, or with the kind `"datasets/"` a data set: its id on the hub as a link, or its file's name."""
+    shown = f"`{inline(public_name(name))}`"
+    # In a manifest, what was a folder is a name without a slash
+    return f"[{shown}](https://huggingface.co/{kind}{name})" if "/" in name and on_hub(name) else shown
 
 
 @cache
@@ -26,7 +33,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"language": language_name, "number": "{:,}".format, "inline": inline}
-    environment.filters["public_name"] = public_name
+    environment.filters |= {"linked": linked, "public_name": public_name}
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment
 

@@ -192,7 +192,7 @@ def demo(model: str | None, output_dir: Path, overwrite_stage: str | None = None
         model, origin = smollm2()
         print(f"Model: {origin}", file=sys.stderr)
         if not full:
-            print("Four stages, in all 3 to 4 minutes on two idle CPU cores", file=sys.stderr, flush=True)
+            print("Four stages, in all 3 to 5 minutes on two idle CPU cores", file=sys.stderr, flush=True)
     config["build"]["model_name_or_path"] = model
     return run(config, folder, output_dir, overwrite_stage)
 

@@ -124,8 +124,8 @@ def fingerprint(path: str) -> str:
 
 
 def on_hub(model: str) -> bool:
-    """Whether a model is named by an id of the hub, not by a folder here."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).is_dir()
+    """Whether a model is named by an id of the hub, not by what is here."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).exists()
 
 
 def public_name(model: str) -> str:

@@ -66,8 +66,13 @@ def test_what_is_in_a_set_and_what_was_dropped_is_told(whole, stub_seeds, parall
     assert counts["left_out"]["target_to_source pt"] == 36 - counts["train"]["target_to_source pt-en"]
     assert "42 questions; rejected: 2" in summary(load_manifest(whole))
     card = (whole / "README.md").read_text()
-    shown = re.search(r"A record of the kind `target`:\n\n```\nuser: (.*)\nassistant: (.*)\n```", card).groups()
-    assert shown in {tuple(inline(row[x][0]["content"]) for x in ("prompt", "completion")) for row in rows_of(whole)}
+    shown = dict(re.findall(r"^(\w+), \w+ to \w+\n((?:  \w+: .*\n)+)", card, re.MULTILINE))
+    assert shown.keys() == {row["kind"] for row in rows_of(whole)}
+    for row in rows_of(whole) + rows_of(whole, "test"):
+        lines = (f"  {part['role']}: {inline(part['content'])}\n" for part in row["prompt"] + row["completion"])
+        if shown.get(row["kind"]) == "".join(lines):
+            del shown[row["kind"]]
+    assert not shown
     folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)
     assert reasons(folder, "parallel") == {"no_pair": 2, "duplicate": 1}
     assert set(load_dataset(str(folder))) == {"train"}
@@ -437,7 +442,7 @@ def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypa
     found = {row["source_id"]: row["reason"] for row in rows_of(folder, "rejected")}
     assert found == {"q0": "in_mkqa", "q1": "in_xlsum"} and not any(item in log.read_text() for item in items)
     card = (folder / "README.md").read_text()
-    assert "(`questions.jsonl`)" in card and "A record of the kind `source`:\n\n```\nuser: " in card
+    assert "(`questions.jsonl`)" in card and "One record of each kind:\n\n```\nsource, en to en\n  user: " in card
     assert "answer/in_mkqa en: 1" in card and "items of these benchmarks are rejected: mkqa, xlsum\n" in card
     # Data that come later change nothing
     monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path / "none"))

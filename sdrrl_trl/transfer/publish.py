@@ -9,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdrrl_trl import hub
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.rows import PROVENANCE
 from sdrrl_trl.utils import (
     SDRRLError,
     first_damaged,
+    on_hub,
     package_version,
-    public_name,
     read_json,
     sha256_of,
     write_atomic,
@@ -40,7 +41,7 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
         facts (`dict[str, Any]`):
             More for the manifest: `inputs`, `engines`, `licences`, `counts`.
     """
-    folder, counts, example = Path(config.output_dir), {"train": Counter(), "test": Counter()}, None
+    folder, counts, examples = Path(config.output_dir), {"train": Counter(), "test": Counter()}, {}
     with ExitStack() as stack:
         features = _features()
         writers = {name: stack.enter_context(parquet_writer(folder / name, features[name])) for name in DATA_FILES}
@@ -48,8 +49,7 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
             writers[f"{split}.parquet"].write(row)
             if split != "rejected":
                 counts[split][f"{row['kind']} {row['question_language']}-{row['answer_language']}"] += 1
-            if split == "train" and (example is None or row["kind"] == "target" != example["kind"]):
-                example = row
+                examples.setdefault(row["kind"], row)
     for split, cells in counts.items():
         if not cells:  # `load_dataset` cannot open a split without rows
             (folder / f"{split}.parquet").unlink()
@@ -64,9 +64,17 @@ def publish(config: TransferConfig, rows: Iterator[tuple[str, dict[str, Any]]], 
         del manifest["options"][name]
     # No `configs:` in the card: with it, `load_dataset` caches a local folder by its name alone and returns the rows
     # of another transfer set of the same name (datasets 5.2). Without it, the splits follow from the file names.
-    model = public_name(config.model_name_or_path)
-    card = {"manifest": manifest, "model": model, "summary": summary(manifest)}
-    write_atomic(folder / "README.md", render("transfer_card.md.jinja", **card, example=example) + "\n")
+    model = config.model_name_or_path
+    card = render(
+        "transfer_card.md.jinja",
+        manifest=manifest,
+        examples=examples,
+        model=model,
+        origin=None if on_hub(model) else hub.base_of(model),
+        seeds=config.seeds["path"],
+        licence=hub.licence_of(model),
+    )
+    write_atomic(folder / "README.md", card + "\n")
     write_json(folder / "manifest.json", manifest)
 
 
