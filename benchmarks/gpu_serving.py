@@ -52,10 +52,10 @@ def generation(sizes, folder):
         print(f"  {name}: {speeds[name]:.0f} tokens/s, {measure['MB']:.0f} MB", flush=True)
     found = {f"{name}: tokens/s": round(value) for name, value in speeds.items()}
     found |= {f"{name} over plain": speeds[name] / speeds["plain"] for name in ("greedy", "sampled")}
-    # By the rate that `--dry_run` measures, see sdrrl_trl/plan.py
-    batch, dtype = min(64, len(asked)), str(DTYPE).removeprefix("torch.")
-    expected = duration(engine.model.num_parameters(), 0, len(asked) * n, batch, dtype)
-    found["greedy: time over its multiplications"] = len(asked) * n / speeds["greedy"] / expected
+    # As `--dry_run` has it, see sdrrl_trl/plan.py
+    shape, dtype = (engine.model.num_parameters(), engine.model.config.num_hidden_layers), str(DTYPE)
+    expected = duration(shape, 0, len(asked) * n, 0, min(64, len(asked)), dtype.removeprefix("torch."))
+    found["greedy: time over the expected"] = len(asked) * n / speeds["greedy"] / expected
     # Whatever else is in the batch, a row is answered the same: mostly, as its logits differ in their last bits
     small = TransformersGenerator(tiny_model(folder), Sampling(2 * n), dtype="float32")
     alone = [small.generate([each])[0] for each in asked[:8]]
@@ -105,8 +105,9 @@ def translation(sizes, folder):
         name = str(dtype).removeprefix("torch.")
         speeds[name] = n_tokens / measure["seconds"]
         # One half of the weights reads, the other one writes
-        expected = duration(engine.model.num_parameters() / 2, n_tokens, n_tokens, min(64, len(texts)), name)
-        speeds[f"{name}: time over its multiplications"] = measure["seconds"] / expected
+        shape = engine.model.num_parameters() / 2, engine.model.config.num_hidden_layers
+        expected = duration(shape, n_tokens, n_tokens, 0, min(64, len(texts)), name)
+        speeds[f"{name}: time over the expected"] = measure["seconds"] / expected
     speeds["bfloat16 over float32"] = speeds["bfloat16"] / speeds["float32"]
     return speeds
 

