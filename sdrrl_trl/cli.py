@@ -331,10 +331,11 @@ def _nearest(message: str) -> str:
 def _lines_for_bars() -> None:
     """
     Before tqdm is imported: lines of ours in the place of bars. Those that cannot be turned off, as lm-eval's, become
-    lines, too, once they have lasted ten seconds: warnings would tear them, and in a log they are none.
+    lines, too, once they have lasted ten seconds: warnings would tear them, and in a log they are none. They tell no
+    time left: lm-eval takes the longest texts first.
     """
     looks = {"DISABLE": "1", "DELAY": "10", "MININTERVAL": "10", "LEAVE": "", "POSITION": "1"}
-    looks["BAR_FORMAT"] = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
+    looks["BAR_FORMAT"] = "{desc}: {n_fmt}/{total_fmt}, {elapsed} so far"
     for name, value in looks.items():
         os.environ.setdefault(f"TQDM_{name}", value)
     from tqdm import tqdm

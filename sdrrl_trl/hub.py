@@ -143,7 +143,7 @@ def explain(error: BaseException) -> str | None:
     if re.search("OfflineMode|[Oo]ffline mode|LocalEntryNotFound", " ".join(map(repr, chain))):
         return (
             f"it is not in the cache of downloads, and the hub cannot be asked ({unreachable() or 'no answer in time'}"
-            "). Connect, correct the name, or name a folder with a copy (a benchmark: in SDRRL_DATA_DIR)."
+            "). Connect, correct the name, or name a folder with a copy."
         )
     return None
 

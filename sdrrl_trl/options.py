@@ -78,6 +78,10 @@ def parse(
             if named and (action := self._option_string_actions.get(named[1])):
                 others = set(self._option_string_actions) - {*action.option_strings}
                 message = f"{message.rstrip('.')}.{similar(named[1], others, cutoff=0.9)}"
+            if "are required" in message:  # perhaps one of them is misspelt
+                known, given_names = self._option_string_actions, [name.partition("=")[0] for name in arguments]
+                unknown = [name for name in given_names if name.startswith("--") and name not in known]
+                message += "".join(f". What is {name}?{similar(name, known)}" for name in unknown)
             raise SDRRLError(f"{self.prog}: {message}")
 
     parser = Parser(dataclasses, allow_abbrev=False, formatter_class=HelpFormatter, prog=prog, **about)

@@ -42,6 +42,10 @@ def test_the_real_translator_keeps_code_markdown_links_and_placeholders():
     assert "Good" not in out.replace("Good morning", "") and "Abrir" in out
 
 
+def test_the_real_translator_does_not_make_not_of_in_the():
+    assert translate(["The bread is in the oven."], FastTranslate()) == ["O pão está no forno."]
+
+
 def test_every_protected_span_of_the_demo_seeds_survives_the_real_translator():
     rows = [json.loads(line) for line in (DEMO / "seeds.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [row["instruction"] for row in rows if any(part.protected for part in segment(row["instruction"], ".!?…"))]

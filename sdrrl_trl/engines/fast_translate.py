@@ -41,7 +41,9 @@ class FastTranslate:
         return {**engine, "licence": "code MIT, licence of the weights not stated"}
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
-        return list(self._pool.map(lambda text: self._translator.translate(text, f"{source}-{target}"), texts))
+        # Without the word list that the package's own `translate` puts over it: of "no" (in the) it makes "não" (not)
+        model = self._translator._direction(f"{source}-{target}")
+        return list(self._pool.map(model.translate, texts))
 
 
 def smollm2() -> tuple[str, str]:

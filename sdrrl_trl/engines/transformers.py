@@ -45,6 +45,8 @@ def loading(what: str, name: str) -> Iterator[None]:
                 f"Cannot load {what} {name!r}: no such folder. Correct it; adapters name it in adapter_config.json."
             )
         hub.unreachable()  # before they ask
+    elif Path(name, "options.json").exists() and not Path(name, "config.json").exists():
+        raise SDRRLError(f"The training of {name!r} is not finished. The same `sdrrl train` again goes on with it.")
     try:
         yield
     except Exception as error:  # wrong types in a configuration can be any

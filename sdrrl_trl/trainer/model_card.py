@@ -60,7 +60,8 @@ def model_card(
     }
     n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     recipe = {
-        "records": manifest and ", ".join(f"{n:,} {cell}" for cell, n in manifest["counts"]["train"].items()),
+        "records, if not too long": manifest
+        and ", ".join(f"{n:,} {cell}" for cell, n in manifest["counts"]["train"].items()),
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 2),
         f"{'packs' if args.packing else 'rows'} per step": n_rows,

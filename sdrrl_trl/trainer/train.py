@@ -138,12 +138,16 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     return folder
 
 
+STOP = signal.SIGINT, signal.SIGTERM  # Ctrl-C, and what a scheduler sends some time before it kills
+
+
 class _CtrlC(TrainerCallback):
     asked = False
 
     def ask(self, *_: Any) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in STOP:
+            signal.signal(number, signal.default_int_handler)
         print("train: stops after this step, with a checkpoint. Ctrl-C again: at once", file=sys.stderr, flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -153,12 +157,13 @@ class _CtrlC(TrainerCallback):
 
 @contextmanager
 def stopped_by_ctrl_c(trainer: SDRRLTrainer) -> Iterator[None]:
-    """Ctrl-C ends a training after the step that it is at, with a checkpoint; a second one, at once."""
-    callback, before = _CtrlC(), signal.getsignal(signal.SIGINT)
+    """Ctrl-C or SIGTERM ends a training after the step that it is at, with a checkpoint; a second one, at once."""
+    callback, before = _CtrlC(), {number: signal.getsignal(number) for number in STOP}
     trainer.add_callback(callback)
     # Several processes would not stop at the same step; and only the main thread may set it
     if trainer.accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, callback.ask)
+        for number in STOP:
+            signal.signal(number, callback.ask)
     try:
         yield
         if callback.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -169,7 +174,8 @@ def stopped_by_ctrl_c(trainer: SDRRLTrainer) -> Iterator[None]:
             print(f"train: stopped at step {trainer.state.global_step}, saved at step {saved}", file=sys.stderr)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
