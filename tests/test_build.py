@@ -66,11 +66,14 @@ def test_what_is_in_a_set_and_what_was_dropped_is_told(whole, stub_seeds, parall
     assert counts["left_out"]["target_to_source pt"] == 36 - counts["train"]["target_to_source pt-en"]
     assert "42 questions; rejected: 2" in summary(load_manifest(whole))
     card = (whole / "README.md").read_text()
-    shown = dict(re.findall(r"^(\w+), \w+ to \w+\n((?:  \w+: .*\n)+)", card, re.MULTILINE))
+    shown = dict(re.findall(r"^(\w+), \w+ to \w+\n((?:  .*\n)+)", card, re.MULTILINE))
     assert shown.keys() == {row["kind"] for row in rows_of(whole)}
     for row in rows_of(whole) + rows_of(whole, "test"):
-        lines = (f"  {part['role']}: {inline(part['content'])}\n" for part in row["prompt"] + row["completion"])
-        if shown.get(row["kind"]) == "".join(lines):
+        parts = [
+            (part["role"], map(inline, part["content"].splitlines())) for part in row["prompt"] + row["completion"]
+        ]
+        messages = ["  " + role + ": " + "\n    ".join(lines) + "\n" for role, lines in parts]
+        if shown.get(row["kind"]) == "".join(messages):
             del shown[row["kind"]]
     assert not shown
     folder = build(stub_seeds, tmp_path / "set", parallel=parallel, test_size=0)

@@ -62,7 +62,7 @@ def test_bars_of_libraries_become_lines_once_they_last():
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split("\n")
     assert lines[0].startswith("0: 0/4, ") and lines[-2].startswith("0: 4/4, ") and lines[-1] == ""
-    assert all(re.fullmatch(r"0: \d/4, .*it/s, .* left", line) for line in lines[:-1])
+    assert all(re.fullmatch(r"0: \d/4, \d\d:\d\d so far", line) for line in lines[:-1])
 
 
 def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
@@ -72,6 +72,9 @@ def test_an_unknown_option_is_told_with_the_nearest_known(capsys):
     with pytest.raises(SystemExit):
         main([*BUILD, "--seed", "questions.jsonl", "--output_dir", "out"])
     assert "argument --seed: invalid int value: 'questions.jsonl'. Did you mean --seeds?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["build", "--seeds", "x", "--output_dir", "out", "--target_langauges=pt"])
+    assert "What is --target_langauges? Did you mean --target_languages?" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_told_with_the_nearest_known(capsys):

@@ -23,6 +23,7 @@ from trl import ModelConfig
 
 from sdrrl_trl import SDRRLConfig, SDRRLError
 from sdrrl_trl.cli import main
+from sdrrl_trl.engines.transformers import load_tokenizer
 from sdrrl_trl.evaluation.heldout import load_held_out
 from sdrrl_trl.evaluation.weights import merge
 from sdrrl_trl.trainer.callbacks import ProgressLines
@@ -273,6 +274,8 @@ def test_ctrl_c_saves_a_checkpoint_and_says_what_is_kept(command, tmp_path, monk
     assert exit_info.value.code == 130 and f", saved at step {saved}\n" in shown and "command goes on" in shown
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(SDRRLError, match="The training of .* is not finished. The same `sdrrl train` again goes on"):
+        load_tokenizer(str(tmp_path / "out"))
     command("--max_steps", "4")
     assert ("goes on from step 2" in capsys.readouterr().err) == (saved == 2)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]

@@ -36,6 +36,9 @@ from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub
 BATCH_TOKENS = 32_768
 
 
+WEIGHTS = "config.json", "adapter_config.json"  # one of them is in every folder with a model
+
+
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
     """Makes an [`SDRRLError`] of what libraries raise when something is missing, damaged or not for them."""
@@ -45,7 +48,7 @@ def loading(what: str, name: str) -> Iterator[None]:
                 f"Cannot load {what} {name!r}: no such folder. Correct it; adapters name it in adapter_config.json."
             )
         hub.unreachable()  # before they ask
-    elif Path(name, "options.json").exists() and not Path(name, "config.json").exists():
+    elif Path(name, "options.json").exists() and not any(Path(name, file).exists() for file in WEIGHTS):
         raise SDRRLError(f"The training of {name!r} is not finished. The same `sdrrl train` again goes on with it.")
     try:
         yield
