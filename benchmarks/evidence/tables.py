@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 # On the test items: name in the tables, name in the results, factor
 BITS = {
-    "T1 human answers, pt": "human/pt",
+    "T1 translated human answers, pt": "human/pt",
     "T2 FLORES, pt": "flores/pt",
     "S3 human answers, en": "human/en",
     "S3 FLORES, en": "flores/en",
