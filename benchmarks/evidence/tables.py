@@ -132,7 +132,7 @@ def stage_2_table(model: str, short: bool = False) -> str:
             shown = _short(name) if short else prefix + name
             rows.append([shown, *cells, *_intervals(found, 100, " %")])
     for name, (measure, factor) in OTHERS.items():
-        if short and measure not in ("drift", "stories", "inferences"):
+        if short and measure != "drift":
             continue
         cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), decide.same)
@@ -142,7 +142,7 @@ def stage_2_table(model: str, short: bool = False) -> str:
 
 
 def _short(name: str) -> str:
-    return f"{name.partition(' ')[2]} {'↑' if 'right' in name else '↓'}"
+    return f"{name.partition(' ')[2]} ↓"
 
 
 def second_model_table() -> str:
