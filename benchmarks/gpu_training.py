@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
-from gpu_shared import DEVICE, DTYPE, HAS_GPU, WORDS, llama, measured, now
+from gpu_shared import DEVICE, HAS_GPU, WORDS, llama, measured, now
 from trainer import rows
 
 
@@ -114,14 +114,12 @@ def race(trainers, n=15, rounds=3, warm_up=5):
 
 def expected(trainer):
     """Seconds of a step as `--dry_run` has them, see sdrrl_trl/plan.py."""
-    from sdrrl_trl.plan import ADAPTED, duration
+    from sdrrl_trl.plan import training_duration
 
-    data, args, is_adapter = trainer.train_dataset, trainer.args, hasattr(trainer.model, "peft_config")
-    n_tokens = args.train_batch_size * statistics.mean(map(len, data["input_ids"]))
-    teacher = getattr(args, "kl_coef", 0) > 0
+    args, is_adapter = trainer.args, hasattr(trainer.model, "peft_config")
+    n_tokens = args.train_batch_size * statistics.mean(map(len, trainer.train_dataset["input_ids"]))
     shape = trainer.model.num_parameters(), trainer.model.config.num_hidden_layers
-    n_batches, dtype = 3 * (ADAPTED if is_adapter else 1) + teacher, str(DTYPE).removeprefix("torch.")
-    return duration(shape, (3 - is_adapter + teacher) * n_tokens, 0, n_batches, 1, dtype)
+    return training_duration(shape, n_tokens, 1, args, is_adapter, args.gradient_checkpointing)
 
 
 def speed(sizes, folder):

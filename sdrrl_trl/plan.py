@@ -116,8 +116,8 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
     is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
     dropout = getattr(trainer.model.active_peft_config, "lora_dropout", 0) if is_adapter else 0
-    work = n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps
-    seconds = _training(model, *work, args, is_adapter, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
+    work = shape_of(model), n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps, args, is_adapter
+    seconds = training_duration(*work, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
@@ -127,7 +127,7 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
     if args.device.type == "cpu" and any(faster.values()):
         options = " ".join(option for option, is_used in faster.items() if is_used)
-        expected = told(_training(model, *work, args, is_adapter, checkpointing=False))
+        expected = told(training_duration(*work, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     smaller = "--per_device_train_batch_size 1 --max_length 256, if answers are short"
     is_long = args.train_batch_size * (args.max_length or 0) > LONG
@@ -139,8 +139,13 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     return "\n".join(lines)
 
 
-def _training(
-    model: str, n_tokens: float, n_batches: float, args: SDRRLConfig, is_adapter: bool, checkpointing: bool
+def training_duration(
+    shape: tuple[float, int],
+    n_tokens: float,
+    n_batches: float,
+    args: SDRRLConfig,
+    is_adapter: bool,
+    checkpointing: bool,
 ) -> float:
     """
     Seconds that a training takes: forwards, and once more with checkpoints; backwards to the hidden states, and to the
@@ -149,7 +154,7 @@ def _training(
     passes = (2 if is_adapter else 3) + checkpointing + (args.kl_coef > 0)
     n_batches *= (3 + checkpointing) * (ADAPTED if is_adapter else 1) + (args.kl_coef > 0)
     dtype = "bfloat16" if args.bf16 else "float32"
-    return duration(shape_of(model), passes * n_tokens, 0, n_batches, 1, dtype)
+    return duration(shape, passes * n_tokens, 0, n_batches, 1, dtype)
 
 
 def describe_generator(config: TransferConfig, n_questions: int) -> str:
@@ -273,8 +278,9 @@ def plan_run(
         n_rows = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
         length = training.max_length if training.packing else length
     n_tokens = n_rows * length
-    n_batches = n_tokens / length / training.per_device_train_batch_size
-    expected = told(_training(model, n_tokens, n_batches, training, is_adapter, training.gradient_checkpointing))
+    n_batches = n_rows / training.per_device_train_batch_size
+    work = shape_of(model), n_tokens, n_batches, training, is_adapter
+    expected = told(training_duration(*work, training.gradient_checkpointing))
     lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))

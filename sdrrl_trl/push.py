@@ -8,10 +8,9 @@ from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, split_strength
 from sdrrl_trl.render import inline
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub, read_json
+from sdrrl_trl.utils import MODEL_FILES, SDRRLError, in_a_line, on_hub, read_json
 
 
-_WEIGHTS = {"config.json", "adapter_config.json"}  # what is in every folder with a model
 # Of its files, what only the training needs
 _IGNORED = ["*.lock", ".*", "options*.json", "training.json", "timings.json", "trainer_state.json"]
 _IGNORED += ["training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*"]
@@ -49,13 +48,13 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
         if dry_run:
             print(f"In README.md, {here} becomes {repo_id}.")
             lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]
-            private = " (if there is none, it is made, public)"
-            print("\n".join([f"Would upload to the {kind} repository {repo_id}{private}:", *lines]))
+            there = f"the {kind} repository {repo_id} (if there is none, it is made, public)"
+            print("\n".join([f"Would upload to {there}:", *lines]))
             return
         if why := hub.unreachable():
             raise OSError(why)
         api.create_repo(repo_id, repo_type=kind, exist_ok=True)
-        if is_report and not _WEIGHTS & uploads.keys() and api.file_exists(repo_id, "README.md"):
+        if is_report and not MODEL_FILES & uploads.keys() and api.file_exists(repo_id, "README.md"):
             if scores := metadata_load(uploads.pop("README.md")).get("model-index"):
                 metadata_update(repo_id, {"model-index": scores}, overwrite=True)
         contents = {name: str(file) for name, file in uploads.items()}
@@ -77,7 +76,7 @@ def _renamed(card: str, name: str, repo_id: str) -> str:
 
 def _of_transfer_set(folder: Path) -> tuple[str, dict[str, Path]]:
     """Name of a transfer set in its card, and path in the repository and here of each of its files."""
-    if any((folder / name).exists() for name in ("training.json", *_WEIGHTS)):
+    if any((folder / name).exists() for name in ("training.json", *MODEL_FILES)):
         raise SDRRLError(f"{folder} is a model. Give the folder of a report on it, which is uploaded with it.")
     names = (*load_manifest(folder)["sha256"], "manifest.json", "README.md")
     return "FOLDER", {name: folder / name for name in names}
@@ -103,7 +102,7 @@ def _of_report(folder: Path) -> tuple[str, dict[str, Path]]:
     shown = [file for file in folder.glob("report.*") if not (harmful and file.suffix == ".html")]
     uploads = {f"report/{file.name}": file for file in shown} | {"README.md": folder / "README.md"}
     # A path in a results file may be any folder: only one that holds a model is uploaded
-    if not any((Path(model) / name).exists() for name in _WEIGHTS):
+    if not any((Path(model) / name).exists() for name in MODEL_FILES):
         print(f"Without the model: {inline(model)} is no folder with one here")
     else:
         files = {file.name: file for file in Path(model).iterdir() if file.is_file()}

@@ -123,6 +123,9 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
+MODEL_FILES = {"config.json", "adapter_config.json"}  # one of them is in every folder with a model
+
+
 def on_hub(model: str) -> bool:
     """Whether a model is named by an id of the hub, not by what is here."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).exists()

@@ -119,7 +119,7 @@ def _strengths(run: Run) -> list[str]:
 def stage_2_table(model: str, short: bool = False) -> str:
     """
     The initial model, T-SFT, the winner, and the difference of the last two with both intervals; in `short`, of the
-    measures that decide, with an arrow that says where better is.
+    measures that decide, all of which are better when lower.
     """
     base, ours, theirs = [Run(model, "base")], *contestants(model)
     if not (ours and theirs):

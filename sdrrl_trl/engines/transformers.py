@@ -29,14 +29,11 @@ from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat, fix_date
 from sdrrl_trl.options import similar
-from sdrrl_trl.utils import SDRRLError, in_a_line, on_hub
+from sdrrl_trl.utils import MODEL_FILES, SDRRLError, in_a_line, on_hub
 
 
 # Prompts and answers with padding. Halved when memory runs out
 BATCH_TOKENS = 32_768
-
-
-WEIGHTS = "config.json", "adapter_config.json"  # one of them is in every folder with a model
 
 
 @contextmanager
@@ -48,7 +45,7 @@ def loading(what: str, name: str) -> Iterator[None]:
                 f"Cannot load {what} {name!r}: no such folder. Correct it; adapters name it in adapter_config.json."
             )
         hub.unreachable()  # before they ask
-    elif Path(name, "options.json").exists() and not any(Path(name, file).exists() for file in WEIGHTS):
+    elif Path(name, "options.json").exists() and not any(Path(name, file).exists() for file in MODEL_FILES):
         raise SDRRLError(f"The training of {name!r} is not finished. The same `sdrrl train` again goes on with it.")
     try:
         yield
