@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 # The quickest first
-SCRIPTS = ("judge", "masks", "evidence/tables", "languages", "evaluate", "builder", "trainer", "gpu")
+SCRIPTS = ("judge", "masks", "evidence/tables", "languages", "translator", "evaluate", "builder", "trainer", "gpu")
 WITH_QUICK = ("evaluate", "builder", "trainer", "gpu")
 
 

@@ -142,8 +142,8 @@ def explain(error: BaseException) -> str | None:
             return f"{page} answers with the error {status}: {WAYS_OUT.get(status, LATER)}"
     if re.search("OfflineMode|[Oo]ffline mode|LocalEntryNotFound", " ".join(map(repr, chain))):
         return (
-            f"it is not in the cache of downloads, and the hub cannot be asked ({unreachable() or 'no answer in time'}"
-            "). Connect, correct the name, or name a folder with a copy."
+            "there is no copy in the cache of downloads, and the hub cannot be asked "
+            f"({unreachable() or 'no answer in time'}). Connect, correct the name, or name a folder with a copy."
         )
     return None
 

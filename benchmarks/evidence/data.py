@@ -49,7 +49,7 @@ POOLS = {
 def model_path(model: str) -> str:
     """Where the weights are: in a folder that the environment names, else on the hub."""
     options = CONFIG["models"][model]
-    return os.environ.get(options["variable"]) or (smollm2()[0] if model == "smollm2" else options["hub"])
+    return os.environ.get(options["variable"]) or (options["hub"] if model == "qwen" else smollm2()[0])
 
 
 def make_pool(model: str, name: str) -> None:

@@ -57,16 +57,14 @@ class Measures:
 
     def test(self, dev: dict) -> dict:
         """All that `PLAN.md` lists, at temperature 1 and at those that fit the dev texts of a language best."""
-        found = {"temperatures": {language: fitted_temperature(dev, language) for language in ("pt", "en")}}
-        human = read_pool(self.name, "human", self.tokenizer)
-        wanted = {f"row-{number}" for number in ITEMS["human"]}
-        for language, kind in (("pt", "target"), ("en", "source")):
-            temperatures = (1.0, found["temperatures"][language])
-            rows = [self._answer(row) for row in human if row["kind"] == kind and row["source_id"] in wanted]
-            found[f"human/{language}"] = self._likelihoods(rows, temperatures)
-            found[f"flores/{language}"] = self._likelihoods(_documents(language, "flores"), temperatures)
+        temperatures = {language: fitted_temperature(dev, language) for language in ("pt", "en")}
+        found = {"temperatures": temperatures, **self._texts({tag: (1.0, t) for tag, t in temperatures.items()})}
         found["translation"] = {f"{a}-{b}": self._translation(a, b) for a, b in (("en", "pt"), ("pt", "en"))}
         return found | self.gate() | {"texts": self.texts()}
+
+    def bits(self) -> dict:
+        """T1, T2 and S3 at temperature 1, and S1: what is measured of the runs on clean texts."""
+        return {**self._texts({"pt": (1.0,), "en": (1.0,)}), "drift": self._drift("drift")}
 
     def gate(self) -> dict:
         """Drift and choices. The model is in bfloat16 afterwards."""
@@ -103,6 +101,15 @@ class Measures:
             "repetitive": [int(is_repetitive(text, LANGUAGES["pt"].spaces)) for text in texts],
             "characters": [len(text) for text in texts],
         }
+
+    def _texts(self, temperatures: dict[str, tuple[float, ...]]) -> dict[str, list]:
+        found, human = {}, read_pool(self.name, "human", self.tokenizer)
+        wanted = {f"row-{number}" for number in ITEMS["human"]}
+        for language, kind in (("pt", "target"), ("en", "source")):
+            rows = [self._answer(row) for row in human if row["kind"] == kind and row["source_id"] in wanted]
+            found[f"human/{language}"] = self._likelihoods(rows, temperatures[language])
+            found[f"flores/{language}"] = self._likelihoods(_documents(language, "flores"), temperatures[language])
+        return found
 
     def _answer(self, row: dict) -> tuple[str, list[str]]:
         return self._chat(row["prompt"]), [row["completion"][0]["content"]]

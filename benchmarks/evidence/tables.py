@@ -126,8 +126,8 @@ def stage_2_table(model: str, short: bool = False) -> str:
         return NOT_YET
     rows = []
     for prefix, fitted in (("", False),) if short else (("", False), ("D, ", True)):
-        for name, measure in list(BITS.items())[: 2 if fitted else None]:  # of the target language alone
-            cells = [f"{score(runs, measure, fitted):.4f}" for runs in (base, theirs, ours)]
+        for name, measure in BITS.items():
+            cells = [f"{score(runs, measure, fitted=fitted):.4f}" for runs in (base, theirs, ours)]
             found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
             shown = _short(name) if short else prefix + name
             rows.append([shown, *cells, *_intervals(found, 100, " %")])
@@ -169,6 +169,29 @@ def second_model_table() -> str:
     return table(head, rows) if rows else NOT_YET
 
 
+def clean_table() -> str:
+    """The winner against T-SFT on texts without the fault of the translator, and how far they were apart with it."""
+    base, (ours, theirs), faulty = [Run("smollm2_clean", "base")], _pairs_of("smollm2_clean"), _pairs_of("smollm2")
+    if not all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs)):
+        return NOT_YET
+    rows = []
+    for name, measure in {**BITS, "S1 drift": "drift"}.items():
+        scale, factor, unit = (decide.same, 1, "") if measure == "drift" else (np.log, 100, " %")
+        cells = [f"{score(runs, measure, part='bits'):.4f}" for runs in (base, theirs, ours)]
+        found = decide.contrast(ours, theirs, (measure,), scale, part="bits")
+        before = decide.contrast(*faulty, (measure,), scale)
+        rows.append([name, *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
+    head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
+    return table([*head, "difference", "95 % over items", "95 % over seeds", "with the fault"], rows)
+
+
+def _pairs_of(model: str) -> tuple[list[Run], list[Run]]:
+    """The winner and T-SFT with the seeds that were repeated on clean texts."""
+    arms, seeds = (decide.winner(), ("t_sft", decide.better_rate("t_sft"))), decide.CONFIG["clean"]["seeds"]
+    ours, theirs = ([Run(model, arm, rate, seed) for seed in seeds] for arm, rate in arms)
+    return ours, theirs
+
+
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
     """The winner's and T-SFT's runs with the seeds of stage 2 that are measured on the test items."""
     seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
@@ -180,9 +203,9 @@ def _tested(model: str) -> list[Run]:
     return [run for run, part in decide.jobs(model) if part == "test" and decide.is_done(run, part)]
 
 
-def score(runs: list[Run], measure: str, fitted: bool = False) -> float:
+def score(runs: list[Run], measure: str, **options) -> float:
     """A measure on the test items, the mean over the runs."""
-    sums = [decide.items(run, measure, fitted).sum(0) for run in runs]
+    sums = [decide.items(run, measure, **options).sum(0) for run in runs]
     return float(np.mean([number / of for number, of in sums]))
 
 
@@ -227,7 +250,17 @@ def decision_table(model: str) -> str:
     for name, (a, b) in {"seeds 11 to 14": (ours, theirs), "seed 10, of stage 1": _of_stage_1(ours[0].arm)}.items():
         deltas = [100 * decide.contrast([x], [y], decide.T).delta for x, y in zip(a, b, strict=True)]
         rows.append([f"the same, {name}", ", ".join(f"{delta:+.2f}" for delta in deltas) + " %"])
-    rows += [[name, {True: "yes", False: "no", None: "unknown"}[holds]] for name, holds in found.items()]
+    base = [Run(model, "base")]
+    against_base = {
+        "English tasks kept": decide.contrast(ours, base, ("stories", "inferences"), decide.same),
+        "English texts kept": decide.contrast(ours, base, decide.SOURCE),
+    }
+    for name, holds in found.items():
+        shown = {True: "yes", False: "no", None: "unknown"}[holds]
+        if name in against_base:
+            change, items, seeds = _intervals(against_base[name], 100, " points" if "tasks" in name else " %")
+            shown += f": {change} against base (items {items}, seeds {seeds})"
+        rows.append([name, shown])
     return table(["condition", "holds"], [*rows, ["decision", decide.verdict(found)]])
 
 
@@ -250,6 +283,7 @@ def blocks() -> dict[str, str]:
         "strengths": strengths_table(),
         "decision": decision_table("smollm2"),
         "second model": second_model_table(),
+        "clean texts": clean_table(),
     }
 
 

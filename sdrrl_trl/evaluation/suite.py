@@ -199,7 +199,7 @@ def load_tasks(manager: Any, specs: dict[str, Any]) -> tuple[dict[str, dict[str,
         except Exception as error:  # whatever the data, their code or the hub may raise; it is shown
             says_it = isinstance(error, FileNotFoundError | ValueError)
             from_hub = hub.explain(error)
-            text = (from_hub and f"{from_hub} Or set SDRRL_DATA_DIR to a folder with the data.") or (
+            text = (from_hub and f"No data: {from_hub} Or set SDRRL_DATA_DIR to a folder with the data.") or (
                 str(error) if says_it else f"{type(error).__name__}: {error}"
             )
             problems[name] = "".join(char if char.isprintable() else " " for char in text)  # it may come from a server
