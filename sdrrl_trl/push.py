@@ -33,18 +33,21 @@ def push_to_hub(folder: str | Path, repo_id: str, dry_run: bool = False) -> None
             Only print what would be uploaded.
 
     Raises:
-        `SDRRLError`: for a folder that holds neither, a report of several models, an adapter on a base that is not on
-            the hub, and if the hub refuses.
+        `SDRRLError`: for a name that no repository can have, a folder that holds neither, a report of several models,
+            an adapter on a base that is not on the hub, and if the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, metadata_load, metadata_update
     from huggingface_hub.utils import validate_repo_id
 
     folder = Path(folder)
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise SDRRLError(f"{inline(repo_id)} cannot be the name of a repository: {in_a_line(error)}") from error
     is_report = (folder / "report.json").exists()
     here, uploads = _of_report(folder) if is_report else _of_transfer_set(folder)
     kind, api = "model" if is_report else "dataset", HfApi()
     try:
-        validate_repo_id(repo_id)
         if dry_run:
             print(f"In README.md, {here} becomes {repo_id}.")
             lines = [f"  {name} ({file.stat().st_size:,} bytes)" for name, file in sorted(uploads.items())]

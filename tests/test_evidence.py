@@ -204,7 +204,7 @@ def results(tmp_path, monkeypatch):
         choices = ("pairs/swap", "questions", "stories", "inferences")
         content["choices"] = {name: [int(i < right * n) for i in range(n)] for name in choices}
         content["texts"] = dict.fromkeys(("wrong_language", "repetitive", "characters"), [0] * n)
-        for part in ("gate", "test"):
+        for part in ("gate", "test", "bits"):
             (tmp_path / f"{run.name}.{part}.json").write_text(json.dumps(content))
         decide.read.cache_clear()
 
@@ -285,12 +285,26 @@ def test_tables_and_plots_are_made_of_what_there_is(results):
     assert ">t_sft 0.001@0.5</text>" in tables.plots()["evidence_stage_1"]
 
 
+def test_runs_on_clean_texts_stand_beside_the_same_with_the_fault(results):
+    seeds = data.CONFIG["clean"]["seeds"]
+    for model, reached in {"smollm2_clean": 0.8, "smollm2": 0.9}.items():
+        for seed in seeds:
+            results(decide.Run(model, "t_sft", 3e-3, seed), composite=0.8)
+            results(decide.Run(model, "anchored", 3e-3, seed), composite=reached)
+        if model == "smollm2_clean":
+            assert tables.clean_table() == tables.NOT_YET
+            results(decide.Run(model, "base"), drift=0.0)
+    first = tables.clean_table().splitlines()[2]
+    values = [cell.strip() for cell in first.split("|")[2:-1]]
+    assert values[0] == "1.4427" and values[3].startswith("+0") and values[-1] == "+11.8 %", first
+
+
 def test_the_pages_show_what_the_results_say():
     found, shown = tables.blocks(), set()
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
         assert tables.fill(text, found) == text, "run `python benchmarks/evidence/tables.py --write`"
         shown |= {name for name in found if f"<!-- end of {name} -->" in text}
-    assert shown >= {"decision", "pairs", "stage 2", "short", "stage 1", "second model"}
+    assert shown >= {"decision", "pairs", "stage 2", "clean texts", "stage 1", "second model"}
     for name, svg in tables.plots().items():
         assert (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8") == svg

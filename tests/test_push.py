@@ -124,6 +124,11 @@ def test_a_report_is_uploaded_with_the_model_and_no_text_of_harmful_items(hub, m
     assert "\n# 1it: a base\n" in card and 'model="me/1it"' in card and "- name: 1it\n" in card
 
 
+def test_a_name_that_no_repository_can_have_is_told_before_the_folder_is_looked_at(tmp_path):
+    with pytest.raises(SDRRLError, match="a/b/c cannot be the name of a repository"):
+        push_to_hub(tmp_path / "nothing", "a/b/c")
+
+
 @pytest.mark.parametrize("model, kept", [("org/carded", True), ("org/new", False)])
 def test_a_model_on_the_hub_gets_the_report_and_its_card_the_scores(hub, tmp_path, model, kept):
     models = {name: small(acc=right(share)) for name, share in (("base", 0.2), ("tuned", 0.9))}

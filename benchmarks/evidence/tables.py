@@ -116,33 +116,23 @@ def _strengths(run: Run) -> list[str]:
     return [file.name.removeprefix(f"{run.name}.").removesuffix(".json") for file in sorted(files)]
 
 
-def stage_2_table(model: str, short: bool = False) -> str:
-    """
-    The initial model, T-SFT, the winner, and the difference of the last two with both intervals; in `short`, of the
-    measures that decide, all of which are better when lower.
-    """
+def stage_2_table(model: str) -> str:
+    """The initial model, T-SFT, the winner, and the difference of the last two with both intervals."""
     base, ours, theirs = [Run(model, "base")], *contestants(model)
     if not (ours and theirs):
         return NOT_YET
     rows = []
-    for prefix, fitted in (("", False),) if short else (("", False), ("D, ", True)):
+    for prefix, fitted in (("", False), ("D, ", True)):
         for name, measure in BITS.items():
             cells = [f"{score(runs, measure, fitted=fitted):.4f}" for runs in (base, theirs, ours)]
             found = decide.contrast(ours, theirs, (measure,), fitted=fitted)
-            shown = _short(name) if short else prefix + name
-            rows.append([shown, *cells, *_intervals(found, 100, " %")])
+            rows.append([prefix + name, *cells, *_intervals(found, 100, " %")])
     for name, (measure, factor) in OTHERS.items():
-        if short and measure != "drift":
-            continue
         cells = [f"{factor * score(runs, measure):.4g}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), decide.same)
-        rows.append([_short(name) if short else name, *cells, *_intervals(found, factor)])
+        rows.append([name, *cells, *_intervals(found, factor)])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     return table([*head, "difference", "95 % over items", "95 % over seeds"], rows)
-
-
-def _short(name: str) -> str:
-    return f"{name.partition(' ')[2]} ↓"
 
 
 def second_model_table() -> str:
@@ -175,12 +165,13 @@ def clean_table() -> str:
     if not all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs)):
         return NOT_YET
     rows = []
-    for name, measure in {**BITS, "S1 drift": "drift"}.items():
+    for name, measure in {**BITS, "S1 drift, bits per byte": "drift"}.items():
         scale, factor, unit = (decide.same, 1, "") if measure == "drift" else (np.log, 100, " %")
         cells = [f"{score(runs, measure, part='bits'):.4f}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, (measure,), scale, part="bits")
         before = decide.contrast(*faulty, (measure,), scale)
-        rows.append([name, *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
+        shown = f"{name.partition(' ')[2]} ↓"
+        rows.append([shown, *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     return table([*head, "difference", "95 % over items", "95 % over seeds", "with the fault"], rows)
 
@@ -277,7 +268,6 @@ def blocks() -> dict[str, str]:
         "gate": gate_table("smollm2"),
         "stage 1": stage_1_table(),
         "stage 2": stage_2_table("smollm2"),
-        "short": stage_2_table("smollm2", short=True),
         "arms": arms_table(),
         "pairs": pairs_table(),
         "strengths": strengths_table(),
