@@ -165,7 +165,7 @@ def clean_table() -> str:
     if not all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs)):
         return NOT_YET
     single = {name.partition(" ")[2]: (measure,) for name, measure in BITS.items()}
-    both = {"both, pt": decide.T}  # the C of the plan
+    both = {"mean change, pt": decide.T}  # the C of the plan
     rows = []
     for name, measures in {**single, **both, "drift, bits per byte": ("drift",)}.items():
         scale, factor, unit = (decide.same, 1, "") if measures == ("drift",) else (np.log, 100, " %")
@@ -178,7 +178,7 @@ def clean_table() -> str:
         before = decide.contrast(*faulty, measures, scale)
         rows.append([f"{name} ↓", *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
-    return table([*head, "difference", "95 % over items", "95 % over seeds", "planned runs"], rows)
+    return table([*head, "difference", "95 % over items", "95 % over seeds", "difference, planned runs"], rows)
 
 
 def _pairs_of(model: str) -> tuple[list[Run], list[Run]]:
