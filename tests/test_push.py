@@ -149,16 +149,15 @@ def test_what_cannot_be_of_use_on_the_hub_is_refused(hub, tmp_path, tiny_model):
     write_json(tmp_path / "report.json", {"models": {}, "tuned": [], "signatures": {}})
     with pytest.raises(SDRRLError, match="compares 0 tuned models"):
         push_to_hub(tmp_path, "me/it")
-    for i, (results, paths, repo_id, named) in enumerate(
+    for i, (results, paths, named) in enumerate(
         [
-            (models, {}, "me/it", "compares 2 tuned models"),
-            (two, {"tuned": "m@0.5"}, "me/it", "sdrrl merge"),
-            (two, {"tuned": str(tmp_path / "adapter")}, "me/it", "is of a base in a folder here"),
-            (two, {}, "a/b/c", "upload to a/b/c failed"),
+            (models, {}, "compares 2 tuned models"),
+            (two, {"tuned": "m@0.5"}, "sdrrl merge"),
+            (two, {"tuned": str(tmp_path / "adapter")}, "is of a base in a folder here"),
         ]
     ):
         with pytest.raises(SDRRLError, match=named):
-            push_to_hub(report_on(tmp_path / str(i), results, paths)[1].parent, repo_id)
+            push_to_hub(report_on(tmp_path / str(i), results, paths)[1].parent, "me/it")
     # A path in a results file may be any folder
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "id").write_text("key")
