@@ -178,7 +178,8 @@ def clean_table() -> str:
         before = decide.contrast(*faulty, measures, scale)
         rows.append([f"{name} ↓", *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
-    return table([*head, "difference", "95 % over items", "95 % over seeds", "difference, planned runs"], rows)
+    head += [f"{ours[0].arm} - t_sft", "95 % over items", "95 % over seeds", "the same, planned runs"]
+    return table(head, rows)
 
 
 def _pairs_of(model: str) -> tuple[list[Run], list[Run]]:
