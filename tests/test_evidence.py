@@ -286,7 +286,7 @@ def test_tables_and_plots_are_made_of_what_there_is(results):
 
 
 def test_runs_on_clean_texts_stand_beside_the_same_with_the_fault(results):
-    seeds = data.CONFIG["clean"]["seeds"]
+    seeds = data.CONFIG["stage_2"]["seeds"]
     for model, reached in {"smollm2_clean": 0.8, "smollm2": 0.9}.items():
         for seed in seeds:
             results(decide.Run(model, "t_sft", 3e-3, seed), composite=0.8)

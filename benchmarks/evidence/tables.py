@@ -8,6 +8,7 @@ plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import decide
@@ -161,15 +162,16 @@ def second_model_table() -> str:
 
 def clean_table() -> str:
     """The winner against T-SFT on texts without the fault of the translator, and how far they were apart with it."""
-    base, (ours, theirs), faulty = [Run("smollm2_clean", "base")], _pairs_of("smollm2_clean"), _pairs_of("smollm2")
-    if not all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs)):
+    base, faulty = [Run("smollm2_clean", "base")], contestants("smollm2")
+    ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in faulty)
+    if not (ours and all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs))):
         return NOT_YET
-    single = {name.partition(" ")[2]: (measure,) for name, measure in BITS.items()}
-    both = {"mean change, pt": decide.T}  # the C of the plan
+    shown = {name.partition(" ")[2]: (measure,) for name, measure in BITS.items()}
+    shown |= {"mean change, pt": decide.T, "drift, bits per byte": ("drift",)}  # the first is the C of the plan
     rows = []
-    for name, measures in {**single, **both, "drift, bits per byte": ("drift",)}.items():
+    for name, measures in shown.items():
         scale, factor, unit = (decide.same, 1, "") if measures == ("drift",) else (np.log, 100, " %")
-        if name in both:
+        if len(measures) > 1:
             changes = (decide.contrast(runs, base, measures, part="bits").delta for runs in (theirs, ours))
             cells = ["0 %", *(f"{100 * change:+.3g} %" for change in changes)]
         else:
@@ -180,13 +182,6 @@ def clean_table() -> str:
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     head += [f"{ours[0].arm} - t_sft", "95 % over items", "95 % over seeds", "the same, planned runs"]
     return table(head, rows)
-
-
-def _pairs_of(model: str) -> tuple[list[Run], list[Run]]:
-    """The winner and T-SFT with the seeds that were repeated on clean texts."""
-    arms, seeds = (decide.winner(), ("t_sft", decide.better_rate("t_sft"))), decide.CONFIG["clean"]["seeds"]
-    ours, theirs = ([Run(model, arm, rate, seed) for seed in seeds] for arm, rate in arms)
-    return ours, theirs
 
 
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
