@@ -51,7 +51,7 @@ class Run:
 
 def options_of(arm: str) -> dict:
     """The defaults with what is different in this arm."""
-    return CONFIG["defaults"] | CONFIG["arms"][arm]
+    return CONFIG["defaults"] | (CONFIG["arms"] | CONFIG["later_arms"])[arm]
 
 
 def result_file(run: Run, part: str) -> Path:
