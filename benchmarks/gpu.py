@@ -7,7 +7,7 @@ Models are random, of the shapes and sizes of real ones. A section that fails do
 printed at the end, and the exit status is 1. The last line is one JSON object. `--quick` is for a computer without a
 GPU: tiny sizes, whose times mean nothing, and runs that must be equal to the bit. ZeRO-3 needs `deepspeed`. Packed
 rows are timed with FlashAttention 2 where `flash_attn` is installed, else with `sdpa`. The sections most worth having
-come first. Made for 24 GB, and less than 8 minutes there. `gpu_h200.txt` is what an earlier version has printed.
+come first. Made for 24 GB, and less than 8 minutes there. `gpu_h200.txt` is what an H200 has printed.
 """
 
 import argparse

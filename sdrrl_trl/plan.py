@@ -36,7 +36,7 @@ SLOWER = {"cpu": 2.2, "cuda": 3}
 # Seconds that a layer takes at least, however small: a GPU waits for what it is to do. Measured on an H200
 LAYER = {"cuda": 1e-3}
 ADAPTED = 2.5  # times as many kernels has a layer with adapters
-FEW_STEPS = 20  # with fewer, a model hardly changes; the number is not from the paper
+FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper
 WRITING = 1.5  # times the time of our own engine, for lm-eval looks for stop words after each token; measured on a CPU
 DROPOUT = 1.1  # times the time without, measured on a CPU
 SAMPLED = 20  # items of a task whose tokens are counted, for all of them
@@ -133,7 +133,7 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     is_long = args.train_batch_size * (args.max_length or 0) > LONG
     if n_steps < FEW_STEPS:
         way_out = f", or smaller steps: {smaller}" if is_long else " or epochs"
-        lines.append(f"warning: so few steps hardly change a model. Take more questions{way_out}")
+        lines.append(f"warning: so few steps teach a model little, and can harm it. Take more questions{way_out}")
     elif is_long and args.device.type == "cpu":
         lines.append(f"warning: such long batches take memory and are not faster on a CPU. Smaller ones: {smaller}")
     return "\n".join(lines)

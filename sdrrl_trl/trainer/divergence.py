@@ -102,7 +102,7 @@ def chunked_distillation(
         chunk_size (`int`, *optional*):
             Number of tokens whose logits exist at the same time. Default: 128 on a CPU, 512 elsewhere.
     """
-    # An H200 (vocabulary of 152k) takes with 512 0.78 of the time of 128, 0.50 if the head is trained; with 1024 it
+    # An H200 (vocabulary of 152k) takes with 512 0.79 of the time of 128, 0.50 if the head is trained; with 1024 it
     # takes 0.77 and 0.43, and 2.5 GB more (`benchmarks/gpu_h200.txt`)
     chunk_size = chunk_size or (128 if student.device.type == "cpu" else 512)
     head = student_head  # its tensors apart: autograd only follows what is handed over as such
