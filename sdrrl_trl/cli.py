@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from inspect import getdoc
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from sdrrl_trl import __version__
 from sdrrl_trl.options import HelpFormatter, parse_command, read_yaml, similar
-from sdrrl_trl.utils import SDRRLError
+from sdrrl_trl.utils import SDRRLError, in_time
 
 
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
@@ -302,9 +303,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     sys.stdout.reconfigure(errors="backslashreplace")  # terminals that cannot show every script
+    start = time.monotonic()
     try:
         COMMANDS[arguments.command](rest)
         sys.stdout.flush()
+        if (seconds := time.monotonic() - start) > 10 and int(os.environ.get("RANK", 0)) == 0:
+            print(f"sdrrl {arguments.command} took {in_time(seconds)}.", file=sys.stderr)
         distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()  # else a process whose threads still listen can abort at its exit

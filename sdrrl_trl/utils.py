@@ -15,6 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sdrrl_trl import __version__
+
 
 # Files of a model: weights, tokenizer, template, configurations; not what training and evaluation leave beside them
 _OF_MODEL = ("*.safetensors", "*model*.bin", "*.gguf", "*.model", "*.jinja", "*config.json", "*token*.json", "vocab*")
@@ -34,8 +36,8 @@ def package_version(name: str) -> str | None:
     """Installed version of a distribution, `None` if it is not installed."""
     try:
         return version(name)
-    except PackageNotFoundError:
-        return None
+    except PackageNotFoundError:  # a checkout that PYTHONPATH names is no distribution
+        return __version__ if name == "sdrrl-trl" else None
 
 
 def require(distribution: str, extra: str, why: str) -> None:

@@ -3,6 +3,8 @@ import resource
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from sdrrl_trl.cli import COMMANDS, main
 from sdrrl_trl.options import parse_command
 from sdrrl_trl.trainer.train import TrainArguments
 from sdrrl_trl.transfer.config import TransferConfig
+from sdrrl_trl.utils import package_version
 
 
 def sdrrl(*arguments, **options):
@@ -81,6 +84,21 @@ def test_an_unknown_command_is_told_with_the_nearest_known(capsys):
     with pytest.raises(SystemExit):
         main(["biuld"])
     assert capsys.readouterr().err.endswith("Did you mean build?\n")
+
+
+def test_a_command_that_lasts_tells_what_it_took(monkeypatch, capsys):
+    for clock, told in (((0, 247), "sdrrl tasks took 4 min.\n"), ((0, 9), "")):
+        monkeypatch.setattr("sdrrl_trl.cli.time", SimpleNamespace(monotonic=iter(clock).__next__))
+        main(["tasks"])
+        assert capsys.readouterr().err == told
+
+
+def test_a_checkout_without_a_distribution_has_a_version(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr("sdrrl_trl.utils.version", missing)
+    assert package_version("sdrrl-trl") == sdrrl_trl.__version__ and package_version("trl") is None
 
 
 def test_a_wrong_value_is_no_misspelt_option(capsys):

@@ -297,6 +297,20 @@ def test_runs_on_clean_texts_stand_beside_the_same_with_the_fault(results):
     first = tables.clean_table().splitlines()[2]
     values = [cell.strip() for cell in first.split("|")[2:-1]]
     assert values[0] == "1.4427" and values[3].startswith("+0") and values[-1] == "+11.8 %", first
+    assert tables.short_table() == tables.NOT_YET
+    for seed in seeds:
+        results(decide.Run("smollm2_clean", "anchored_references", 3e-3, seed), composite=0.79, drift=0.02)
+    *_, last = tables.short_table().splitlines()
+    _, gain, against, english, drift = (cell.strip() for cell in last.split("|")[1:-1])
+    # By their logarithms, which the seeds move a little
+    assert gain == "-23.4 %" and against.startswith("-1.3 % (") and english.startswith("+0.1 % ("), last
+    assert drift == "0.029", last  # nats in bits
+    results(decide.Run("smollm2_clean", "t_sft", 3e-3, 11))
+    file = decide.result_file(decide.Run("smollm2_clean", "t_sft", 3e-3, 11), "bits")
+    file.write_text(file.read_text().replace('"pool": "p"', '"pool": "q"'))
+    decide.read.cache_clear()
+    with pytest.raises(SystemExit, match="different pools"):
+        tables.short_table()
 
 
 def test_the_pages_show_what_the_results_say():

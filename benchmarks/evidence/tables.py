@@ -48,6 +48,11 @@ PAIRS = {
     "the anchor and fewer kinds": ("anchored", "sampled"),
 }
 TWO = ("t_sft", "anchored")  # on the second model
+ARMS = {  # in the table for readers in haste
+    "t_sft": "a stronger model's answers, translated (T-SFT)",
+    "anchored": "its own answers, with the anchor (SDRRL here)",
+    "anchored_references": "the stronger model's, with the anchor",
+}
 NOT_YET = "Not measured yet."
 
 
@@ -184,6 +189,30 @@ def clean_table() -> str:
     return table(head, rows)
 
 
+def short_table() -> str:
+    """On clean texts, what each arm has gained, in how many per cent of bits, and how far English has drifted."""
+    base, faulty = [Run("smollm2_clean", "base")], contestants("smollm2")
+    ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in faulty)
+    groups = [theirs, ours, *([replace(run, arm=arm) for run in ours] for arm in decide.CONFIG["later_arms"])]
+    if not (ours and all(decide.is_done(run, "bits") for run in sum(groups, base))):
+        return NOT_YET
+    if len({decide.read(run, "bits")["pool"] for run in sum(groups, base)}) > 1:
+        raise SystemExit("The runs on clean texts were made from different pools: they cannot be compared.")
+    rows = []
+    for runs in groups:
+        gain, english = (decide.contrast(runs, base, measures, part="bits") for measures in (decide.T, decide.SOURCE))
+        behind = decide.contrast(runs, theirs, decide.T, part="bits")
+        against = "" if runs is theirs else _in_a_cell(behind)
+        drift = f"{score(runs, 'drift', part='bits'):.3f}"
+        rows.append([ARMS[runs[0].arm], f"{100 * gain.delta:+.1f} %", against, _in_a_cell(english), drift])
+    return table(["fine-tuned on", "Portuguese ↓", "against T-SFT", "English by people ↓", "drift ↓"], rows)
+
+
+def _in_a_cell(found: decide.Contrast) -> str:
+    shown = [f"{100 * low:+.1f} to {100 * high:+.1f}" for low, high in (found.of_items, found.of_seeds)]
+    return f"{100 * found.delta:+.1f} % ({'; '.join(shown)})"
+
+
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
     """The winner's and T-SFT's runs with the seeds of stage 2 that are measured on the test items."""
     seeds = {*decide.CONFIG["stage_2"]["seeds"], *decide.CONFIG["second_model"]["seeds"]}
@@ -275,6 +304,7 @@ def blocks() -> dict[str, str]:
         "decision": decision_table("smollm2"),
         "second model": second_model_table(),
         "clean texts": clean_table(),
+        "in short": short_table(),
     }
 
 
