@@ -172,13 +172,22 @@ class Contrast:
     upper: float
 
 
-def contrast(a: list[Run], b: list[Run], measures: tuple[str, ...], scale: Callable = np.log, **options) -> Contrast:
-    """Of the mean over the measures of their `scale`d values."""
+def contrast(
+    a: list[Run],
+    b: list[Run],
+    measures: tuple[str, ...],
+    scale: Callable = np.log,
+    part: str = "test",
+    other: str | None = None,
+    fitted: bool = False,
+) -> Contrast:
+    """Of the mean over the measures of their `scale`d values; `other` is the part of `b`, if another."""
     rng = np.random.default_rng(1234)
+    runs = [*((run, part) for run in a), *((run, other or part) for run in b)]
     scores, resampled = 0.0, 0.0
     for measure in measures:
         # Shape (items, 2, runs): the same items for all, so that they are paired
-        values = np.stack([items(run, measure, **options) for run in (*a, *b)], axis=-1)
+        values = np.stack([items(run, measure, fitted, part) for run, part in runs], axis=-1)
         counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
         sums = np.tensordot(np.vstack([np.ones(len(values)), counts]), values, axes=1)
         of_runs = scale(sums[:, 0] / sums[:, 1]) / len(measures)

@@ -22,10 +22,14 @@ DOCUMENT_START = "<|endoftext|>"  # stands between documents in the pre-training
 TEMPERATURES = (0.8, 1.0, 1.2, 1.4)
 
 
-def load(model: str, adapter: str | None) -> TransformersGenerator:
+def load(model: str, adapter: str | None, strength: float = 1.0) -> TransformersGenerator:
     generator = TransformersGenerator(model_path(model), Sampling(128, temperature=0.0), dtype="float32")
     if adapter is not None:
-        PeftModel.from_pretrained(generator.model, adapter).merge_adapter()  # into the generator's weights
+        adapted = PeftModel.from_pretrained(generator.model, adapter)
+        for name, weights in adapted.named_parameters():
+            if "lora_B" in name:
+                weights.data *= strength
+        adapted.merge_adapter()  # into the generator's weights
     return generator
 
 
@@ -36,10 +40,11 @@ class Measures:
     Args:
         name (`str`): The initial model, in `config.yaml`.
         adapter (`str`, *optional*): Folder of the adapter that was trained; without it, the initial model is measured.
+        strength (`float`, *optional*, defaults to `1.0`): How much of its change is added to the weights.
     """
 
-    def __init__(self, name: str, adapter: str | None):
-        self.name, self.generator = name, load(name, adapter)
+    def __init__(self, name: str, adapter: str | None, strength: float = 1.0):
+        self.name, self.generator = name, load(name, adapter, strength)
         self.model, self.tokenizer = self.generator.model, self.generator.tokenizer
 
     def dev(self) -> dict:

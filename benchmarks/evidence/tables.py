@@ -8,6 +8,7 @@ plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,10 +49,12 @@ PAIRS = {
     "the anchor and fewer kinds": ("anchored", "sampled"),
 }
 TWO = ("t_sft", "anchored")  # on the second model
-ARMS = {  # in the table for readers in haste
-    "t_sft": "a stronger model's answers, translated (T-SFT)",
-    "anchored": "its own answers, with the anchor (SDRRL here)",
-    "anchored_references": "the stronger model's, with the anchor",
+HALF = "bits@0.5"
+ARMS = {  # and part, in the table for readers in haste
+    ("t_sft", "bits"): "a stronger model's answers, translated (T-SFT)",
+    ("t_sft", HALF): "the same, then half of the change taken back",
+    ("anchored", "bits"): "its own answers, with the anchor (SDRRL here)",
+    ("anchored_references", "bits"): "the stronger model's, with the anchor",
 }
 NOT_YET = "Not measured yet."
 
@@ -189,28 +192,42 @@ def clean_table() -> str:
     return table(head, rows)
 
 
-def short_table() -> str:
-    """On clean texts, what each arm has gained, in how many per cent of bits, and how far English has drifted."""
+def short_table(cell: Callable[..., str]) -> str:
+    """On clean texts, what each arm has gained, how far behind T-SFT that is, and how far English has drifted."""
     base, faulty = [Run("smollm2_clean", "base")], contestants("smollm2")
     ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in faulty)
-    groups = [theirs, ours, *([replace(run, arm=arm) for run in ours] for arm in decide.CONFIG["later_arms"])]
-    if not (ours and all(decide.is_done(run, "bits") for run in sum(groups, base))):
+    later = [[replace(run, arm=arm) for run in ours] for arm in decide.CONFIG["later_arms"]]
+    shown = [(theirs, "bits"), (theirs, HALF), (ours, "bits"), *((runs, "bits") for runs in later)]
+    measured = [(run, part) for runs, part in [(base, "bits"), *shown] for run in runs]
+    if not (ours and all(decide.is_done(*job) for job in measured)):
         return NOT_YET
-    if len({decide.read(run, "bits")["pool"] for run in sum(groups, base)}) > 1:
+    if len({decide.read(*job)["pool"] for job in measured}) > 1:
         raise SystemExit("The runs on clean texts were made from different pools: they cannot be compared.")
     rows = []
-    for runs in groups:
-        gain, english = (decide.contrast(runs, base, measures, part="bits") for measures in (decide.T, decide.SOURCE))
-        behind = decide.contrast(runs, theirs, decide.T, part="bits")
-        against = "" if runs is theirs else _in_a_cell(behind)
-        drift = f"{score(runs, 'drift', part='bits'):.3f}"
-        rows.append([ARMS[runs[0].arm], f"{100 * gain.delta:+.1f} %", against, _in_a_cell(english), drift])
-    return table(["fine-tuned on", "Portuguese ↓", "against T-SFT", "English by people ↓", "drift ↓"], rows)
+    for runs, part in shown:
+        gain, english = (
+            decide.contrast(runs, base, measures, part=part, other="bits") for measures in (decide.T, decide.SOURCE)
+        )
+        behind = decide.contrast(runs, theirs, decide.T, part=part, other="bits")
+        drift = decide.contrast(runs, base, ("drift",), decide.same, part=part, other="bits")
+        cells = [cell(gain, 100, ".1f"), "" if shown[0] == (runs, part) else cell(behind, 100, ".1f")]
+        rows.append([ARMS[runs[0].arm, part], *cells, cell(english, 100, ".1f"), cell(drift, 1, ".3f")])
+    head = ["fine-tuned on", "Portuguese, %", "behind T-SFT, %", "English, %", "drift"]
+    return table(head, rows)
 
 
-def _in_a_cell(found: decide.Contrast) -> str:
-    shown = [f"{100 * low:+.1f} to {100 * high:+.1f}" for low, high in (found.of_items, found.of_seeds)]
-    return f"{100 * found.delta:+.1f} % ({'; '.join(shown)})"
+def both_intervals(found: decide.Contrast, factor: float, digits: str) -> str:
+    """A difference with its 95 % intervals over items and over seeds."""
+    shown = [
+        f"{factor * low:+{digits}} to {factor * high:+{digits}}" for low, high in (found.of_items, found.of_seeds)
+    ]
+    return f"{factor * found.delta:+{digits}} ({'; '.join(shown)})"
+
+
+def wider_interval(found: decide.Contrast, factor: float, digits: str) -> str:
+    """A difference, and how far the wider one of its 95 % intervals, over items and over seeds, reaches from it."""
+    reach = max(abs(end - found.delta) for ends in (found.of_items, found.of_seeds) for end in ends)
+    return f"{factor * found.delta:{digits}} ± {factor * reach:{digits}}"
 
 
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
@@ -304,7 +321,8 @@ def blocks() -> dict[str, str]:
         "decision": decision_table("smollm2"),
         "second model": second_model_table(),
         "clean texts": clean_table(),
-        "in short": short_table(),
+        "in short": short_table(wider_interval),
+        "anchor": short_table(both_intervals),
     }
 
 
