@@ -81,7 +81,8 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, m
     expected = rf"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, {time}$"
     assert re.search(expected, said, re.MULTILINE) and "train: model (0 M parameters, licence: not stated)\n" in said
     assert re.search(f"slow on a CPU; {time} with: --gradient_checkpointing false\n", said)
-    assert said.endswith("so few steps teach a model little, and can harm it. Take more questions or epochs\n")
+    last = "so few steps teach a model little, and can harm it. Take more questions or epochs\n"
+    assert said.endswith(f"{last}It was a dry run: nothing was written.\n")
     # Four passes become three, beside the start
     slow, fast = (int(seconds) - 10 for seconds in re.findall(time, said))
     assert fast == pytest.approx(slow * 3 / 4, abs=1)
