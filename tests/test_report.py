@@ -152,6 +152,17 @@ def test_benchmark_language_of_the_answers_and_role_of_a_row(task, metric, langu
     assert role_of(task, metric, language, "en", {}) == role
 
 
+def test_a_gain_in_the_source_language_is_told_beside_that_nothing_was_lost(tmp_path):
+    task = "sdrrl_belebele_gen_en"
+    models = {"base": small(task, acc=right(0.4)), "tuned": small(task, acc=right(0.9))}
+    _, path = run(tmp_path, models)
+    assert (
+        "the source language, shows no evidence of loss on 1 measure, and got better on 1; no 95 %" in path.read_text()
+    )
+    page = path.with_suffix(".html").read_text()
+    assert "the source language, shows no evidence of loss on 1 measure and is better on 1" in page
+
+
 def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models, tmp_path):
     content, path = run(tmp_path, models)
     assert len(content["rows"]) == 3 * 5 + 1
