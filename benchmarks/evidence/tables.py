@@ -53,7 +53,7 @@ HALF = "bits@0.5"
 ARMS = {  # and part, in the table for readers in haste
     ("t_sft", "bits"): "a stronger model's answers, translated (T-SFT)",
     ("t_sft", HALF): "the same, then half of the change taken back",
-    ("anchored", "bits"): "its own answers, with the anchor (SDRRL here)",
+    ("anchored", "bits"): "its own answers, with the anchor (`anchored`)",
     ("anchored_references", "bits"): "the stronger model's, with the anchor",
 }
 NOT_YET = "Not measured yet."
