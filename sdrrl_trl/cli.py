@@ -310,10 +310,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     try:
         COMMANDS[arguments.command](rest)
-        if "--dry_run" in rest:
+        is_first = int(os.environ.get("RANK", 0)) == 0
+        if is_first and "--dry_run" in rest:
             print("It was a dry run: nothing was written.")
         sys.stdout.flush()
-        if (seconds := time.monotonic() - start) > 10 and int(os.environ.get("RANK", 0)) == 0:
+        if is_first and (seconds := time.monotonic() - start) > 10:
             print(f"sdrrl {arguments.command} took {in_time(seconds)}.", file=sys.stderr)
         distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
         if distributed and distributed.is_available() and distributed.is_initialized():

@@ -37,9 +37,8 @@ SLOWER = {"cpu": 2.2, "cuda": 3}
 # Seconds that a layer takes at least, however small: a GPU waits for what it is to do. Measured on an H200
 LAYER = {"cuda": 1e-3}
 ADAPTED = 2.5  # times as many kernels has a layer with adapters
-ATTENTION = (
-    1.5  # times its multiplications takes attention on a CPU, where a batch of packs is one row; measured there
-)
+# Times its multiplications takes attention on a CPU, where a batch of packs is one row; measured there
+ATTENTION = 1.5
 # More than these is known to harm a model: for adapters, and for all weights
 RATES = 5e-3, 2e-4
 FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper

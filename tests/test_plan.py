@@ -6,10 +6,10 @@ import re
 import pytest
 import yaml
 from conftest import DEMO, CannedGenerator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import deepspeed
 
-from sdrrl_trl import plan
+from sdrrl_trl import SDRRLConfig, plan
 from sdrrl_trl.cli import main
 from sdrrl_trl.evaluation.weights import on_meta
 
@@ -98,6 +98,23 @@ def test_on_a_gpu_a_small_model_takes_the_time_of_its_layers(monkeypatch):
     before = plan.duration((1e6, 30), **work)
     monkeypatch.setattr(plan, "LAYER", {"cpu": 1e-3})
     assert plan.duration((1e6, 30), **work) - before == pytest.approx((5 + 10) * 30 * 1e-3)
+
+
+@pytest.mark.parametrize("packing, length", [(True, 4 * 256), (False, 10)])
+def test_on_a_cpu_attention_takes_its_time_over_all_packs_of_a_batch(tiny_model, tmp_path, packing, length):
+    options = {"packing": packing, "max_length": 256, "per_device_train_batch_size": 4}
+    args = SDRRLConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+    n_parameters, n_layers = plan.shape_of(tiny_model)
+    size = AutoConfig.from_pretrained(tiny_model).hidden_size
+    expected = n_parameters + plan.ATTENTION * 2 * length * size * n_layers
+    assert plan.with_attention(tiny_model, args, 10) == (pytest.approx(expected), n_layers)
+
+
+def test_the_type_that_is_timed_is_that_of_the_weights(tiny_model):
+    assert plan.dtype_of(tiny_model, "auto") == str(AutoConfig.from_pretrained(tiny_model).dtype).removeprefix(
+        "torch."
+    )
+    assert plan.dtype_of(tiny_model, "bfloat16") == "bfloat16"
 
 
 def test_the_size_of_a_model_is_told_while_a_training_with_zero_3_begins(tiny_model):
