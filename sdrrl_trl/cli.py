@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sdrrl_trl import __version__
 from sdrrl_trl.options import HelpFormatter, parse_command, read_yaml, similar
-from sdrrl_trl.utils import SDRRLError, in_time
+from sdrrl_trl.utils import SDRRLError, in_time, is_first_process
 
 
 # Of `sdrrl run`: those of the build, as in `TransferConfig`, and two more
@@ -53,7 +53,7 @@ def _build(arguments: list[str]) -> None:
         recipe = "anchored" if config.temperature == 1 and config.proportions.get("source") else "paper"
         model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
         _next("train", "--recipe", recipe, *model)
-        if own_device().type == "cpu" and int(os.environ.get("RANK", 0)) == 0:
+        if own_device().type == "cpu" and is_first_process():
             print(f"On a CPU, if answers are short: {SMALLER} --gradient_checkpointing false --lora_dropout 0")
 
 
@@ -148,7 +148,7 @@ def _report(arguments: list[str]) -> None:
 def _next(command: str, *arguments: str) -> None:
     """The command for the next stage; its folder is as in README."""
     folder = {"train": "model", "evaluate": "results", "report": "report"}[command]
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print("Next:", shlex.join(["sdrrl", command, *arguments, "--output_dir", folder]))
 
 
@@ -310,11 +310,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     try:
         COMMANDS[arguments.command](rest)
-        is_first = int(os.environ.get("RANK", 0)) == 0
-        if is_first and "--dry_run" in rest:
+        if "--dry_run" in rest and is_first_process():
             print("It was a dry run: nothing was written.")
         sys.stdout.flush()
-        if is_first and (seconds := time.monotonic() - start) > 10:
+        if (seconds := time.monotonic() - start) > 10 and is_first_process():
             print(f"sdrrl {arguments.command} took {in_time(seconds)}.", file=sys.stderr)
         distributed = sys.modules.get("torch.distributed")  # not imported for this alone: it takes seconds
         if distributed and distributed.is_available() and distributed.is_initialized():

@@ -109,7 +109,7 @@ def _longest(seconds: float, n_models: int) -> float:
 
 def dtype_of(model: str, dtype: str) -> str:
     """Data type that a model is loaded in."""
-    return str(on_meta(base_path(model)).dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    return str(_without_weights(model).dtype).removeprefix("torch.") if dtype == "auto" else dtype
 
 
 def with_attention(model: str, args: SDRRLConfig, length: float) -> tuple[float, int]:
@@ -122,14 +122,18 @@ def with_attention(model: str, args: SDRRLConfig, length: float) -> tuple[float,
         return n_parameters, n_layers
     # The collator makes one row of a batch of packs, and attention without a kernel for them sees all of it
     length = args.train_batch_size * (args.max_length or length) if args.packing else length
-    size = on_meta(base_path(model)).config.get_text_config().hidden_size
+    size = _without_weights(model).config.get_text_config().hidden_size
     return n_parameters + ATTENTION * 2 * length * size * n_layers, n_layers
 
 
 @cache
+def _without_weights(model: str) -> Any:
+    return on_meta(base_path(model))
+
+
 def shape_of(model: str) -> tuple[float, int]:
     """Numbers of parameters and of layers of a model, or of an adapter's base."""
-    net = on_meta(base_path(model))
+    net = _without_weights(model)
     return net.num_parameters(), net.config.get_text_config().num_hidden_layers
 
 

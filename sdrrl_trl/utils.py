@@ -40,6 +40,11 @@ def package_version(name: str) -> str | None:
         return __version__ if name == "sdrrl-trl" else None
 
 
+def is_first_process() -> bool:
+    """Whether this is the one of several processes that prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def require(distribution: str, extra: str, why: str) -> None:
     """Raises [`SDRRLError`] naming the extra to install if `distribution` is missing."""
     if package_version(distribution) is None:
@@ -199,7 +204,7 @@ def progress(items: Iterable, total: int, what: str, unit: str, done: int = 0):
     Goes through `(n, item)` pairs, `n` being how many units the item stands for, and prints how far it is: at the
     start, every ten seconds and at the end, with rate and time left. `done` units were finished by an earlier run.
     """
-    is_main = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first shows its share
+    is_main = is_first_process()  # of several processes, the first shows its share
     start = last = time.monotonic()
     finished = done
     if is_main and done < total:

@@ -168,10 +168,15 @@ def second_model_table() -> str:
     return table(head, rows) if rows else NOT_YET
 
 
+def clean_runs() -> tuple[list[Run], list[Run], list[Run]]:
+    """On texts without the fault of the translator: the initial model, the winner and T-SFT with the same seeds."""
+    ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in contestants("smollm2"))
+    return [Run("smollm2_clean", "base")], ours, theirs
+
+
 def clean_table() -> str:
     """The winner against T-SFT on texts without the fault of the translator, and how far they were apart with it."""
-    base, faulty = [Run("smollm2_clean", "base")], contestants("smollm2")
-    ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in faulty)
+    base, ours, theirs = clean_runs()
     if not (ours and all(decide.is_done(run, "bits") for run in (*base, *ours, *theirs))):
         return NOT_YET
     shown = {name.partition(" ")[2]: (measure,) for name, measure in BITS.items()}
@@ -185,7 +190,7 @@ def clean_table() -> str:
         else:
             cells = [f"{score(runs, *measures, part='bits'):.4f}" for runs in (base, theirs, ours)]
         found = decide.contrast(ours, theirs, measures, scale, part="bits")
-        before = decide.contrast(*faulty, measures, scale)
+        before = decide.contrast(*contestants("smollm2"), measures, scale)
         rows.append([f"{name} ↓", *cells, *_intervals(found, factor, unit), f"{factor * before.delta:+.3g}{unit}"])
     head = ["measure", "base", f"t_sft ({len(theirs)} seeds)", f"{ours[0].arm} ({len(ours)} seeds)"]
     head += [f"{ours[0].arm} - t_sft", "95 % over items", "95 % over seeds", "the same, planned runs"]
@@ -194,8 +199,7 @@ def clean_table() -> str:
 
 def short_table(cell: Callable[..., str]) -> str:
     """On clean texts, what each arm has gained, how far behind T-SFT that is, and how far English has drifted."""
-    base, faulty = [Run("smollm2_clean", "base")], contestants("smollm2")
-    ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in faulty)
+    base, ours, theirs = clean_runs()
     later = [[replace(run, arm=arm) for run in ours] for arm in decide.CONFIG["later_arms"]]
     shown = [(theirs, "bits"), (theirs, HALF), (ours, "bits"), *((runs, "bits") for runs in later)]
     measured = [(run, part) for runs, part in [(base, "bits"), *shown] for run in runs]

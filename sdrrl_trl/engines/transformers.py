@@ -29,7 +29,7 @@ from sdrrl_trl import hub
 from sdrrl_trl.engines import Generation, Sampling
 from sdrrl_trl.engines.chat import Chat, fix_date
 from sdrrl_trl.options import similar
-from sdrrl_trl.utils import MODEL_FILES, SDRRLError, in_a_line, on_hub
+from sdrrl_trl.utils import MODEL_FILES, SDRRLError, in_a_line, is_first_process, on_hub
 
 
 # Prompts and answers with padding. Halved when memory runs out
@@ -134,10 +134,9 @@ def weights_of(model: Any) -> dict[str, str | None]:
 
 def shard_bar(n: int, what: str) -> tqdm:
     """Progress within a shard that takes long, as on a CPU. The first of several processes shows its own."""
-    is_other = int(os.environ.get("RANK", 0)) > 0
     # How long all will take, the lines between the shards say
     form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard, {elapsed} so far"
-    return tqdm(total=n, desc=what, bar_format=form, delay=30, leave=False, disable=is_other)
+    return tqdm(total=n, desc=what, bar_format=form, delay=30, leave=False, disable=not is_first_process())
 
 
 def in_batches(

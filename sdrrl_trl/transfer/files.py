@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from sdrrl_trl import hub
-from sdrrl_trl.utils import SDRRLError, on_hub
+from sdrrl_trl.utils import SDRRLError, is_first_process, on_hub
 
 
 # Where each stands, and what is in it; of a bad one, what is wrong with it
@@ -77,7 +77,7 @@ def reading(what: str) -> Iterator[None]:
 @cache
 def warn(message: str) -> None:
     """Prints a warning: once, though files are read several times, and from the first of several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(f"warning: {message}", file=sys.stderr)
 
 
