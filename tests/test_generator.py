@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from sdrrl_trl.engines import Sampling, transformers
+from sdrrl_trl.engines import Sampling
 from sdrrl_trl.engines.transformers import TransformersGenerator, _Sampler, in_batches
 
 
@@ -36,10 +36,16 @@ def test_transformers_warns_of_nothing_that_the_engine_does(generator, recwarn, 
 
 @pytest.mark.parametrize("batch_tokens", [32_768, 200])
 def test_batched_answers_are_those_of_one_row_at_a_time(generator, monkeypatch, batch_tokens):
-    monkeypatch.setattr(transformers, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(generator, "_batch_tokens", batch_tokens)
     answers = generator.generate(QUESTIONS)
     assert [answer.text for answer in answers] == [plain(generator, question) for question in QUESTIONS]
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}  # rows leave at different times
+
+
+def test_what_a_token_takes_of_a_gpus_memory_is_measured(generator):
+    config = generator.model.config
+    size = config.num_key_value_heads * config.head_dim * 4  # bytes of float32
+    assert generator._bytes_of_a_token() == config.num_hidden_layers * 2 * size
 
 
 ROWS = [[1] * n for n in (3, 5, 2, 9, 5, 1)]

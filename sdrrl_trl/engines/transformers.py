@@ -32,8 +32,8 @@ from sdrrl_trl.options import similar
 from sdrrl_trl.utils import MODEL_FILES, SDRRLError, in_a_line, is_first_process, on_hub
 
 
-# Prompts and answers with padding. Halved when memory runs out
-BATCH_TOKENS = 32_768
+# Prompts and answers with padding; on a GPU with much memory up to MOST_TOKENS. Halved when memory runs out
+BATCH_TOKENS, MOST_TOKENS = 32_768, 524_288
 
 
 @contextmanager
@@ -215,18 +215,35 @@ class TransformersGenerator:
         has_keys = all(isinstance(layer, DynamicLayer) for layer in layers)
         if not (has_keys and self._cache_name and self.model._supports_default_dynamic_cache()):
             self._cache_name = None
+        self._batch_tokens = self._find_batch_tokens()
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "transformers", **vars(self.sampling), **weights_of(self.model)}
 
     def generate(self, conversations: list[list[dict[str, str]]]) -> list[Generation]:
         def answer(rows: list[list[int]], seeds: list[int]) -> list[Generation]:
-            most = BATCH_TOKENS if self._cache_name else 0  # one by one where none can leave the batch
             with shard_bar(len(rows), "answer") as bar:
                 function = partial(self._answer, rows, seeds, bar.update)
-                return in_batches(function, rows, most, self.sampling.max_new_tokens)
+                return in_batches(function, rows, self._batch_tokens, self.sampling.max_new_tokens)
 
         return self.chat.answers(conversations, self.sampling, self.chat.window, answer)
+
+    def _find_batch_tokens(self) -> int:
+        """Most tokens of a batch: on a GPU, those whose keys and values fill half of the memory beside the weights."""
+        device = self.model.device
+        if self._cache_name is None:
+            return 0  # rows go one by one where none can leave the batch
+        if device.type != "cuda":
+            return BATCH_TOKENS
+        memory = torch.cuda.get_device_properties(device).total_memory - self.model.get_memory_footprint()
+        return min(int(memory / 2 / self._bytes_of_a_token()), MOST_TOKENS)
+
+    @torch.inference_mode()
+    def _bytes_of_a_token(self) -> int:
+        """Keys and values of a token, which models keep in different ways."""
+        cache, token = DynamicCache(config=self.model.config), torch.zeros(1, 1, dtype=torch.long)
+        self.model(token.to(self.model.device), use_cache=True, **{self._cache_name: cache})
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
     @torch.inference_mode()
     def _answer(
