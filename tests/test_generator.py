@@ -1,11 +1,13 @@
 import json
 import shutil
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from sdrrl_trl.engines import Sampling
+from sdrrl_trl.engines import Sampling, transformers
 from sdrrl_trl.engines.transformers import TransformersGenerator, _Sampler, in_batches
 
 
@@ -42,10 +44,16 @@ def test_batched_answers_are_those_of_one_row_at_a_time(generator, monkeypatch, 
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}  # rows leave at different times
 
 
-def test_what_a_token_takes_of_a_gpus_memory_is_measured(generator):
-    config = generator.model.config
-    size = config.num_key_value_heads * config.head_dim * 4  # bytes of float32
-    assert generator._bytes_of_a_token() == config.num_hidden_layers * 2 * size
+def test_keys_and_values_of_a_batch_fill_half_of_what_the_weights_leave_of_a_gpus_memory(generator, monkeypatch):
+    model, cache = generator.model, DynamicCache(config=generator.model.config)
+    model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache)
+    of_a_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert transformers.batch_tokens(model) == generator._batch_tokens == transformers.BATCH_TOKENS  # on a CPU
+    monkeypatch.setattr(transformers, "own_device", lambda: torch.device("cuda", 0))
+    for n_tokens in (1000, 10**9):
+        gpu = SimpleNamespace(total_memory=model.get_memory_footprint() + 2 * n_tokens * of_a_token)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
+        assert transformers.batch_tokens(model) == min(n_tokens, transformers.MOST_TOKENS)
 
 
 ROWS = [[1] * n for n in (3, 5, 2, 9, 5, 1)]

@@ -415,6 +415,16 @@ def test_single_items_are_not_compared_and_lone_models_are_refused(tmp_path):
             ReportConfig(names, "r")
 
 
+@pytest.mark.parametrize("given", [{"pretrained": "/models/tuned", "peft": "a"}, "pretrained=/models/tuned,peft=a"])
+def test_the_initial_model_in_the_place_of_its_adapter_is_an_error_and_not_a_loss(models, tmp_path, given):
+    names = save(tmp_path, models)
+    (file,) = (tmp_path / "base").glob("results_*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"model_args": given}}))
+    with pytest.raises(SDRRLError, match="'tuned' is the model that 'base' is an adapter of.* tuned=.* base="):
+        report(ReportConfig(names, str(tmp_path / "report")))
+    report(ReportConfig(names[::-1], str(tmp_path / "report")))
+
+
 @pytest.mark.parametrize(
     "items, why",
     [

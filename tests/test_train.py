@@ -81,7 +81,7 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, m
     expected = rf"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, {time}$"
     assert re.search(expected, said, re.MULTILINE) and "train: model (0 M parameters, licence: not stated)\n" in said
     assert re.search(f"slow on a CPU; {time} with: --gradient_checkpointing false\n", said)
-    last = "so few steps teach a model little, and can harm it. Take more questions or epochs\n"
+    last = "so few steps teach a model little, and can harm it. Take more questions\n"
     assert said.endswith(f"{last}It was a dry run: nothing was written.\n")
     # Four passes become three, beside the start
     slow, fast = (int(seconds) - 10 for seconds in re.findall(time, said))
@@ -105,6 +105,10 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, m
         ),
         (["--learning_rate", "1e-3"], "of 0.001 can ruin the model: all weights take 1e-5 to 1e-4"),
         (["--use_peft", "--learning_rate", "3e-3"], None),
+        (
+            ["--use_peft", "--learning_rate", "1e-3", "--max_steps", "-1", "--num_train_epochs", "3"],
+            "can learn by heart what it sees 3.0 times, and get worse: --num_train_epochs 1",
+        ),
         (["--learning_rate", "1e-4"], None),
     ],
 )
@@ -373,3 +377,11 @@ def test_weights_that_are_no_numbers_are_an_error_and_not_saved(command, tiny_mo
     model.save_pretrained(tmp_path / "nan")
     assert "no longer finite" in refused(command, capsys, model=tmp_path / "nan")
     assert not {"model.safetensors", "training.json"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_training_that_diverges_ends_there_and_not_after_the_last_step(command, tmp_path, capsys):
+    options = "--learning_rate 1e30 --max_steps 50 --logging_steps 1 --save_steps 1 --lr_scheduler_type constant"
+    step = int(re.search(r"no longer finite numbers at step (\d+):", refused(command, capsys, *options.split()))[1])
+    assert 1 < step < 10
+    saved = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert max(saved) == step - 1  # of finite weights

@@ -20,7 +20,7 @@ python examples/scripts/sdrrl.py \
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
     --dataset_name transfer_set \
     --anchor_languages en --kl_coef 4 \
-    --learning_rate 1.0e-3 \
+    --learning_rate 1.0e-3 --num_train_epochs 1 \
     --packing \
     --use_peft \
     --lora_target_modules all-linear \

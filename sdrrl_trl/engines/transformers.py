@@ -51,7 +51,7 @@ def loading(what: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # wrong types in a configuration can be any
         near = "" if Path(name).exists() else similar(name, [str(path) for path in Path(name).parent.glob("*/")])
-        here = "" if Path(name).exists() else f"there is no such folder.{near} And on the hub: "
+        here = "" if Path(name).exists() else f"there is no such folder; a model of yours is trained first.{near} And on the hub: "
         raise SDRRLError(f"Cannot load {what} {name!r}: {here}{hub.explain(error) or in_a_line(error)}") from error
 
 
@@ -130,6 +130,18 @@ def weights_of(model: Any) -> dict[str, str | None]:
     """Data type and, from the hub, commit of a model's weights."""
     commit = vars(model.config).get("_commit_hash")
     return {"dtype": str(model.dtype).removeprefix("torch."), "commit": commit}
+
+
+def batch_tokens(model: Any) -> int:
+    """Most tokens of a batch of answers: on a GPU, those whose keys and values fill half of what the weights leave."""
+    device, config = own_device(), model.config.get_text_config()
+    if device.type != "cuda":
+        return BATCH_TOKENS
+    n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    of_a_token = 2 * config.num_hidden_layers * n_heads * size * model.dtype.itemsize
+    left = torch.cuda.get_device_properties(device).total_memory - model.num_parameters() * model.dtype.itemsize
+    return min(int(left / 2 / of_a_token), MOST_TOKENS)
 
 
 def shard_bar(n: int, what: str) -> tqdm:
@@ -215,7 +227,8 @@ class TransformersGenerator:
         has_keys = all(isinstance(layer, DynamicLayer) for layer in layers)
         if not (has_keys and self._cache_name and self.model._supports_default_dynamic_cache()):
             self._cache_name = None
-        self._batch_tokens = self._find_batch_tokens()
+        # Rows go one by one where none can leave the batch
+        self._batch_tokens = batch_tokens(self.model) if self._cache_name else 0
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "transformers", **vars(self.sampling), **weights_of(self.model)}
@@ -227,23 +240,6 @@ class TransformersGenerator:
                 return in_batches(function, rows, self._batch_tokens, self.sampling.max_new_tokens)
 
         return self.chat.answers(conversations, self.sampling, self.chat.window, answer)
-
-    def _find_batch_tokens(self) -> int:
-        """Most tokens of a batch: on a GPU, those whose keys and values fill half of the memory beside the weights."""
-        device = self.model.device
-        if self._cache_name is None:
-            return 0  # rows go one by one where none can leave the batch
-        if device.type != "cuda":
-            return BATCH_TOKENS
-        memory = torch.cuda.get_device_properties(device).total_memory - self.model.get_memory_footprint()
-        return min(int(memory / 2 / self._bytes_of_a_token()), MOST_TOKENS)
-
-    @torch.inference_mode()
-    def _bytes_of_a_token(self) -> int:
-        """Keys and values of a token, which models keep in different ways."""
-        cache, token = DynamicCache(config=self.model.config), torch.zeros(1, 1, dtype=torch.long)
-        self.model(token.to(self.model.device), use_cache=True, **{self._cache_name: cache})
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
     @torch.inference_mode()
     def _answer(

@@ -71,10 +71,12 @@ class Output:
     Args:
         model (`str`): Path or hub id of the model, or of its adapter.
         tasks (`dict[str, TaskResult]`): Results by task.
+        adapted (`str`, *optional*): Of an adapter, the model that it is on.
     """
 
     model: str
     tasks: dict[str, TaskResult]
+    adapted: str | None = None
 
 
 def save(folder: Path, results: dict[str, Any], about: dict[str, Any]) -> None:
@@ -148,7 +150,15 @@ def load(folder: Path) -> Output:
         found = sorted(map(str, folders if len(folders) > 1 else models))
         raise SDRRLError(f"{folder} holds results of several models: {', '.join(found)}. Name the folder of one.")
     # lm-eval 0.5 puts the group before a task's name, as `group::task`
-    return Output(models.pop(), {task.rpartition("::")[2]: _read_task(task, *found) for task, found in newest.items()})
+    tasks = {task.rpartition("::")[2]: _read_task(task, *found) for task, found in newest.items()}
+    return Output(models.pop(), tasks, _adapted(next(iter(newest.values()))[1]))
+
+
+def _adapted(content: dict[str, Any]) -> str | None:
+    given = content.get("config", {}).get("model_args") or {}
+    if isinstance(given, str):  # as `lm_eval` notes what it was given
+        given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+    return given.get("pretrained") if given.get("peft") else None
 
 
 def finished_tasks(folder: Path) -> set[str]:

@@ -85,6 +85,12 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     source = get_language(data_set["options"]["source_language"] if data_set else "en").tag
     # Everything is read and checked before the first file is written
     outputs = {name: load(path) for name, path in config.folders.items()}
+    base, *tuned = outputs
+    if swapped := [name for name in tuned if outputs[name].model == outputs[base].adapted]:
+        raise SDRRLError(
+            f"`models`: {swapped[0]!r} is the model that {base!r} is an adapter of, so that gains would be shown as "
+            f"losses. Name it first: {swapped[0]}={config.folders[swapped[0]]} {base}={config.folders[base]}"
+        )
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
@@ -59,6 +59,29 @@ class ProgressLines(TrainerCallback):
         if done := state.global_step - self._first_step:
             line += f", {rate_and_rest(done, state.max_steps - state.global_step, self._last - self._start)}"
         print(", ".join([line, *figures]), file=sys.stderr, flush=True)
+
+
+class StopIfDiverged(TrainerCallback):
+    """
+    Ends a training whose weights are no finite numbers any more, when it would log or save: none comes back from that,
+    and a checkpoint of them would be gone on from.
+    """
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_log or control.should_save:
+            check_finite(model, state.global_step)
+
+
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Raises [`SDRRLError`] on all processes, each of which holds all weights or a part, if some are no numbers."""
+    # ZeRO-3 keeps the part of a process there, and leaves the parameter itself empty
+    parts = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
+    if not all(gather_object([all(bool(part.isfinite().all()) for part in parts)])):
+        raise SDRRLError(
+            f"The model's weights are no longer finite numbers at step {step}: the training has diverged, or the "
+            "model came so. They are not saved. Lower `learning_rate`, or choose another `dtype`, in another "
+            "`output_dir`."
+        )
 
 
 class LMEvalCallback(TrainerCallback):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
 from jinja2 import TemplateError
 from safetensors import SafetensorError
@@ -27,7 +26,7 @@ from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.evaluation.weights import base_path, is_adapter, put_adapter_on, tokenizer_path
 from sdrrl_trl.plan import plan_training
 from sdrrl_trl.stages import check_options, files_in, write_options
-from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines
+from sdrrl_trl.trainer.callbacks import ForgettingCallback, LMEvalCallback, ProgressLines, StopIfDiverged, check_finite
 from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.groups import check_can_carry_groups
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
@@ -122,11 +121,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         with timed(folder / "timings.json", "train") if is_main else nullcontext(), in_a_line_if_full():
             with stopped_by_ctrl_c(trainer):
                 trainer.train(resume_from_checkpoint=checkpoint)
-            if not all(gather_object([_is_finite(trainer.model)])):
-                raise SDRRLError(
-                    "The model's weights are no longer finite numbers: the training has diverged, or the model came "
-                    "so. Nothing is saved. Lower `learning_rate`, or choose another `dtype`, in another `output_dir`."
-                )
+            check_finite(trainer.model, trainer.state.global_step)
             trainer.save_model()
             trainer.create_model_card()  # over that of PEFT, which names the folder of its base
         if is_main:
@@ -203,13 +198,6 @@ def _check_is_whole(folder: Path) -> None:
             f"The training in {folder} is complete, but {', '.join(missing)} is missing. Put it back. Or delete "
             "training.json there: the same command then goes on from the last checkpoint, or anew without one."
         )
-
-
-def _is_finite(model: torch.nn.Module) -> bool:
-    """Whether the weights that this process holds, all or its part of them, are finite numbers."""
-    # ZeRO-3 keeps the part of a process there, and leaves the parameter itself empty
-    parts = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
-    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def check(script_args: TrainArguments, training_args: SDRRLConfig, model_args: ModelConfig) -> dict[str, Any]:
@@ -329,6 +317,7 @@ def make_trainer(
     generation.eos_token_id = find_ends(trainer.processing_class, trainer.model.config, generation.eos_token_id)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLines())
+    trainer.add_callback(StopIfDiverged())
     if script_args.eval_tasks:
         trainer.add_callback(LMEvalCallback(trainer, script_args.eval_tasks))
     if script_args.forgetting_bound is not None:
