@@ -137,7 +137,7 @@ def items(run: Run, measure: str, fitted: bool = False, part: str = "test") -> n
     if part == "dev" and kind != "drift":
         rows = np.array(found["likelihoods"][measure], dtype=float)
         return np.stack([-rows[:, 1 + AT_1] / math.log(2), rows[:, 0]], axis=1)
-    if kind in ("human", "flores"):
+    if kind in ("human", "flores", "own"):
         rows = np.array(found[measure], dtype=float)
         return np.stack([-rows[:, 2 if fitted else 1] / math.log(2), rows[:, 0]], axis=1)
     if kind == "drift":

@@ -8,8 +8,10 @@ plots. The tables of the first round are in round1/tables.txt.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import decide
@@ -168,6 +170,23 @@ def second_model_table() -> str:
     return table(head, rows) if rows else NOT_YET
 
 
+def larger_table() -> str:
+    """What `larger.py` has measured: changes against the initial model, one line for the seeds of an arm and place."""
+    found = defaultdict(list)
+    for file in sorted((HERE / "results").glob("larger-*.json")):
+        name, _, part = file.stem.rpartition(".")
+        found[Run.of(name).arm, part].append(Run.of(name))
+    rows = []
+    for (arm, part), runs in found.items():
+        change = partial(decide.contrast, runs, [Run("larger", "base")], part=part)
+        cells = [wider_interval(change((text,)), 100, ".1f") for text in ("flores/pt", "own/pt", "flores/en")]
+        cells.append(wider_interval(change(("drift",), decide.same), 1, ".3f"))
+        if arm != "base":
+            rows.append([arm.replace("_", " "), part, str(len(runs)), *cells])
+    texts = ("Portuguese, FLORES, %", "own answers, translated, %", "English, FLORES, %", "drift")
+    return table(["fine-tuned on", "where", "seeds", *texts], rows)
+
+
 def clean_runs() -> tuple[list[Run], list[Run], list[Run]]:
     """On texts without the fault of the translator: the initial model, the winner and T-SFT with the same seeds."""
     ours, theirs = ([replace(run, model="smollm2_clean") for run in runs] for runs in contestants("smollm2"))
@@ -324,6 +343,7 @@ def blocks() -> dict[str, str]:
         "strengths": strengths_table(),
         "decision": decision_table("smollm2"),
         "second model": second_model_table(),
+        "larger": larger_table(),
         "clean texts": clean_table(),
         "in short": short_table(wider_interval),
         "anchor": short_table(both_intervals),
