@@ -15,20 +15,23 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 from data import DATA
 from decide import Run, result_file
 
+from sdrrl_trl.evaluation.outputs import read_samples
+from sdrrl_trl.options import read_yaml
 from sdrrl_trl.transfer.files import read_parquet
 from sdrrl_trl.utils import write_atomic
 
 
-LORA = "--use_peft --lora_r 16 --lora_alpha 32 --lora_target_modules all-linear --packing true --learning_rate 1e-3"
-LORA += " --lr_scheduler_type cosine --warmup_steps 0.1"
+RECIPE = read_yaml(str(files("sdrrl_trl") / "recipes.yaml"))["anchored"]["train"]
+WITHOUT_ANCHOR = " ".join(f"--{k} {v}" for k, v in RECIPE.items() if k not in ("anchor_languages", "kl_coef"))
 ARMS = {  # how records are built, and how it is trained on them
     "anchored": ("--recipe anchored", "--recipe anchored"),
-    "t_sft": ('--answer_source reference --proportions {"target":1}', LORA),
+    "t_sft": ('--answer_source reference --proportions {"target":1}', WITHOUT_ANCHOR),
     "anchored_references": ("--recipe anchored --answer_source reference", "--recipe anchored"),
 }
 TASKS = {"flores/pt": "text_pt", "flores/en": "text_en", "own/pt": "bpb_pt", "own/en": "bpb_en"}
@@ -92,12 +95,12 @@ def make(folder: Path, model: str, n_seeds: int, jobs: int) -> None:
         list(pool.map(evaluate, paths))
 
 
-def collect(folder: Path, part: str, arms: dict[str, str]) -> None:
-    """Writes the results of all models, in the form of `run.py`; `arms` has those with another name than here."""
+def collect(folder: Path, part: str) -> None:
+    """Writes the results of all models, in the form of `run.py`."""
     initial = _read(folder / "read-base" / "base")
     for path in folder.glob("read-*/*/"):
         arm, _, seed = path.name.partition("-")
-        run = Run("larger", arms.get(arm, arm), 1e-3 if seed else 0.0, int(seed or 0))
+        run = Run("larger", arm, 1e-3 if seed else 0.0, int(seed or 0))
         found = _read(path)
         # Nats that the model's own answers have become less likely by
         pairs = zip(initial["own/en"], found["own/en"], strict=True)
@@ -111,8 +114,7 @@ def _read(folder: Path) -> dict[str, list]:
     for name, task in TASKS.items():
         (file,) = folder.glob(f"samples_sdrrl_heldout_{task}_2*.jsonl")
         metric = "bits_per_byte" if "text" in task else "answer_bits_per_byte"
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        found[name] = [row[metric][::-1] for row in sorted(rows, key=lambda row: row["doc_id"])]
+        found[name] = [row[metric][::-1] for row in sorted(read_samples(file), key=lambda row: row["doc_id"])]
     return found
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     make(arguments.output_dir, arguments.model, arguments.n_seeds, arguments.jobs)
-    collect(arguments.output_dir, arguments.part, {})
+    collect(arguments.output_dir, arguments.part)
 
 
 if __name__ == "__main__":

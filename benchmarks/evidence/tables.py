@@ -172,19 +172,20 @@ def second_model_table() -> str:
 
 def larger_table() -> str:
     """What `larger.py` has measured: changes against the initial model, one line for the seeds of an arm and place."""
-    found = defaultdict(list)
-    for file in sorted((HERE / "results").glob("larger-*.json")):
+    base, found = Run("larger", "base"), defaultdict(list)
+    for file in sorted(decide.result_file(base, "").parent.glob("larger-*.json")):
         name, _, part = file.stem.rpartition(".")
         found[Run.of(name).arm, part].append(Run.of(name))
     rows = []
     for (arm, part), runs in found.items():
-        change = partial(decide.contrast, runs, [Run("larger", "base")], part=part)
+        if arm == "base":
+            continue
+        change = partial(decide.contrast, runs, [base], part=part)
         cells = [wider_interval(change((text,)), 100, ".1f") for text in ("flores/pt", "own/pt", "flores/en")]
         cells.append(wider_interval(change(("drift",), decide.same), 1, ".3f"))
-        if arm != "base":
-            rows.append([arm.replace("_", " "), part, str(len(runs)), *cells])
+        rows.append([arm.replace("_", " "), part, str(len(runs)), *cells])
     texts = ("Portuguese, FLORES, %", "own answers, translated, %", "English, FLORES, %", "drift")
-    return table(["fine-tuned on", "where", "seeds", *texts], rows)
+    return table(["fine-tuned on", "where", "seeds", *texts], rows) if rows else NOT_YET
 
 
 def clean_runs() -> tuple[list[Run], list[Run], list[Run]]:

@@ -135,7 +135,7 @@ def weights_of(model: Any) -> dict[str, str | None]:
 def batch_tokens(model: Any) -> int:
     """Most tokens of a batch of answers: on a GPU, those whose keys and values fill half of what the weights leave."""
     device, config = own_device(), model.config.get_text_config()
-    if device.type != "cuda":
+    if device.type != "cuda" or not hasattr(config, "num_attention_heads"):  # Mamba has none
         return BATCH_TOKENS
     n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

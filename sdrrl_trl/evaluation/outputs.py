@@ -155,10 +155,11 @@ def load(folder: Path) -> Output:
 
 
 def _adapted(content: dict[str, Any]) -> str | None:
-    given = content.get("config", {}).get("model_args") or {}
+    about = content.get("config")
+    given = about.get("model_args") if isinstance(about, dict) else None
     if isinstance(given, str):  # as `lm_eval` notes what it was given
         given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
-    return given.get("pretrained") if given.get("peft") else None
+    return given.get("pretrained") if isinstance(given, dict) and given.get("peft") else None
 
 
 def finished_tasks(folder: Path) -> set[str]:

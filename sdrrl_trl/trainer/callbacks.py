@@ -4,7 +4,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,13 +69,13 @@ class StopIfDiverged(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if control.should_log or control.should_save:
-            check_finite(model, state.global_step)
+            check_finite((weight for weight in model.parameters() if weight.requires_grad), state.global_step)
 
 
-def check_finite(model: torch.nn.Module, step: int) -> None:
+def check_finite(parameters: Iterable[torch.nn.Parameter], step: int) -> None:
     """Raises [`SDRRLError`] on all processes, each of which holds all weights or a part, if some are no numbers."""
     # ZeRO-3 keeps the part of a process there, and leaves the parameter itself empty
-    parts = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
+    parts = (getattr(parameter, "ds_tensor", parameter) for parameter in parameters)
     if not all(gather_object([all(bool(part.isfinite().all()) for part in parts)])):
         raise SDRRLError(
             f"The model's weights are no longer finite numbers at step {step}: the training has diverged, or the "

@@ -121,7 +121,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         with timed(folder / "timings.json", "train") if is_main else nullcontext(), in_a_line_if_full():
             with stopped_by_ctrl_c(trainer):
                 trainer.train(resume_from_checkpoint=checkpoint)
-            check_finite(trainer.model, trainer.state.global_step)
+            check_finite(trainer.model.parameters(), trainer.state.global_step)
             trainer.save_model()
             trainer.create_model_card()  # over that of PEFT, which names the folder of its base
         if is_main:
