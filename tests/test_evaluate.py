@@ -319,6 +319,14 @@ def test_an_adapter_with_another_vocabulary_than_its_base_is_evaluated(tiny_mode
     assert torch.equal(lm.model(ids).logits, tuned(ids).logits)
 
 
+def test_answers_of_an_adapter_do_not_copy_the_head_for_each_row(adapter):
+    model = load_lm(adapter, "hf", {"dtype": "bfloat16"}, 4).model
+    head = model.get_output_embeddings().weight
+    with torch.profiler.profile(profile_memory=True) as seen:
+        model.generate(torch.ones(64, 4, dtype=torch.long), max_new_tokens=2, do_sample=False)
+    assert max(event.cpu_memory_usage for event in seen.events()) < 32 * head.numel() * head.element_size()
+
+
 def test_an_adapter_with_a_head_of_its_own_is_evaluated_on_a_base_that_ties_it(tiny_model, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
     for part in (base, AutoTokenizer.from_pretrained(tiny_model)):

@@ -161,12 +161,17 @@ def load_lm(spec: str, backend: str, arguments: dict[str, Any], batch_size: int,
     """
     if backend != "hf":
         return _other_backend(backend, spec, arguments, batch_size)
+    import torch
+
     from sdrrl_trl.engines.transformers import load_model
 
     path, strength = split_strength(spec)
     start, dtype = base_path(spec), arguments.get("dtype", "auto")
     model, tokenizer = load_model(start, dtype=dtype)
     model, tokenizer = tune(model, tokenizer, path, strength, start if is_adapter(spec) else full_base, dtype)
+    # An adapter freezes the head, and torch copies a bfloat16 one without a gradient for each row of a batch (on CPUs)
+    for weight in filter(torch.is_floating_point, model.get_output_embeddings().parameters()):
+        weight.requires_grad_(True)
     return wrap(model, tokenizer, processes(), batch_size=batch_size, **arguments)
 
 
