@@ -50,7 +50,8 @@ def _build(arguments: list[str]) -> None:
     folder = build_transfer_set(config)
     if not config.dry_run:
         # The anchor holds a model to samples of it, or to references; greedy answers are the paper's
-        recipe = "anchored" if config.temperature == 1 and config.proportions.get("source") else "paper"
+        samples = "anchored" if config.proportions.get("source") else "t_sft"
+        recipe = samples if config.temperature == 1 else "paper"
         model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
         _next("train", "--recipe", recipe, *model)
         if own_device().type == "cpu" and is_first_process():

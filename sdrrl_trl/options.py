@@ -50,7 +50,7 @@ def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str
     common.add_argument("--config", metavar="FILE", help="YAML file with options; those that are given here win.")
     if (command := prog.rpartition(" ")[2]) in ("build", "train"):
         names = sorted({name for recipe in _recipes().values() for name in recipe[command]})
-        common.add_argument("--recipe", metavar="NAME", help=f"paper or anchored: sets {', '.join(names)}.")
+        common.add_argument("--recipe", metavar="NAME", help=f"{', '.join(_recipes())}: sets {', '.join(names)}.")
     found, rest = common.parse_known_args(arguments)
     section = read_yaml(found.config) if found.config is not None else {}
     if getattr(found, "recipe", None) is not None:

@@ -191,9 +191,29 @@ def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
     assert (model.use_peft, model.lora_r, model.lora_target_modules) == (True, 8, "q_proj")
     training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments, "--recipe", "paper"], "sdrrl train")
     assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-5, False)
+    (build,) = parse_command((TransferConfig,), [*base, "--recipe", "t_sft"], "sdrrl build")
+    assert (build.answer_source, build.proportions) == ("reference", {"target": 1})
+    training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments[:2], "--recipe", "t_sft"], "sdrrl train")
+    assert (training.anchor_languages, training.learning_rate, model.use_peft) == (None, 1e-3, True)
     (tmp_path / "train.yaml").write_text("recipe: anchored\nanchor_languages: null\nuse_cpu: true\nbf16: false\n")
     training, model = parse_command((SDRRLConfig, ModelConfig), [*arguments[:2], "--kl_coef", "0"], "sdrrl train")
     assert (training.anchor_languages, training.kl_coef, model.use_peft) == (None, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe"),
+    [
+        (["--recipe", "anchored"], "anchored"),
+        (["--recipe", "anchored", "--answer_source", "reference"], "anchored"),
+        (["--recipe", "t_sft"], "t_sft"),
+        (["--proportions", '{"target": 1}'], "t_sft"),
+        (["--recipe", "paper"], "paper"),
+    ],
+)
+def test_build_names_a_recipe_that_its_records_are_fit_for(options, recipe, monkeypatch, capsys):
+    monkeypatch.setattr("sdrrl_trl.transfer.build.build_transfer_set", lambda config: config.output_dir)
+    main([*BUILD, "--seeds", "x", "--output_dir", "set", *options])
+    assert f"Next: sdrrl train --recipe {recipe} --model_name_or_path" in capsys.readouterr().out
 
 
 def test_no_network_and_no_model_is_one_clear_error(tmp_path):

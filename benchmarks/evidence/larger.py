@@ -15,23 +15,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 
 from data import DATA
 from decide import Run, result_file
 
 from sdrrl_trl.evaluation.outputs import read_samples
-from sdrrl_trl.options import read_yaml
 from sdrrl_trl.transfer.files import read_parquet
 from sdrrl_trl.utils import write_atomic
 
 
-RECIPE = read_yaml(str(files("sdrrl_trl") / "recipes.yaml"))["anchored"]["train"]
-WITHOUT_ANCHOR = " ".join(f"--{k} {v}" for k, v in RECIPE.items() if k not in ("anchor_languages", "kl_coef"))
 ARMS = {  # how records are built, and how it is trained on them
     "anchored": ("--recipe anchored", "--recipe anchored"),
-    "t_sft": ('--answer_source reference --proportions {"target":1}', WITHOUT_ANCHOR),
+    "t_sft": ("--recipe t_sft", "--recipe t_sft"),
     "anchored_references": ("--recipe anchored --answer_source reference", "--recipe anchored"),
 }
 TASKS = {"flores/pt": "text_pt", "flores/en": "text_en", "own/pt": "bpb_pt", "own/en": "bpb_en"}
