@@ -53,9 +53,11 @@ def _build(arguments: list[str]) -> None:
         samples = "anchored" if config.proportions.get("source") else "t_sft"
         recipe = samples if config.temperature == 1 else "paper"
         model = ["--model_name_or_path", config.model_name_or_path, "--transfer_set", str(folder)]
-        _next("train", "--recipe", recipe, *model)
-        if own_device().type == "cpu" and is_first_process():
-            print(f"On a CPU, if answers are short: {SMALLER} --gradient_checkpointing false --lora_dropout 0")
+        faster = f"{SMALLER} --gradient_checkpointing false --lora_dropout 0" if own_device().type == "cpu" else ""
+        is_short = config.max_new_tokens <= 128  # then they fit, with their questions
+        _next("train", folder, "--recipe", recipe, *model, *(faster.split() if is_short else ()))
+        if faster and not is_short and is_first_process():
+            print(f"On a CPU, if answers are short: {faster}")
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -105,13 +107,17 @@ def _train(arguments: list[str]) -> None:
 
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, train
+    from sdrrl_trl.transfer.publish import has_sentences, load_manifest
 
     configs = _options((TrainArguments, SDRRLConfig, ModelConfig), arguments, "train")
     folder = train(*configs)
     if not configs[0].dry_run:
         print(f"Model: {folder}")
         models, data = [f"base={configs[2].model_name_or_path}", f"tuned={folder}"], configs[0].transfer_set
-        _next("evaluate", "--models", *models, "--tasks", "sdrrl_heldout", "--transfer_set", data)
+        tasks = ["sdrrl_heldout_bpb", "sdrrl_heldout_text"][: 1 + has_sentences(load_manifest(Path(data)))]
+        _next("evaluate", folder, "--models", *models, "--tasks", *tasks, "--transfer_set", data)
+        if is_first_process():
+            print("With `--tasks sdrrl_heldout` the models also write answers, which takes longer.")
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -128,7 +134,7 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"Results: {folder}")
         if len(config.models) > 1:
             data = ["--transfer_set", config.transfer_set] if config.transfer_set else []
-            _next("report", *(f"{name}={folder / name}" for name in config.model_paths), *data)
+            _next("report", folder, *(f"{name}={folder / name}" for name in config.model_paths), *data)
 
 
 def _report(arguments: list[str]) -> None:
@@ -146,11 +152,11 @@ def _report(arguments: list[str]) -> None:
     _print_report(report(config))
 
 
-def _next(command: str, *arguments: str) -> None:
-    """The command for the next stage; its folder is as in README."""
-    folder = {"train": "model", "evaluate": "results", "report": "report"}[command]
+def _next(command: str, beside: Path, *arguments: str) -> None:
+    """The command for the next stage; its folder is named as in README, and beside that of this stage."""
+    folder = beside.parent / {"train": "model", "evaluate": "results", "report": "report"}[command]
     if is_first_process():
-        print("Next:", shlex.join(["sdrrl", command, *arguments, "--output_dir", folder]))
+        print("Next:", shlex.join(["sdrrl", command, *arguments, "--output_dir", str(folder)]))
 
 
 def _print_report(path: Path) -> None:

@@ -41,6 +41,7 @@ ADAPTED = 2.5  # times as many kernels has a layer with adapters
 ATTENTION = 1.5
 # More than these is known to harm a model: for adapters, and for all weights
 RATES = 5e-3, 2e-4
+TOO_LOW = 1e-4  # for adapters; TRL's default, 2e-5, is for all weights
 BY_HEART = 1e-3  # the rate at which three epochs made a model of 0.5B worse, and one had not: docs/results.md
 FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper
 WRITING = 1.5  # times the time of our own engine, for lm-eval looks for stop words after each token; measured on a CPU
@@ -139,7 +140,10 @@ def shape_of(model: str) -> tuple[float, int]:
 
 
 def plan_training(trainer: SFTTrainer, model: str) -> str:
-    """Steps, tokens and time of a training that is about to begin, of the model with this path or hub id."""
+    """
+    Steps, tokens and time of a training that is about to begin, of the model with this path or hub id, and what may be
+    a mistake.
+    """
     args, data = trainer.args, trainer.train_dataset
     n_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_steps = args.max_steps if args.max_steps > 0 else ceil(ceil(len(data) / n_rows) * args.num_train_epochs)
@@ -165,6 +169,11 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     elif args.device.type == "cpu" and options:
         expected = told(training_duration(shape, *work, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
+    if targets := set(args.anchor_languages or ()) & set(trainer.manifest["options"]["target_languages"]):
+        lines.append(
+            f"warning: `anchor_languages` has {', '.join(sorted(targets))}, a target language: there it is held "
+            "where it is, and learns nothing. Anchor the source language"
+        )
     if n_steps < FEW_STEPS:
         way_out = f", or smaller batches: {SMALLER}, if answers are short" if is_long else ""
         lines.append(f"warning: so few steps teach a model little, and can harm it. Take more questions{way_out}")
@@ -174,9 +183,11 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
             f"warning: at this rate the model can learn by heart what it sees {n_epochs:.1f} times, and get worse: "
             "--num_train_epochs 1"
         )
+    usual = "an adapter takes some 1e-3" if is_adapter else "all weights take 1e-5 to 1e-4"
     if args.learning_rate > RATES[not is_adapter]:
-        usual = "an adapter takes some 1e-3" if is_adapter else "all weights take 1e-5 to 1e-4"
         lines.append(f"warning: a learning rate of {args.learning_rate:g} can ruin the model: {usual}")
+    elif is_adapter and args.learning_rate < TOO_LOW:
+        lines.append(f"warning: a learning rate of {args.learning_rate:g} hardly changes a model: {usual}")
     return "\n".join(lines)
 
 

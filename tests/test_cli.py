@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -211,9 +212,15 @@ def test_a_recipe_sets_options_and_every_option_that_is_given_wins(tmp_path):
     ],
 )
 def test_build_names_a_recipe_that_its_records_are_fit_for(options, recipe, monkeypatch, capsys):
-    monkeypatch.setattr("sdrrl_trl.transfer.build.build_transfer_set", lambda config: config.output_dir)
-    main([*BUILD, "--seeds", "x", "--output_dir", "set", *options])
-    assert f"Next: sdrrl train --recipe {recipe} --model_name_or_path" in capsys.readouterr().out
+    monkeypatch.setattr("sdrrl_trl.transfer.build.build_transfer_set", lambda config: Path(config.output_dir))
+    monkeypatch.setattr("sdrrl_trl.engines.transformers.own_device", lambda: SimpleNamespace(type="cpu"))
+    model, smaller = f"--recipe {recipe} --model_name_or_path nowhere/at-all --transfer_set in/set", "--max_length 256"
+    main([*BUILD, "--seeds", "x", "--output_dir", "in/set", *options])
+    (line, hint) = capsys.readouterr().out.splitlines()
+    assert line == f"Next: sdrrl train {model} --output_dir in/model" and smaller in hint
+    main([*BUILD, "--seeds", "x", "--output_dir", "in/set", *options, "--max_new_tokens", "128"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Next: sdrrl train {model} ") and smaller in line
 
 
 def test_no_network_and_no_model_is_one_clear_error(tmp_path):

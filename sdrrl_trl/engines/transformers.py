@@ -147,7 +147,7 @@ def batch_tokens(model: Any) -> int:
 def shard_bar(n: int, what: str) -> tqdm:
     """Progress within a shard that takes long, as on a CPU. The first of several processes shows its own."""
     # How long all will take, the lines between the shards say
-    form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard, {elapsed} so far"
+    form = "{desc}: {n_fmt} of the {total_fmt} rows of this shard, {elapsed} so far, {remaining} left"
     return tqdm(total=n, desc=what, bar_format=form, delay=30, leave=False, disable=not is_first_process())
 
 

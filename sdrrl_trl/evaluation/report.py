@@ -1,8 +1,11 @@
 """`sdrrl report`: base against tuned, as Markdown, JSON, HTML, SVG and a model card, from the files of lm-eval."""
 
 import re
+import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,8 +19,17 @@ from sdrrl_trl.evaluation.samples import differences, samples
 from sdrrl_trl.evaluation.suite import HARMFUL
 from sdrrl_trl.languages import get_language, language_name
 from sdrrl_trl.render import render
-from sdrrl_trl.transfer.publish import load_manifest
-from sdrrl_trl.utils import SDRRLError, check_output_dir, package_version, read_json, write_atomic, write_json
+from sdrrl_trl.stages import recorded_options
+from sdrrl_trl.transfer.publish import answered_by_another, load_manifest
+from sdrrl_trl.utils import (
+    SDRRLError,
+    check_output_dir,
+    fingerprint,
+    package_version,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
 
 RISE = 0.05  # of the share of empty or repetitive answers, from where on it is said; the number is not from the paper
@@ -89,8 +101,10 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     if swapped := [name for name in tuned if outputs[name].model == outputs[base].adapted]:
         raise SDRRLError(
             f"`models`: {swapped[0]!r} is the model that {base!r} is an adapter of, so that gains would be shown as "
-            f"losses. Name it first: {swapped[0]}={config.folders[swapped[0]]} {base}={config.folders[base]}"
+            f"losses. Name it first: base={config.folders[swapped[0]]} tuned={config.folders[base]}"
         )
+    if data_set:
+        _check_data_set(data_set, outputs)
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
@@ -107,6 +121,25 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
         card.write(file, model_card, content, rows, name, data_set)
     return folder / "report.md"
+
+
+def _check_data_set(data_set: dict[str, Any], outputs: dict[str, Output]) -> None:
+    """Tells if a transfer set is not that of the models: then its answers are not the base's, nor is it the card's."""
+    base, *tuned = outputs.values()
+    with suppress(SDRRLError):  # the model is gone
+        if warning := answered_by_another(data_set, fingerprint(base.model)):
+            print(f"report: {warning}", file=sys.stderr)
+            for result in chain.from_iterable(output.tasks.values() for output in outputs.values()):
+                result.signature.update({"answers": "of another model"} if "answers" in result.signature else {})
+    for output in tuned:
+        with suppress(SDRRLError):  # it was trained by others
+            options = recorded_options(Path(output.model), "train") or {}
+            if options.get("transfer_set") not in (None, data_set["sha256"].get("train.parquet")):
+                print(
+                    f"report: warning: {output.model} was trained on another transfer set than this one, of which its "
+                    "card will tell: give `transfer_set` that one, or leave it out",
+                    file=sys.stderr,
+                )
 
 
 def _content(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from sdrrl_trl.utils import SDRRLError, rate_and_rest
 
 
 logger = logging.getLogger(__name__)
+RUINED = 0.2  # bits per byte of drift: the arm of docs/results.md that was to forget has 0.25, the others at most 0.1
+ROSE = 2  # times the loss at the start, which one pack does not differ by from another
 
 
 class ProgressLines(TrainerCallback):
@@ -50,6 +53,18 @@ class ProgressLines(TrainerCallback):
         figures = [f"{name} {float(logs[name]):.3f}" for name in names]
         if figures:
             self._print(state, figures)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        anchors = [f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or ()]
+        drifts = [log[name] for log in state.log_history for name in anchors if name in log][-3:]
+        losses = [log["loss"] for log in state.log_history if "loss" in log]
+        last, why = losses[-max(1, len(losses) // 4) :], None
+        if drifts and mean(drifts) > RUINED:
+            why = f"its own answers take {mean(drifts):.2f} bits per byte more than before, where 0.1 is much"
+        elif losses and mean(last) > ROSE * losses[0]:
+            why = f"the loss rose from {losses[0]:.2f} to {mean(last):.2f}"
+        if why and state.is_world_process_zero:
+            print(f"warning: the model is probably ruined: {why}. Lower `learning_rate`", file=sys.stderr, flush=True)
 
     def _print(self, state: TrainerState, figures: list[str]) -> None:
         if not state.is_world_process_zero:

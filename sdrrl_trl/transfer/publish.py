@@ -18,6 +18,7 @@ from sdrrl_trl.utils import (
     first_damaged,
     on_hub,
     package_version,
+    public_name,
     read_json,
     sha256_of,
     write_atomic,
@@ -151,3 +152,29 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             "build --overwrite_stage mix`, which keeps answers and translations."
         )
     return manifest
+
+
+def answered_by_another(manifest: dict[str, Any], model: str) -> str | None:
+    """
+    A warning if a transfer set surely holds answers of another model than the initial one.
+
+    Args:
+        manifest (`dict[str, Any]`): Of the transfer set.
+        model (`str`): What [`~utils.fingerprint`] gives for the initial model.
+    """
+    known = manifest.get("inputs", {}).get("model")  # not of references, nor of a server's answers
+    if known is None or known.rpartition("/")[2] == model.rpartition("/")[2]:
+        return None
+    # A folder may hold a model of the hub
+    if len({re.fullmatch("[0-9a-f]{16}", one) is None for one in (known, model)}) == 2:
+        return None
+    name = public_name(manifest["options"]["model_name_or_path"])
+    return (
+        f"warning: the transfer set holds answers of another model, {name}: an anchor holds this one to texts that "
+        "are not its own, and drift does not tell how far it moves"
+    )
+
+
+def has_sentences(manifest: dict[str, Any]) -> bool:
+    """Whether a transfer set holds parallel sentences out, for `sdrrl_heldout_text`."""
+    return any(cell.startswith("translation ") for cell in manifest["counts"]["test"])
