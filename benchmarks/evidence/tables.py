@@ -241,17 +241,22 @@ def short_table(cell: Callable[..., str]) -> str:
 
 
 def both_intervals(found: decide.Contrast, factor: float, digits: str) -> str:
-    """A difference with its 95 % intervals over items and over seeds."""
-    shown = [
-        f"{factor * low:+{digits}} to {factor * high:+{digits}}" for low, high in (found.of_items, found.of_seeds)
-    ]
-    return f"{factor * found.delta:+{digits}} ({'; '.join(shown)})"
+    """A difference with its 95 % intervals over items and over seeds, one of logarithms in per cent."""
+    delta, items, seeds = map(
+        _in_per_cent if factor == 100 else np.asarray, (found.delta, found.of_items, found.of_seeds)
+    )
+    shown = [f"{low:+{digits}} to {high:+{digits}}" for low, high in (items, seeds)]
+    return f"{delta:+{digits}} ({'; '.join(shown)})"
 
 
 def wider_interval(found: decide.Contrast, factor: float, digits: str) -> str:
-    """A difference, and how far the wider one of its 95 % intervals, over items and over seeds, reaches from it."""
-    reach = max(abs(end - found.delta) for ends in (found.of_items, found.of_seeds) for end in ends)
-    return f"{factor * found.delta:{digits}} ± {factor * reach:{digits}}"
+    """A difference, and how far the wider one of its 95 % intervals reaches from it; one of logarithms in per cent."""
+    delta, *ends = map(_in_per_cent if factor == 100 else np.asarray, (found.delta, found.of_items, found.of_seeds))
+    return f"{delta:{digits}} ± {np.abs(np.array(ends) - delta).max():{digits}}"
+
+
+def _in_per_cent(logarithms: float | tuple[float, float]) -> np.ndarray:
+    return 100 * np.expm1(logarithms)
 
 
 def contestants(model: str) -> tuple[list[Run], list[Run]]:
