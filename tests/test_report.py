@@ -173,7 +173,7 @@ def test_every_comparison_is_there_with_p_adjusted_for_all_and_a_summary(models,
     for row in content["rows"]:
         c = row["comparison"]
         assert c["low"] <= c["delta"] <= c["high"] and row["p_holm"] >= c["p"]
-        assert f"| {c['base']:.3f} | {c['tuned']:.3f} | {c['delta']:+.3f} |" in text
+        assert f"| {c['base']:.3f} | {c['tuned']:.3f} | {c['delta']:+.3f}" in text
     verdicts = {(row["task"], row["metric"]): row["verdict"] for row in content["rows"]}
     assert verdicts["sdrrl_belebele_gen_pt", "acc"] == verdicts["sdrrl_heldout_bpb_th", "bits_per_byte"] == "better"
     assert verdicts["sdrrl_belebele_gen_en", "acc"] == "no evidence of change"
