@@ -41,7 +41,7 @@ ADAPTED = 2.5  # times as many kernels has a layer with adapters
 # Times its multiplications takes attention on a CPU, where a batch of packs is one row; measured there
 ATTENTION = 1.5
 # More than these is known to harm a model: for adapters, and for all weights
-RATES = 5e-3, 2e-4
+RATES = 3e-3, 2e-4
 TOO_LOW = 1e-4  # for adapters; TRL's default, 2e-5, is for all weights
 BY_HEART = 1e-3  # the rate at which three epochs made a model of 0.5B worse, and one had not: docs/results.md
 FEW_STEPS = 20  # with fewer, a model learns little; the number is not from the paper

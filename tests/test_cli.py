@@ -143,7 +143,7 @@ BUILD = ["build", "--model_name_or_path", "nowhere/at-all", "--target_languages"
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--source_language", "xx"], "Unknown language 'xx'"),
         (
             [*BUILD, "--seeds", str(DEMO / "seeds.jsonl")],
-            "Cannot load the model 'nowhere/at-all': there is no such folder (before it is trained). And on the hub",
+            "Cannot load the model 'nowhere/at-all': there is no such folder (yet). And on the hub",
         ),
         ([*BUILD, "--seeds", str(DEMO / "seeds.jsonl"), "--sed", "3"], "--sed"),
         (["build", "--config", "missing.yaml"], "Cannot read the configuration"),

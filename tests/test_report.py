@@ -599,6 +599,8 @@ def test_a_transfer_set_that_is_not_that_of_the_models_is_told(models, model_fol
         write_json(model_folder / "options.json", {"stage": "train", "options": {"transfer_set": trained_on}})
         run(tmp_path, models, paths, transfer_set="set")
         assert ("was trained on another transfer set" in capsys.readouterr().err) == (trained_on == "two")
+        card = (tmp_path / "report" / "README.md").read_text()
+        assert ("24 questions; rejected: 0" in card) == (trained_on == "one")
 
 
 def test_the_model_card_keeps_the_trainers_text_and_holds_valid_metadata(models, model_folder, tmp_path):

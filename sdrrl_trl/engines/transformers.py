@@ -51,7 +51,7 @@ def loading(what: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # wrong types in a configuration can be any
         near = "" if Path(name).exists() else similar(name, [str(path) for path in Path(name).parent.glob("*/")])
-        here = "" if Path(name).exists() else f"there is no such folder (before it is trained).{near} And on the hub: "
+        here = "" if Path(name).exists() else f"there is no such folder (yet).{near} And on the hub: "
         raise SDRRLError(f"Cannot load {what} {name!r}: {here}{hub.explain(error) or in_a_line(error)}") from error
 
 

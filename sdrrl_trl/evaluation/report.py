@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from sdrrl_trl.evaluation import card
-from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, SEED, Row, compare
+from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, RUINED, SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
@@ -103,8 +103,7 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
             f"`models`: {swapped[0]!r} is the model that {base!r} is an adapter of, so that gains would be shown as "
             f"losses. Name it first: base={config.folders[swapped[0]]} tuned={config.folders[base]}"
         )
-    if data_set:
-        _check_data_set(data_set, outputs)
+    strange = _check_data_set(data_set, outputs) if data_set else set()
     cards = {name: card.load(output.model) for name, output in list(outputs.items())[1:]}
     rows, not_compared = compare(outputs, source)
     content = _content(outputs, rows, not_compared, source, seconds or {})
@@ -119,27 +118,29 @@ def report(config: ReportConfig, seconds: dict[str, float] | None = None) -> Pat
     write_atomic(folder / "report.html", render("report.html.jinja", **shown))
     for name, model_card in cards.items():
         file = folder / ("README.md" if len(cards) == 1 else f"README_{name}.md")
-        card.write(file, model_card, content, rows, name, data_set)
+        card.write(file, model_card, content, rows, name, None if name in strange else data_set)
     return folder / "report.md"
 
 
-def _check_data_set(data_set: dict[str, Any], outputs: dict[str, Output]) -> None:
-    """Tells if a transfer set is not that of the models: then its answers are not the base's, nor is it the card's."""
-    base, *tuned = outputs.values()
+def _check_data_set(data_set: dict[str, Any], outputs: dict[str, Output]) -> set[str]:
+    """Tells if the answers of a transfer set are not the base's, and gives the models that were trained on another."""
+    strange, base = set(), next(iter(outputs.values()))
     with suppress(SDRRLError):  # the model is gone
         if warning := answered_by_another(data_set, fingerprint(base.model)):
             print(f"report: {warning}", file=sys.stderr)
             for result in chain.from_iterable(output.tasks.values() for output in outputs.values()):
                 result.signature.update({"answers": "of another model"} if "answers" in result.signature else {})
-    for output in tuned:
+    for name, output in list(outputs.items())[1:]:
         with suppress(SDRRLError):  # it was trained by others
             options = recorded_options(Path(output.model), "train") or {}
             if options.get("transfer_set") not in (None, data_set["sha256"].get("train.parquet")):
                 print(
-                    f"report: warning: {output.model} was trained on another transfer set than this one, of which its "
-                    "card will tell: give `transfer_set` that one, or leave it out",
+                    f"report: warning: {output.model} was trained on another transfer set than the one that is given, "
+                    "which is therefore not described in its card",
                     file=sys.stderr,
                 )
+                strange.add(name)
+    return strange
 
 
 def _content(
@@ -208,6 +209,7 @@ def sentences(rows: list[Row], content: dict[str, Any], model: str) -> list[str]
     text = render(
         "sentences.jinja",
         source=language_name(source),
+        ruined=RUINED,
         rows=by_role,
         worst=max(by_role["source"], key=lambda row: row.worst_loss or 0.0, default=None),
         n_rows=len(content["rows"]),

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
 from sdrrl_trl.evaluation.ask import ask, prepare_tasks
+from sdrrl_trl.evaluation.compare import RUINED
 from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.languages import LANGUAGES
@@ -26,7 +27,6 @@ from sdrrl_trl.utils import SDRRLError, rate_and_rest
 
 
 logger = logging.getLogger(__name__)
-RUINED = 0.2  # bits per byte of drift: the arm of docs/results.md that was to forget has 0.25, the others at most 0.1
 ROSE = 2  # times the loss at the start, which one pack does not differ by from another
 
 
@@ -38,7 +38,7 @@ class ProgressLines(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start = self._last = time.monotonic()
-        self._first_step = state.global_step
+        self._first_step, self._ruined = state.global_step, False
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.monotonic() - self._last > 30 and not control.should_log:
@@ -49,18 +49,26 @@ class ProgressLines(TrainerCallback):
         shown |= {f"{name}/{tag}" for name in ("nll", "eval_bpb") for tag in LANGUAGES}
         # Elsewhere the model is meant to move
         shown |= {f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or LANGUAGES}
+        drifts = [logs[name] for name in _anchors(args) if name in logs]
+        if drifts and max(drifts) > RUINED and not self._ruined and state.is_world_process_zero:
+            self._ruined = True
+            print(
+                f"warning: at step {state.global_step} the model's own answers take {max(drifts):.2f} bits per byte "
+                "more than before, where 0.1 is much: it is being ruined. Lower `learning_rate`",
+                file=sys.stderr,
+                flush=True,
+            )
         names = [name for name in logs if name in shown or name.startswith("lm_eval/")]
         figures = [f"{name} {float(logs[name]):.3f}" for name in names]
         if figures:
             self._print(state, figures)
 
     def on_train_end(self, args, state, control, **kwargs):
-        anchors = [f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or ()]
-        drifts = [log[name] for log in state.log_history for name in anchors if name in log][-3:]
+        drifts = [log[name] for log in state.log_history for name in _anchors(args) if name in log]
         losses = [log["loss"] for log in state.log_history if "loss" in log]
         last, why = losses[-max(1, len(losses) // 4) :], None
-        if drifts and mean(drifts) > RUINED:
-            why = f"its own answers take {mean(drifts):.2f} bits per byte more than before, where 0.1 is much"
+        if drifts and drifts[-1] > RUINED:
+            why = f"its own answers took {drifts[-1]:.2f} bits per byte more than before, at the last log of them"
         elif losses and mean(last) > ROSE * losses[0]:
             why = f"the loss rose from {losses[0]:.2f} to {mean(last):.2f}"
         if why and state.is_world_process_zero:
@@ -74,6 +82,11 @@ class ProgressLines(TrainerCallback):
         if done := state.global_step - self._first_step:
             line += f", {rate_and_rest(done, state.max_steps - state.global_step, self._last - self._start)}"
         print(", ".join([line, *figures]), file=sys.stderr, flush=True)
+
+
+def _anchors(args: Any) -> list[str]:
+    """What the drift is called in logs where the model is to stay as it is."""
+    return [f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or ()]
 
 
 class StopIfDiverged(TrainerCallback):

@@ -96,7 +96,10 @@ def check_anchors(anchor_languages: list[str], answered_in: set[str]) -> None:
             )
     if answered_in <= {*anchor_languages}:
         # Anchored records hold the model where it starts
-        raise SDRRLError("`anchor_languages` names all languages that are answered in: nothing would be trained.")
+        raise SDRRLError(
+            "`anchor_languages` names all languages that are answered in: nothing would be trained. Leave the target "
+            "languages out of it."
+        )
 
 
 def check_can_carry_groups(args: SDRRLConfig, data_collator: Any) -> None:
