@@ -159,8 +159,13 @@ def plan_training(trainer: SFTTrainer, model: str, model_hash: str) -> str:
     work = n_tokens / args.world_size, n_steps * args.gradient_accumulation_steps, args, is_adapter
     shape = with_attention(model, args, length)
     seconds = training_duration(shape, *work, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
+    anchors, of_set = ", ".join(args.anchor_languages or ()), trainer.manifest["options"]
+    has_source = any(cell.startswith("source ") for cell in trainer.manifest["counts"]["train"])
+    anchor = f"anchored in {anchors} (kl_coef {args.kl_coef:g})" if anchors else "no anchor"
+    if not anchors and has_source and of_set.get("answer_source") == "own" and of_set["temperature"] == 1:
+        anchor += ", though the answers are the model's own: --recipe anchored sets one"
     lines = [
-        f"train: {about(model)}{', an adapter' if is_adapter else ''}",
+        f"train: {about(model)}{', an adapter' if is_adapter else ''}, {anchor}",
         f"train: {n_steps:,} steps of {n_rows} {rows}{'s' if n_rows > 1 else ''} at a learning rate of "
         f"{args.learning_rate:g}, {n_tokens:,.0f} tokens, {told(seconds)}",
     ]
@@ -178,7 +183,7 @@ def plan_training(trainer: SFTTrainer, model: str, model_hash: str) -> str:
         expected = told(training_duration(shape, *work, checkpointing=False))
         lines.append(f"warning: slow on a CPU; {expected} with: {options}")
     lines += filter(None, [answered_by_another(trainer.manifest, model_hash)])
-    if targets := set(args.anchor_languages or ()) & set(trainer.manifest["options"]["target_languages"]):
+    if targets := set(args.anchor_languages or ()) & set(of_set["target_languages"]):
         lines.append(
             f"warning: `anchor_languages` has {', '.join(sorted(targets))}, a target language: there it is held "
             "where it is, and learns nothing. Anchor the source language"

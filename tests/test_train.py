@@ -74,16 +74,26 @@ def trainer_of(transfer_set, model, folder):
     return make_trainer(*arguments, ModelConfig(str(model)), load_manifest(transfer_set))
 
 
-def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_tells_tokens_and_time_and_leaves_nothing(command, transfer_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sdrrl_trl.plan._rate", lambda *_: 8e6)  # so slow that there is something to tell
     command("--dry_run", "--max_length", "256", "--push_to_hub", "--output_dir", str(tmp_path / "out" / "model"))
     said = capsys.readouterr().out
     time = r"about (\d+) s \(\d+ s to \d+ s\)"
     expected = rf"^train: 2 steps of 8 rows at a learning rate of 2e-05, [\d,]+ tokens, {time}$"
-    assert re.search(expected, said, re.MULTILINE) and "train: model (0 M parameters, licence: not stated)\n" in said
+    assert (
+        re.search(expected, said, re.MULTILINE)
+        and "train: model (0 M parameters, licence: not stated), no anchor\n" in said
+    )
     assert re.search(f"slow on a CPU; {time} with: --gradient_checkpointing false\n", said)
     last = "so few steps teach a model little, and can harm it. Take more questions\n"
     assert said.endswith(f"{last}It was a dry run: nothing was written.\n")
+    manifest = json.loads((transfer_set / "manifest.json").read_text())
+    manifest["options"] |= {"answer_source": "own", "temperature": 1.0}
+    write_json(transfer_set / "manifest.json", manifest)
+    command("--dry_run", "--output_dir", str(tmp_path / "out"))
+    assert "no anchor, though the answers are the model's own: --recipe anchored sets one\n" in capsys.readouterr().out
+    command("--dry_run", "--output_dir", str(tmp_path / "out"), "--anchor_languages", "en", "--kl_coef", "2")
+    assert ", anchored in en (kl_coef 2)\n" in capsys.readouterr().out
     # Four passes become three, beside the start
     slow, fast = (int(seconds) - 10 for seconds in re.findall(time, said))
     assert fast == pytest.approx(slow * 3 / 4, abs=1)

