@@ -107,14 +107,15 @@ def _train(arguments: list[str]) -> None:
 
     from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
     from sdrrl_trl.trainer.train import TrainArguments, train
-    from sdrrl_trl.transfer.publish import has_sentences, load_manifest
+    from sdrrl_trl.transfer.publish import has_kind, load_manifest
 
     configs = _options((TrainArguments, SDRRLConfig, ModelConfig), arguments, "train")
     folder = train(*configs)
     if not configs[0].dry_run:
         print(f"Model: {folder}")
         models, data = [f"base={configs[2].model_name_or_path}", f"tuned={folder}"], configs[0].transfer_set
-        tasks = ["sdrrl_heldout_bpb", "sdrrl_heldout_text"][: 1 + has_sentences(load_manifest(Path(data)))]
+        has_sentences = has_kind(load_manifest(Path(data)), "test", "translation")
+        tasks = ["sdrrl_heldout_bpb", *(["sdrrl_heldout_text"] if has_sentences else [])]
         _next("evaluate", folder, "--models", *models, "--tasks", *tasks, "--transfer_set", data)
         if is_first_process():
             print("With `--tasks sdrrl_heldout` the models also write answers, which takes longer.")

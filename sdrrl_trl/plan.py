@@ -25,7 +25,7 @@ from sdrrl_trl.render import render
 from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.transfer.inputs import Inputs, preview
-from sdrrl_trl.transfer.publish import answered_by_another
+from sdrrl_trl.transfer.publish import answered_by_another, has_kind
 from sdrrl_trl.utils import in_time, public_name
 
 
@@ -160,9 +160,9 @@ def plan_training(trainer: SFTTrainer, model: str, model_hash: str) -> str:
     shape = with_attention(model, args, length)
     seconds = training_duration(shape, *work, args.gradient_checkpointing) * (DROPOUT if dropout else 1)
     anchors, of_set = ", ".join(args.anchor_languages or ()), trainer.manifest["options"]
-    has_source = any(cell.startswith("source ") for cell in trainer.manifest["counts"]["train"])
     anchor = f"anchored in {anchors} (kl_coef {args.kl_coef:g})" if anchors else "no anchor"
-    if not anchors and has_source and of_set.get("answer_source") == "own" and of_set["temperature"] == 1:
+    is_sampled = of_set.get("answer_source") == "own" and of_set["temperature"] == 1
+    if not anchors and is_sampled and has_kind(trainer.manifest, "train", "source"):
         anchor += ", though the answers are the model's own: --recipe anchored sets one"
     lines = [
         f"train: {about(model)}{', an adapter' if is_adapter else ''}, {anchor}",

@@ -181,8 +181,8 @@ def larger_table() -> str:
         if arm == "base":
             continue
         change = partial(decide.contrast, runs, [base], part=part)
-        cells = [wider_interval(change((text,)), 100, ".1f") for text in ("flores/pt", "own/pt", "flores/en")]
-        cells.append(wider_interval(change(("drift",), decide.same), 1, ".3f"))
+        cells = [wider_interval(change((text,)), in_per_cent, ".1f") for text in ("flores/pt", "own/pt", "flores/en")]
+        cells.append(wider_interval(change(("drift",), decide.same), np.asarray, ".3f"))
         rows.append([arm.replace("_", " "), part, str(len(runs)), *cells])
     texts = ("Portuguese, FLORES, %", "own answers, translated, %", "English, FLORES, %", "drift")
     return table(["fine-tuned on", "where", "seeds", *texts], rows) if rows else NOT_YET
@@ -234,28 +234,28 @@ def short_table(cell: Callable[..., str]) -> str:
         )
         behind = decide.contrast(runs, theirs, decide.T, part=part, other="bits")
         drift = decide.contrast(runs, base, ("drift",), decide.same, part=part, other="bits")
-        cells = [cell(gain, 100, ".1f"), "" if shown[0] == (runs, part) else cell(behind, 100, ".1f")]
-        rows.append([ARMS[runs[0].arm, part], *cells, cell(english, 100, ".1f"), cell(drift, 1, ".3f")])
+        cells = [cell(gain, in_per_cent, ".1f"), "" if shown[0] == (runs, part) else cell(behind, in_per_cent, ".1f")]
+        rows.append(
+            [ARMS[runs[0].arm, part], *cells, cell(english, in_per_cent, ".1f"), cell(drift, np.asarray, ".3f")]
+        )
     head = ["fine-tuned on", "Portuguese, %", "behind T-SFT, %", "English, %", "drift"]
     return table(head, rows)
 
 
-def both_intervals(found: decide.Contrast, factor: float, digits: str) -> str:
-    """A difference with its 95 % intervals over items and over seeds, one of logarithms in per cent."""
-    delta, items, seeds = map(
-        _in_per_cent if factor == 100 else np.asarray, (found.delta, found.of_items, found.of_seeds)
-    )
-    shown = [f"{low:+{digits}} to {high:+{digits}}" for low, high in (items, seeds)]
-    return f"{delta:+{digits}} ({'; '.join(shown)})"
+def both_intervals(found: decide.Contrast, shown: Callable, digits: str) -> str:
+    """A difference with its 95 % intervals over items and over seeds, each number as the function shows it."""
+    delta, items, seeds = map(shown, (found.delta, found.of_items, found.of_seeds))
+    intervals = [f"{low:+{digits}} to {high:+{digits}}" for low, high in (items, seeds)]
+    return f"{delta:+{digits}} ({'; '.join(intervals)})"
 
 
-def wider_interval(found: decide.Contrast, factor: float, digits: str) -> str:
-    """A difference, and how far the wider one of its 95 % intervals reaches from it; one of logarithms in per cent."""
-    delta, *ends = map(_in_per_cent if factor == 100 else np.asarray, (found.delta, found.of_items, found.of_seeds))
+def wider_interval(found: decide.Contrast, shown: Callable, digits: str) -> str:
+    """A difference, and how far the wider one of its 95 % intervals reaches from it; as [`both_intervals`]."""
+    delta, *ends = map(shown, (found.delta, found.of_items, found.of_seeds))
     return f"{delta:{digits}} ± {np.abs(np.array(ends) - delta).max():{digits}}"
 
 
-def _in_per_cent(logarithms: float | tuple[float, float]) -> np.ndarray:
+def in_per_cent(logarithms: float | tuple[float, float]) -> np.ndarray:
     return 100 * np.expm1(logarithms)
 
 

@@ -131,10 +131,10 @@ def _surroundings() -> dict[str, str]:
 
 def _is_here(model: str) -> str:
     """Whether a translation model is in the cache of the hub, or how it comes there."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return "here"
-    if hub.unreachable():
+    if constants.HF_HUB_OFFLINE:  # as `hub.unreachable` leaves it, which asks the hub each time
         return f"not here, nor is the hub: `hf download {model} --local-dir FOLDER` elsewhere, or name a server"
     return "not here; `build` downloads it"

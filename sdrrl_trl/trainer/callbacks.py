@@ -48,7 +48,7 @@ class ProgressLines(TrainerCallback):
         shown = {"loss", "eval_loss", "eval_drift/source"}
         shown |= {f"{name}/{tag}" for name in ("nll", "eval_bpb") for tag in LANGUAGES}
         # Elsewhere the model is meant to move
-        shown |= {f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or LANGUAGES}
+        shown |= {*(_anchors(args) or (f"drift/{tag}" for tag in LANGUAGES))}
         drifts = [logs[name] for name in _anchors(args) if name in logs]
         if drifts and max(drifts) > RUINED and not self._ruined and state.is_world_process_zero:
             self._ruined = True

@@ -175,6 +175,6 @@ def answered_by_another(manifest: dict[str, Any], model: str) -> str | None:
     )
 
 
-def has_sentences(manifest: dict[str, Any]) -> bool:
-    """Whether a transfer set holds parallel sentences out, for `sdrrl_heldout_text`."""
-    return any(cell.startswith("translation ") for cell in manifest["counts"]["test"])
+def has_kind(manifest: dict[str, Any], part: str, kind: str) -> bool:
+    """Whether a transfer set has records of a kind in `train` or `test`."""
+    return any(cell.startswith(f"{kind} ") for cell in manifest["counts"][part])
