@@ -19,6 +19,7 @@ from sdrrl_trl.render import inline
 from sdrrl_trl.stages import write_options
 from sdrrl_trl.transfer.contamination import find_items
 from sdrrl_trl.transfer.inspect import inspect_transfer_set
+from sdrrl_trl.transfer.parallel import read_parallel
 from sdrrl_trl.transfer.publish import load_manifest, summary
 from sdrrl_trl.transfer.rows import Seed
 from sdrrl_trl.transfer.select_engines import make_generator, make_translator
@@ -427,6 +428,30 @@ def test_test_questions_come_into_training_neither_by_parallel_data_nor_by_other
         assert not [question for question in asked if question in text]
     held_out = {row["source_id"][0] for row in rows_of(folder, "rejected") if row["reason"] == "held_out"}
     assert {"m", "p"} <= held_out
+
+
+def test_sentences_of_flores_are_measured_on_and_never_trained_on(seeds, tmp_path, monkeypatch):
+    codes = {"en": "eng_Latn", "pt": "por_Latn"}
+    pairs = [json.loads(line) for line in (DEMO / "parallel.jsonl").read_text().splitlines()[:30]]
+    files = {tag: tmp_path / "flores200" / "devtest" / f"{code}.devtest" for tag, code in codes.items()}
+    files["en"].parent.mkdir(parents=True)
+    for tag, path in files.items():
+        path.write_text("\n".join(pair[tag] for pair in pairs) + "\n")
+    monkeypatch.setenv("SDRRL_DATA_DIR", str(tmp_path))
+    folder = build_transfer_set(config(seeds, tmp_path / "set", parallel="facebook/flores"), CannedGenerator())
+    kinds = {name: {row["kind"] for row in rows_of(folder, name)} for name in ("train", "test")}
+    assert "translation" in kinds["test"] and not {"translation", "completion"} & kinds["train"]
+    assert "FLORES-200 (CC-BY-SA-4.0), a benchmark" in (folder / "README.md").read_text()
+    # As with the files themselves
+    texts = {tag: str(path) for tag, path in files.items()}
+    assert [*read_parallel(["facebook/flores"], "en", ["pt"])] == [*read_parallel([texts], "en", ["pt"])]
+    files["pt"].write_text("One.\n")
+    with pytest.raises(SDRRLError, match=r"\[30, 1\] sentences in \('en', 'pt'\), which do not match"):
+        config_ = config(seeds, tmp_path / "other", parallel={"path": "facebook/flores"})
+        build_transfer_set(config_, CannedGenerator())
+    files["pt"].unlink()
+    with pytest.raises(SDRRLError, match="(?s)There is no .*por_Latn.devtest.*Or name other sentences"):
+        build_transfer_set(config_, CannedGenerator())
 
 
 def test_items_of_benchmarks_are_no_questions_and_are_counted(tmp_path, monkeypatch):

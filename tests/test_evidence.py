@@ -303,13 +303,14 @@ def test_runs_on_clean_texts_stand_beside_the_same_with_the_fault(results):
         half = decide.Run("smollm2_clean", "t_sft", 3e-3, seed)
         content = decide.result_file(half, "bits").read_text().replace("-80.", "-90.")
         decide.result_file(half, tables.HALF).write_text(content)
-    first, half, _, last = (
+    first, half, _, last, planned = (
         line.split("|")[2:-1] for line in tables.short_table(tables.wider_interval).splitlines()[2:]
     )
     # Of their logarithms, in per cent; the seeds move these a little: the interval over the seeds is the wider one
     assert [cell.strip() for cell in first] == ["-19.9 ± 0.0", "", "0.1 ± 0.0", "0.144 ± 0.000"]
     assert [cell.strip() for cell in half][:2] == ["-9.9 ± 0.0", "12.5 ± 0.0"]
     assert [cell.strip() for cell in last] == ["-20.9 ± 0.0", "-1.3 ± 0.0", "0.1 ± 0.0", "0.029 ± 0.000"]
+    assert [cell.strip() for cell in planned][:2] == ["-9.9 ± 0.0", "12.5 ± 0.0"]  # beside the same runs with the fault
     assert "| -20.9 (-20.9 to -20.9; -20.9 to -20.9) |" in tables.short_table(tables.both_intervals)
     file = decide.result_file(decide.Run("smollm2_clean", "t_sft", 3e-3, 11), tables.HALF)
     file.write_text(file.read_text().replace('"pool": "p"', '"pool": "q"'))

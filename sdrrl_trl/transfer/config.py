@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdrrl_trl.languages import LANGUAGES, get_language
+from sdrrl_trl.transfer.parallel import FLORES, is_flores
 from sdrrl_trl.transfer.rows import KINDS
 from sdrrl_trl.transfer.seeds import COLUMNS
 from sdrrl_trl.utils import SDRRLError
@@ -50,7 +51,8 @@ class TransferConfig:
         parallel (`str`, `list` or `dict`, *optional*):
             Parallel sentences for `translation` and `completion` records: a file or data set (a path, or a mapping of
             `path`, `name`, `split`) with one column per language tag, or a mapping of tags to line-aligned text files,
-            or a list of such.
+            or a list of such. Or `"facebook/flores"`, the sentences of FLORES-200, to measure on, not to train on
+            (`sdrrl_heldout_text`).
 
         > Parameters that control the answers
 
@@ -240,7 +242,9 @@ class TransferConfig:
         return by_tag
 
     def _check_proportions(self) -> None:
-        needs = {"translation": self.parallel, "completion": self.parallel, "code_switch": self.lexicon}
+        measured = any(map(is_flores, self.parallel))
+        sentences = self.parallel and not measured
+        needs = {"translation": sentences, "completion": sentences, "code_switch": self.lexicon}
         possible = {kind: share for kind, share in PROPORTIONS.items() if needs.get(kind, True)}
         shares = possible if self.proportions is None else self.proportions
         _check(isinstance(shares, dict), f"`proportions` must map kinds to numbers, got {shares!r}.")
@@ -249,6 +253,8 @@ class TransferConfig:
             # NaN is refused, too: no comparison with it is true
             is_share = isinstance(share, int | float) and 0 <= share <= 1e6
             _check(is_share, f"`proportions`: the share of {kind!r} must be a number of at least 0, got {share!r}.")
+            is_apart = not measured or kind not in ("translation", "completion") or not share
+            _check(is_apart, f"`proportions`: {kind!r} records would train on {FLORES}, a benchmark. Leave one out.")
             is_possible = kind in possible or not share
             _check(is_possible, f"`proportions` asks for {kind!r} records, which need `parallel` or `lexicon`.")
         self.proportions = {kind: float(share) for kind, share in shares.items() if share}

@@ -1,5 +1,6 @@
 """Parallel sentences, for translation and completion records."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -7,7 +8,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sdrrl_trl.languages import in_language
+from sdrrl_trl import hub
+from sdrrl_trl.languages import LANGUAGES, in_language
+from sdrrl_trl.tasks import flores
 from sdrrl_trl.transfer.files import BadRows, open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair, hash64
@@ -16,6 +19,7 @@ from sdrrl_trl.transfer.shards import first_of_equal, read_shards
 from sdrrl_trl.utils import SDRRLError
 
 
+FLORES = "facebook/flores"  # which `datasets` cannot read any more
 MAX_CHARACTERS = 2_000
 MIN_COMPLETION_CHARACTERS = 20
 
@@ -27,7 +31,8 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
     Args:
         corpora (`list`):
             Each a file or data set, as its path or the arguments of [`read_rows`], with one column per language tag
-            (or one column `translation` that holds them, as on the hub), or a mapping of tags to line-aligned files.
+            (or one column `translation` that holds them, as on the hub), or a mapping of tags to line-aligned files,
+            or `"facebook/flores"` for the 1,012 sentences of FLORES-200's `devtest`.
         source (`str`):
             Tag of the source language.
         targets (`list[str]`):
@@ -41,8 +46,11 @@ def read_parallel(corpora: list[str | dict[str, str]], source: str, targets: lis
     number = 0
     for corpus in corpora:
         data_set = {"path": corpus} if isinstance(corpus, str) else corpus
+        if is_flores(corpus):
+            rows = _read_flores((source, *targets))
+        else:
+            rows = read_rows(**data_set) if "path" in data_set else _read_aligned(data_set)
         bad = BadRows(data_set.get("path") or " and ".join(data_set.values()))
-        rows = read_rows(**data_set) if "path" in data_set else _read_aligned(data_set)
         n_rows = 0
         for n_rows, (where, row) in enumerate(rows, 1):
             try:
@@ -79,6 +87,25 @@ def _by_language(row: dict[str, Any] | ValueError, tags: tuple[str, ...]) -> dic
     if has_none or not all(isinstance(cells.get(tag), str | None) for tag in tags):
         raise ValueError("the sentences must be text")
     return cells
+
+
+def is_flores(corpus: str | dict[str, str]) -> bool:
+    """Whether a corpus is that benchmark, on which nothing may be trained."""
+    return corpus in (FLORES, {"path": FLORES}) and not os.path.exists(FLORES)
+
+
+def _read_flores(tags: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Its sentences, from `SDRRL_DATA_DIR` or downloaded, as its tasks have them."""
+    hub.unreachable()  # before `datasets` asks, again and again
+    try:
+        texts = [flores.sentences(LANGUAGES[tag].flores) for tag in tags]
+    except OSError as error:
+        raise SDRRLError(f"`parallel`: {error}\nOr name other sentences.") from error
+    sizes = [len(lines) for lines in texts]
+    if len({*sizes}) > 1:
+        raise SDRRLError(f"FLORES-200: {sizes} sentences in {tags}, which do not match. Take all from one release.")
+    for number, sentences in enumerate(zip(*texts, strict=True), 1):
+        yield f"sentence {number}", dict(zip(tags, sentences, strict=True))
 
 
 def _read_aligned(files: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
