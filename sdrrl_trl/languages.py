@@ -106,14 +106,17 @@ def get_language(tag: str) -> Language:
         example = (
             f", that of {known[near[0]].name} is `{known[near[0]].tag}`" if near else " such as `pt`, `th` or `sw`"
         )
-        raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags{example}.") from error
+        apart = " Separate them by spaces." if "," in str(tag) else ""
+        raise SDRRLError(f"{tag!r} is not a language tag. Use BCP-47 tags{example}.{apart}") from error
     language = "nb" if language == "no" else language
     if language == "zh" and parsed.maximize().script == "Hant":
         raise SDRRLError(f"{tag!r} is Chinese in traditional characters, the table has only `zh`, simplified.")
     if language not in LANGUAGES:
+        country = langcodes.Language.make(territory=tag.upper()).maximize().language if len(tag) == 2 else None
+        hint = f" Did you mean `{country}`, {LANGUAGES[country].name}?" if country in {*LANGUAGES} - {"en"} else ""
         raise SDRRLError(
-            f"Unknown language {tag!r}, with no row in the table. Known: {', '.join(sorted(LANGUAGES))}. A row in "
-            "sdrrl_trl/languages.txt adds one, see docs/howto.md."
+            f"Unknown language {tag!r}, with no row in the table.{hint} Known: {', '.join(sorted(LANGUAGES))}. A row "
+            "in sdrrl_trl/languages.txt adds one, see docs/howto.md."
         )
     return LANGUAGES[language]
 

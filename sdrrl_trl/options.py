@@ -50,7 +50,8 @@ def parse_command(dataclasses: tuple[type, ...], arguments: list[str], prog: str
     common.add_argument("--config", metavar="FILE", help="YAML file with options; those that are given here win.")
     if (command := prog.rpartition(" ")[2]) in ("build", "train"):
         names = sorted({name for recipe in _recipes().values() for name in recipe[command]})
-        common.add_argument("--recipe", metavar="NAME", help=f"{', '.join(_recipes())}: sets {', '.join(names)}.")
+        known = "anchored (own answers, English held), t_sft (answers that came with the questions) or paper"
+        common.add_argument("--recipe", metavar="NAME", help=f"{known}: sets {', '.join(names)}.")
     found, rest = common.parse_known_args(arguments)
     section = read_yaml(found.config) if found.config is not None else {}
     if getattr(found, "recipe", None) is not None:
@@ -88,6 +89,7 @@ def parse(
     for action in parser._actions:
         if any(name.startswith("--no_") for name in action.option_strings):  # by another name, `--name false`
             action.help = argparse.SUPPRESS
+    _group(parser, "".join(kind.__doc__ or "" for kind in dataclasses))
     section = _with_recipe(section, prog.rpartition(" ")[2])  # of `sdrrl build`; of `build` in a run
     own = {field.name for kind in dataclasses for field in fields(kind)}
     actions = {action.dest: action for action in parser._actions if action.dest in own}
@@ -118,6 +120,16 @@ def parse(
     except (TypeError, ImportError, ValueError) as error:  # of the option classes themselves
         raise error if isinstance(error, SDRRLError) else SDRRLError(f"{prog}: {error}") from error
     return tuple(found[: len(dataclasses)])  # behind them, `--config` and `--recipe` of the help
+
+
+def _group(parser: argparse.ArgumentParser, doc: str) -> None:
+    """Puts the options under the headings that they have in the docstring of their class."""
+    for heading, text in re.findall(r"> Parameters that control (.+)\n((?:(?! +> ).*\n)*)", doc):
+        group, names = parser.add_argument_group(heading), re.findall(r"^ {8}(\w+) \(`", text, re.MULTILINE)
+        group._group_actions += [action for action in parser._optionals._group_actions if action.dest in names]
+        parser._optionals._group_actions = [
+            action for action in parser._optionals._group_actions if action.dest not in names
+        ]
 
 
 def similar(name: str, known: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:

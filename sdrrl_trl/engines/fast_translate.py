@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ class FastTranslate:
         # Without the word list that the package's own `translate` puts over it: of "no" (in the) it makes "não" (not)
         model = self._translator._direction(f"{source}-{target}")
         return list(self._pool.map(model.translate, texts))
+
+
+def speed(texts: list[str], source: str, target: str) -> float:
+    """Characters a second that it translates here, measured on some texts."""
+    translator = FastTranslate()
+    translator.translate(texts[:1], source, target)  # which loads the model
+    start = time.perf_counter()
+    translator.translate(texts, source, target)
+    return sum(map(len, texts)) / (time.perf_counter() - start)
 
 
 def smollm2() -> tuple[str, str]:

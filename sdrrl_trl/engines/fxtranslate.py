@@ -1,7 +1,11 @@
 """The translation models of Firefox: some 50 languages on a CPU, 20 to 40 MB each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+from sdrrl_trl.hub import within
 from sdrrl_trl.utils import SDRRLError, package_version
 
 
@@ -23,6 +27,22 @@ class FxTranslate:
         engine = {"engine": "fxtranslate", "version": package_version("fxtranslate")}
         return {**engine, "licence": "MPL-2.0 (Firefox Translations)"}
 
+    def is_here(self, source: str, target: str) -> bool:
+        """
+        Whether the model of two languages is on this machine.
+
+        Raises:
+            `SDRRLError`: if there is none elsewhere either, or Mozilla's service does not answer.
+        """
+        from fxtranslate import Cache, discovery
+
+        names = {model["name"] for model in Cache(self._folder).list_cached()}
+        if f"{source}-{target}" in names or {f"{source}-en", f"en-{target}"} <= names:
+            return True
+        with _telling(source, target):
+            discovery.resolve_route(within(10, _records), source, target)
+        return False
+
     def check(self, source: str, target: str) -> None:
         """
         Raises:
@@ -31,15 +51,33 @@ class FxTranslate:
         if (source, target) not in self._loaded:
             from fxtranslate import Translator
 
-            try:
+            with _telling(source, target):
                 self._loaded[source, target] = Translator.load(source, target, self._folder)
-            except ValueError as error:  # for lack of a model, a network or a whole file
-                raise SDRRLError(
-                    f"No model of Firefox from {source} to {target}: {error}. `fxtranslate list` tells which there "
-                    "are; without a network, set `translator_model` to a folder that has them."
-                ) from error
 
     def translate(self, texts: list[str], source: str, target: str) -> list[str]:
         self.check(source, target)
         # One after the other: it can be used in one thread alone
         return [self._loaded[source, target].translate(text) for text in texts]
+
+
+@cache
+def _records() -> str:
+    """What models Mozilla's service has."""
+    from fxtranslate import discovery
+
+    try:
+        return discovery.fetch_records_body()
+    except ValueError as error:
+        raise ConnectionError(f"Mozilla's service does not answer ({str(error).rpartition(': ')[2]})") from error
+
+
+@contextmanager
+def _telling(source: str, target: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:  # for lack of a model, a network or a whole file
+        why = str(error) or "its service does not answer within 10 s"
+        raise SDRRLError(
+            f"No model of Firefox from {source} to {target}: {why}. `fxtranslate list` tells which there are; without "
+            "a network, set `translator_model` to a folder that has them."
+        ) from error

@@ -20,7 +20,6 @@ MIN_ITEMS = 20  # below, intervals and p-values are too good to be true; the num
 FEW = "too few items"
 # In the order of the table
 ROLES = ("target", "source", "drift", "other", "agreement", "format", "safety")
-RUINED = 0.2  # bits per byte of drift: the arm of docs/results.md that was to forget has 0.25, the others at most 0.1
 SAMPLED = "own,temperature1,top_p1"  # held-out answers that drift can be estimated from, as a signature has them
 # Whether an answer can be read, not whether it is right
 _FORMAT = ("in_language", "wrong_language", "language_unknown", "invalid", "judge_failed")

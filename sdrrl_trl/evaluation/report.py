@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from sdrrl_trl.evaluation import card
-from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, RUINED, SEED, Row, compare
+from sdrrl_trl.evaluation.compare import ALPHA, FEW, MIN_ITEMS, ROLES, SEED, Row, compare
 from sdrrl_trl.evaluation.measures import answers, gaps, is_wrong_language, trade_off
 from sdrrl_trl.evaluation.outputs import Output, load, without_nan
 from sdrrl_trl.evaluation.plots import panels
@@ -22,6 +22,7 @@ from sdrrl_trl.render import render
 from sdrrl_trl.stages import recorded_options
 from sdrrl_trl.transfer.publish import answered_by_another, load_manifest
 from sdrrl_trl.utils import (
+    RUINED,
     SDRRLError,
     check_output_dir,
     fingerprint,

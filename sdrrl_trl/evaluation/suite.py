@@ -134,7 +134,9 @@ def find(names: list[str] | None, languages: list[str] | None = None) -> tuple[d
             specs[name] = name
         else:
             hint = similar(name, {*own, *manager.all_tasks, "sdrrl_heldout"})
-            raise SDRRLError(f"Unknown task {name!r}.{hint} `languages` chooses among those of a group.")
+            if name in LANGUAGES:
+                hint = f" {LANGUAGES[name].name} is a language: `--languages {name}`."
+            raise SDRRLError(f"Unknown task {name!r}.{hint}")
     loaded, problems = load_tasks(manager, specs)
     # Which tasks are in a group of lm-eval's own is known only now
     tasks = {task: found[task] for name, found in loaded.items() for task in _in_languages(name, found, tags)}

@@ -57,6 +57,8 @@ def downloaded_sentences(repository, code):
         page = f"https://huggingface.co/datasets/{repository}"
         refused = isinstance(error, datasets.exceptions.DatasetNotFoundError)  # not out of order
         way_out = f"accept the terms of {page} and run `hf auth login`" if refused else "try again later"
+        if datasets.config.HF_HUB_OFFLINE:
+            problem, way_out = f"{code} is not here, and nothing can be downloaded.", "connect"
         raise OSError(
             f"FLORES-200: {problem}\nEither {way_out}, or set SDRRL_DATA_DIR to a folder with "
             f"flores200/devtest/{code}.devtest."

