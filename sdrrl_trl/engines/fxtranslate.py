@@ -40,7 +40,9 @@ class FxTranslate:
         if f"{source}-{target}" in names or {f"{source}-en", f"en-{target}"} <= names:
             return True
         with _telling(source, target):
-            discovery.resolve_route(within(10, _records), source, target)
+            if isinstance(records := _records(), ConnectionError):
+                raise records
+            discovery.resolve_route(records, source, target)
         return False
 
     def check(self, source: str, target: str) -> None:
@@ -60,15 +62,16 @@ class FxTranslate:
         return [self._loaded[source, target].translate(text) for text in texts]
 
 
-@cache
-def _records() -> str:
-    """What models Mozilla's service has."""
+@cache  # a service that does not answer is not asked for each language
+def _records() -> str | ConnectionError:
+    """What models Mozilla's service has; or why it does not answer."""
     from fxtranslate import discovery
 
     try:
-        return discovery.fetch_records_body()
-    except ValueError as error:
-        raise ConnectionError(f"Mozilla's service does not answer ({str(error).rpartition(': ')[2]})") from error
+        return within(10, discovery.fetch_records_body)
+    except (ValueError, TimeoutError) as error:
+        why = str(error).rpartition(": ")[2] or "not within 10 s"
+        return ConnectionError(f"Mozilla's service does not answer ({why})")
 
 
 @contextmanager
@@ -76,8 +79,7 @@ def _telling(source: str, target: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:  # for lack of a model, a network or a whole file
-        why = str(error) or "its service does not answer within 10 s"
         raise SDRRLError(
-            f"No model of Firefox from {source} to {target}: {why}. `fxtranslate list` tells which there are; without "
-            "a network, set `translator_model` to a folder that has them."
+            f"No model of Firefox from {source} to {target}: {error}. `fxtranslate list` tells which there are; "
+            "without a network, set `translator_model` to a folder that has them."
         ) from error
