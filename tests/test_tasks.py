@@ -246,6 +246,7 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     shown = doctor(["sdrrl_flores"])
     assert (
         "No benchmark can be loaded, and why: flores200 (1)\n(1) There is no none/flores200" in shown
+        and "`sdrrl doctor --languages TAGS`" in shown
         and "\npt " not in shown
     )
 
