@@ -310,10 +310,8 @@ def test_runs_on_clean_texts_stand_beside_the_same_with_the_fault(results):
     assert [cell.strip() for cell in first] == ["-19.9 ± 0.0", "", "0.1 ± 0.0", "0.144 ± 0.000"]
     assert [cell.strip() for cell in half][:2] == ["-9.9 ± 0.0", "12.5 ± 0.0"]
     assert [cell.strip() for cell in last] == ["-20.9 ± 0.0", "-1.3 ± 0.0", "0.1 ± 0.0", "0.029 ± 0.000"]
-    assert [cell.strip() for cell in planned][:2] == [
-        "-9.9 ± 0.0",
-        "12.5 ± 0.0",
-    ]  # beside the same runs with the fault
+    # Beside their own T-SFT, with the fault
+    assert [cell.strip() for cell in planned][:2] == ["-9.9 ± 0.0", "12.5 ± 0.0"]
     assert "| -20.9 (-20.9 to -20.9; -20.9 to -20.9) |" in tables.short_table(tables.both_intervals)
     file = decide.result_file(decide.Run("smollm2_clean", "t_sft", 3e-3, 11), tables.HALF)
     file.write_text(file.read_text().replace('"pool": "p"', '"pool": "q"'))

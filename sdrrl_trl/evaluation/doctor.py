@@ -66,7 +66,7 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
     here = {tag: [name for name, text in cells[tag].items() if text.isdigit()] for tag in targets}
     translators = {tag: _translators(tag) for tag in targets}
     chosen = {tag: next(iter(ways)) for tag, ways in translators.items()}
-    models = {*chosen.values()} - {*EXTRAS} if chosen else {DEFAULT_TRANSLATOR_MODEL}
+    models, has_demo = {*chosen.values()} - {*EXTRAS}, Path(_DEMO).exists()
     cells = {
         tag: {name: text if text.isdigit() else f"({reasons[text]})" for name, text in row.items()}
         for tag, row in cells.items()
@@ -83,9 +83,10 @@ def doctor(names: list[str] | None = None, languages: list[str] | None = None) -
         names=" ".join(names or ["sdrrl_multilingual"]),
         targets=targets,
         model=folder if (folder := demo_folder()).exists() else SMOLLM2,
-        questions=f"{_DEMO}/seeds.jsonl" if Path(_DEMO).exists() else "questions.jsonl",
+        questions=f"{_DEMO}/seeds.jsonl" if has_demo else "questions.jsonl",
         to_fetch={model: Path(model).name for model in sorted(models) if _is_here(model) == NOWHERE},
-        options=_options_of_build(chosen, targets and all("flores200" in names for names in here.values())),
+        options=_options_of_build(chosen, targets and all("flores200" in names for names in here.values()))
+        + (" --max_new_tokens 128 --test_size 0.3" if has_demo else ""),  # as in docs/howto.md
         n_items=len(tasks),
     )
 
